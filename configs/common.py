@@ -1,0 +1,113 @@
+"""Every setting, its default, and what it means. Data sets change a few of them.
+
+Numbers in parentheses are the open choices of the paper that a setting decides.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(method: str | None = None) -> ConfigDict:
+    """METHOD: create (default), sasrec, lightgcn, ultragcn, mostpop, poprnd, random."""
+    return ConfigDict(
+        {
+            "method": method or "create",
+            "seed": 0,
+            # Methods to run as well, for a table side by side.
+            "compare": [],
+            "data": {
+                "name": "table",
+                "loader": "table",
+                "path": "",  # empty: the default place in the data directory
+                "counts": [],  # users, items, interactions to insist on; [] = any
+                "k_core": 0,  # keep users and items with this many rows; 0 = all
+                "drop_repeats": True,  # of the same item in a row by the same user
+                "table": {  # loader `table`: the form of your own log
+                    "format": "auto",  # csv, jsonl, parquet; auto: by the file's name
+                    "separator": ",",
+                    "header": True,  # without one, columns are numbers from 0
+                    "columns": {"user": "user", "item": "item", "time": "time"},
+                    "time_unit": "auto",  # s, ms, iso
+                },
+            },
+            "split": {
+                "kind": "global_temporal",  # or leave_one_out
+                "q_test": 0.8,  # quantile of all times that ends training
+                "validation": "by_time",  # last_train_item, by_user, none
+                "q_val": 0.9,  # the same inside the training rows
+                "ties": "file",  # rows of one user at one time: file order, or random
+                "seed": 0,  # of all that is random in the split
+            },
+            "eval": {
+                "target": "last",  # first, random, successive, all
+                "cold_items": "drop",  # or keep_as_miss
+                "history": "full",  # before the target; train: only up to the cut
+                "candidates": "train",  # rank items seen in training, or all
+                "filter_seen": True,  # hide the history from the ranking
+                "ks": [10, 100],
+                "select_by": "ndcg@10",  # the validation metric that stops and selects
+                "batch": 256,  # queries a step
+                "every": 1,  # epochs between validations
+            },
+            "model": {"dim": 64, "item_std": 0.02, "user_std": 0.02},  # (22)
+            "seq": {  # (21, 23, 24)
+                "encoder": "sasrec",
+                "blocks": 2,
+                "heads": 1,
+                "dropout": 0.3,
+                "max_len": 128,
+            },
+            "graph": {
+                "encoder": "ultragcn",  # of CREATE; or lightgcn
+                "batch_size": 2048,  # pairs a step (26)
+                "batch_source": "edges",  # or batch_users (14; LightGCN)
+                "last_n": 0,  # each user's last N rows; 0 = all (19)
+                "last_frac": 1.0,  # each user's last share of rows (19)
+                "reduce": "mean",  # or sum, over the pairs of a step (10)
+                "lightgcn": {"layers": 2, "l2": 1e-4},
+                "ultragcn": {
+                    "w1": 1e-7,
+                    "w2": 1.0,
+                    "w3": 1e-7,
+                    "w4": 1.0,
+                    "negatives": 200,
+                    "shared_negatives": True,  # by all pairs of a step
+                    "negative_weight": 5.0,
+                    "neighbours": 10,
+                    "item_weight": 1e-3,  # lambda of L_I
+                    "norm_weight": 1e-4,  # gamma
+                },
+            },
+            "item_source": {"input": "ego", "output": "ego"},  # or propagated (3, 4)
+            "align": {
+                "kind": "bt",  # infonce, none (31)
+                "positions": "last",  # or all (1)
+                "user_source": "propagated",  # or ego (2)
+                "stop_grad": "none",  # global, local (11)
+                "projector_dims": [],  # (12)
+                "l2_normalize": False,  # (13)
+                "temperature": 1.0,  # of infonce
+                "bt": {"lambda": 0.05, "reduce": "mean_dim"},  # (6, 5)
+            },
+            "loss": {
+                "w_global": 0.1,  # (8)
+                "w_bt": 0.2,  # of the alignment, whichever kind (7)
+                "token_chunk": 256,  # tokens whose logits exist at once
+                "item_chunk": 65536,  # items whose logits exist at once
+            },
+            "warmup": {
+                "epochs": 10,  # of the graph alone (15)
+                "reset_optimizer": False,  # of the tables at the switch (17)
+                "eval": "graph",  # score with the graph, or sequential (18)
+            },
+            "train": {
+                "batch": 256,  # sequences a step
+                "epochs": 300,  # after warm-up, at most
+                "patience": 10,  # validations without a better one
+                "chunk": 64,  # most steps of one dispatch
+            },
+            "retrain": {"epochs": "best"},  # scaled: as many steps; none (28)
+            "optim": {"lr": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": 0.0},
+            "checkpoint": {"seconds": 30.0},  # between saves, at least
+            "example": False,  # show the top ten of one real history at the end
+        }
+    )

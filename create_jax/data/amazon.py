@@ -1,0 +1,29 @@
+"""Amazon reviews 2014, 5-core (McAuley et al. 2015): one JSON object a line.
+
+Every review is a positive, whatever its stars. Times are whole days, so ties abound;
+they keep the order of the file.
+"""
+
+from collections.abc import Sequence
+
+from create_jax.data import table
+from create_jax.data.interactions import Interactions
+
+
+def load(
+    path: str,
+    *,
+    k_core: int = 0,
+    drop_repeats: bool = True,
+    counts: Sequence[int] = (),
+) -> Interactions:
+    """Loads `reviews_<category>_5.json.gz`; see `from_frame`."""
+    return table.load(
+        path,
+        columns={"user": "reviewerID", "item": "asin", "time": "unixReviewTime"},
+        format="jsonl",
+        time_unit="s",
+        k_core=k_core,
+        drop_repeats=drop_repeats,
+        counts=counts,
+    )

@@ -1,0 +1,151 @@
+"""The log as arrays. Every loader ends here.
+
+Ids, said once for the whole project: item 0 is padding, real items are 1..I, special
+tokens come after I; users are 0..U-1.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from create_jax.errors import InputError
+
+
+class Interactions(NamedTuple):
+    """A log of (user, item, time), sorted by (user, time, row in the file).
+
+    users: [R] int32, 0..U-1.
+    items: [R] int32, 1..I.
+    times: [R] int64, seconds.
+    user_ids: [U] the external names, as strings.
+    item_ids: [I] the external names, as strings; item i is `item_ids[i - 1]`.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    user_ids: pl.Series
+    item_ids: pl.Series
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+
+def from_frame(
+    frame: pl.DataFrame,
+    *,
+    source: str,
+    k_core: int = 0,
+    drop_repeats: bool = True,
+    counts: Sequence[int] = (),
+) -> Interactions:
+    """Sorts, filters and codes a log.
+
+    First the repeats go, then the k-core is taken, as in time-to-split (Gusak et al.
+    2025). Codes follow the external ids sorted as strings, whatever the row order.
+
+    Args:
+      frame: columns user, item (strings, integers or categoricals) and time (seconds),
+        in the order of the file, which breaks ties.
+      source: where the log comes from, for messages.
+      k_core: every user and every item keeps at least this many interactions.
+      drop_repeats: of consecutive interactions of a user with one item, keep the first.
+      counts: expected users, items and interactions before any filter; () to skip.
+    """
+    if frame.is_empty():
+        raise InputError(
+            f"{source}: the log is empty; expected rows of user, item, time"
+        )
+    if any(frame[name].has_nulls() for name in ("user", "item", "time")):
+        raise InputError(
+            f"{source}: found empty users, items or times; drop those rows"
+        )
+    users, user_ids = _codes(frame["user"])
+    items, item_ids = _codes(frame["item"])
+    times = frame["time"].to_numpy().astype(np.int64, copy=False)
+    _check_counts((len(user_ids), len(item_ids), len(times)), counts, source)
+
+    order = np.lexsort((times, users))  # stable: ties keep the order of the file
+    users, items, times = users[order], items[order], times[order]
+    del order
+    if drop_repeats:
+        keep = np.ones(len(users), bool)
+        keep[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
+        users, items, times = users[keep], items[keep], times[keep]
+    if k_core > 1:
+        users, items, times = _k_core(users, items, times, k_core)
+        if not len(users):
+            raise InputError(
+                f"{source}: the {k_core}-core leaves no interactions of "
+                f"{frame.height:,}; lower k_core or bring a denser log"
+            )
+        users, user_ids = _renumber(users, user_ids)
+        items, item_ids = _renumber(items, item_ids)
+    if min(len(user_ids), len(item_ids)) < 2:
+        after = f" after the {k_core}-core" if k_core > 1 else ""
+        raise InputError(
+            f"{source}: found {len(user_ids)} user(s) and {len(item_ids)} item(s)"
+            f"{after}; expected at least 2 of each: are the columns right?"
+        )
+    items += 1  # 0 is padding
+    return Interactions(users, items, times, user_ids, item_ids)
+
+
+def shuffle_ties(interactions: Interactions, seed: int) -> Interactions:
+    """Puts the interactions of equal (user, time) in a random order."""
+    users, items, times = interactions[:3]
+    draw = np.random.default_rng(seed).permutation(len(users))
+    return interactions._replace(items=items[np.lexsort((draw, times, users))])
+
+
+def fingerprint(interactions: Interactions) -> str:
+    """Names the log, its order and its ids included, by 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in interactions[:3]:
+        digest.update(np.ascontiguousarray(array))
+    for ids in interactions[3:]:
+        digest.update(json.dumps(ids.to_list()).encode())
+    return digest.hexdigest()[:16]
+
+
+def _codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    ids = column.unique().cast(pl.String).sort()
+    if column.dtype != pl.Categorical:
+        column = column.cast(pl.String)
+    codes = column.cast(pl.Enum(ids)).to_physical()
+    return codes.to_numpy().astype(np.int32), ids
+
+
+def _check_counts(found: Sequence[int], expected: Sequence[int], source: str) -> None:
+    if len(expected) and tuple(found) != tuple(expected):
+        text = "{:,} users, {:,} items, {:,} interactions"
+        raise InputError(
+            f"{source}: found {text.format(*found)}; expected "
+            f"{text.format(*expected)}: is it another release, or filtered? "
+            "Fetch the official file, or load without counts"
+        )
+
+
+def _k_core(users, items, times, k):
+    while True:
+        enough = np.bincount(users)[users] >= k
+        enough &= np.bincount(items)[items] >= k
+        if enough.all():
+            return users, items, times
+        users, items, times = users[enough], items[enough], times[enough]
+
+
+def _renumber(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """Closes the gaps that a filter left; the order of the ids stays."""
+    present = np.bincount(codes, minlength=len(ids)) > 0
+    new_codes = np.cumsum(present, dtype=np.int32) - 1
+    return new_codes[codes], ids.filter(present)

@@ -1,0 +1,57 @@
+"""MovieLens 1M (Harper and Konstan 2015): `UserID::MovieID::Rating::Timestamp`.
+
+Every rating is a positive, whatever its stars. Many times tie; ties keep the order of
+the file, on which a quarter of the leave-one-out targets depend.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from create_jax.data import table
+from create_jax.data.interactions import Interactions, from_frame
+from create_jax.errors import InputError
+
+FILE = "ratings.dat"
+LAYOUT = {
+    "columns": {"user": 0, "item": 1, "time": 3},
+    "separator": "::",
+    "format": "csv",
+    "header": False,
+    "time_unit": "s",
+}
+
+
+def load(
+    path: str,
+    *,
+    k_core: int = 0,
+    drop_repeats: bool = True,
+    counts: Sequence[int] = (),
+) -> Interactions:
+    """Loads `ratings.dat`, the zip or the directory that holds it; see `from_frame`."""
+    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
+    if Path(path).is_dir():
+        found = sorted(Path(path).rglob(FILE))
+        if not found:
+            raise InputError(f"{path}: found no {FILE}; expected it here: unzip ml-1m")
+        path = str(found[0])
+    if Path(path).suffix != ".zip" or not Path(path).is_file():
+        return table.load(path, **LAYOUT, **filters)
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{path}: the file is cut off or damaged ({error}); "
+            "expected a zip archive: fetch it again"
+        ) from error
+    with archive:
+        names = [n for n in archive.namelist() if PurePosixPath(n).name == FILE]
+        if not names:
+            raise InputError(
+                f"{path}: found {', '.join(archive.namelist()[:5]) or 'nothing'}; "
+                f"expected {FILE}, in any folder: fetch ml-1m.zip again"
+            )
+        source = f"{path}/{names[0]}"
+        with archive.open(names[0]) as file:
+            return from_frame(table.read(file, source, **LAYOUT), source=source, **filters)

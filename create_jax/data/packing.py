@@ -1,0 +1,270 @@
+"""Sequences of many lengths into rows of one length, without padding between them.
+
+Average histories have 7-9 items on the Amazon sets, so a [users, 50] batch would be
+84% padding. Here several users share a row; `segments` keeps them apart.
+
+The order of an epoch is a pure function of (seed, epoch), and which users share a step
+does not depend on the number of devices.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax.data.interactions import Interactions
+
+
+class Sequences(NamedTuple):
+    """n slices of one log: `log[begin[i]:end[i]]`, oldest first.
+
+    owners: [n] int32, the user (training) or the query (evaluation) of each slice.
+    """
+
+    owners: np.ndarray
+    log: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.end - self.begin
+
+
+class Batch(NamedTuple):
+    """Packed rows, [S, ...] when stacked for S steps. R rows of T slots, B sequences.
+
+    With D shards the first axis after S holds them one after the other (R = D rows per
+    shard), and `last` counts inside its own shard.
+    """
+
+    items: np.ndarray  # [R, T] input item, 0 = empty slot
+    targets: np.ndarray  # [R, T] next item, 0 = no loss here
+    positions: np.ndarray  # [R, T] index inside its own sequence
+    segments: np.ndarray  # [R, T] 1, 2, ... per sequence in the row, 0 = empty
+    users: np.ndarray  # [B] owner of each sequence
+    last: np.ndarray  # [B] flat index over [R, T] of its last position
+    weights: np.ndarray  # [B] 1 = real, 0 = filler
+
+
+class Layout(NamedTuple):
+    """The fixed shapes of an epoch: S steps, D shards, B sequences and R rows of T
+    slots in each shard of each step."""
+
+    steps: int
+    shards: int
+    sequences: int
+    rows: int
+    length: int
+
+
+class Plan(NamedTuple):
+    """Where each sequence goes: all arrays [S, D, B]; index -1 = no sequence."""
+
+    index: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    segment: np.ndarray
+
+
+def training_sequences(train: Interactions, max_len: int) -> Sequences:
+    """The last `max_len` + 1 items of each user with two or more.
+
+    Slices leave out the newest item: it is only a target (`fill` shifts by one).
+    """
+    counts = np.bincount(train.users, minlength=train.n_users)
+    end = np.cumsum(counts)
+    begin = end - np.minimum(counts, max_len + 1)
+    users = np.flatnonzero(counts >= 2)
+    return Sequences(
+        users.astype(np.int32), train.items, begin[users], end[users] - 1
+    )
+
+
+def make_layout(
+    lengths: np.ndarray, *, batch: int, row_length: int, shards: int = 1, chunk: int = 1
+) -> Layout:
+    """Shapes for about `batch` sequences a step, full to a few percent.
+
+    Args:
+      lengths: [n] tokens of each sequence, none above `row_length`.
+      batch: sequences a step, over all shards.
+      row_length: T.
+      shards: D, devices that share a step.
+      chunk: most steps of one dispatch.
+    """
+    steps = in_equal_chunks(max(1, round(len(lengths) / batch)), chunk)
+    sequences = -(-len(lengths) // (steps * shards))
+    layout = Layout(steps, shards, sequences, 1, row_length)
+    # The number of rows that three epochs would need. Batches are dealt by length, so
+    # another epoch rarely needs more; `plan_epoch` then moves a sequence elsewhere.
+    need = 1
+    for epoch in range(3):
+        index = _deal(lengths, layout, np.random.default_rng((0, epoch)))
+        need = max(need, _rows_needed(_length_of(index, lengths), row_length))
+    return layout._replace(rows=need, sequences=sequences + 2)
+
+
+def in_equal_chunks(steps: int, chunk: int) -> int:
+    """The next number of steps that divides into equal chunks of at most `chunk`, so
+    that all dispatches of an epoch have one shape."""
+    chunks = -(-steps // chunk)
+    return -(-steps // chunks) * chunks
+
+
+def plan_epoch(lengths: np.ndarray, layout: Layout, seed: int, epoch: int) -> Plan:
+    """Deals all sequences into steps and packs each; pure in (seed, epoch).
+
+    Dealing: sequences are sorted by length (ties at random), cut into strata of S, and
+    each stratum is spread over the S steps at random. So every sequence may meet every
+    other, all steps have nearly the same number of tokens, and rows fill up.
+    """
+    rng = np.random.default_rng((seed, epoch, 0x7061636B))
+    index = _deal(lengths, layout._replace(sequences=layout.sequences - 2), rng)
+    spare = np.full((*index.shape[:2], 2), -1, index.dtype)
+    index = np.concatenate([index, spare], axis=2)
+    row, column, segment = _pack(_length_of(index, lengths), layout)
+    plan = Plan(index, row, column, segment)
+    _move_overflow(plan, lengths, layout)
+    return plan
+
+
+def _deal(lengths, layout, rng):
+    """[S, D, B] sequence numbers, longest first inside each shard, -1 = none."""
+    steps, shards, sequences = layout[:3]
+    n = len(lengths)
+    order = rng.permutation(n)
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    strata = np.full((-(-n // steps), steps), -1, np.int64)
+    strata.reshape(-1)[:n] = order
+    dealt = rng.permuted(strata, axis=1).T  # [S, n / S]: who meets, for any D
+    padded = np.full((steps, sequences * shards), -1, np.int64)
+    padded[:, : dealt.shape[1]] = dealt
+    hands = padded.reshape(steps, sequences, shards)
+    hands[:, 1::2] = hands[:, 1::2, ::-1]  # there and back: no shard is favoured
+    return hands.transpose(0, 2, 1).copy()
+
+
+def _length_of(index, lengths):
+    return np.where(index >= 0, lengths[index], 0)
+
+
+def _rows_needed(lengths, row_length):
+    """The fewest rows into which best-fit packing fits every shard of every step."""
+    low = max(1, -(-int(lengths.sum(-1).max()) // row_length))
+    high = low + 1
+    while _overflows(lengths, high, row_length):
+        high += max(1, high // 16)
+    while low < high:
+        middle = (low + high) // 2
+        if _overflows(lengths, middle, row_length):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _overflows(lengths, rows, row_length):
+    layout = Layout(*lengths.shape, rows, row_length)
+    return bool((_pack(lengths, layout)[0] < 0).any())
+
+
+def _pack(lengths, layout):
+    """Best fit, all shards of all steps side by side.
+
+    Args:
+      lengths: [S, D, B], longest first; 0 = no sequence.
+
+    Returns:
+      row, column, segment: [S, D, B]; row -1 = did not fit.
+    """
+    steps, shards, sequences = lengths.shape
+    bins = np.arange(steps * shards)
+    lengths = lengths.reshape(-1, sequences)
+    free = np.full((len(bins), layout.rows), layout.length)
+    members = np.zeros((len(bins), layout.rows), np.int64)
+    row, column, segment = (np.zeros_like(lengths) for _ in range(3))
+    for b in range(sequences):
+        size = lengths[:, b]
+        best = np.where(free >= size[:, None], free, layout.length + 1).argmin(1)
+        fits = free[bins, best] >= size
+        row[:, b] = np.where(fits, best, -1)
+        column[:, b] = layout.length - free[bins, best]
+        placed = fits & (size > 0)
+        members[bins, best] += placed
+        segment[:, b] = members[bins, best]
+        free[bins, best] -= np.where(placed, size, 0)
+    shape = (steps, shards, sequences)
+    return row.reshape(shape), column.reshape(shape), segment.reshape(shape)
+
+
+def _move_overflow(plan, lengths, layout):
+    """Moves sequences that did not fit to a shard with room, in place."""
+    if (plan.row >= 0).all():
+        return
+    used = np.zeros((layout.steps, layout.shards, layout.rows), np.int64)
+    members = np.zeros_like(used)
+    s, d, b = np.nonzero((plan.index >= 0) & (plan.row >= 0))
+    at = (s, d, plan.row[s, d, b])
+    np.add.at(used, at, lengths[plan.index[s, d, b]])
+    np.add.at(members, at, 1)
+    for s, d, b in np.argwhere(plan.row < 0):
+        index = plan.index[s, d, b]
+        plan.index[s, d, b], plan.row[s, d, b] = -1, 0
+        room = used + lengths[index] <= layout.length
+        room &= (plan.index < 0).any(-1)[..., None]
+        if not room.any():
+            raise RuntimeError("packing found no room; please report this with the log")
+        to_s, to_d, to_row = np.argwhere(room)[0]
+        to_b = np.flatnonzero(plan.index[to_s, to_d] < 0)[0]
+        members[to_s, to_d, to_row] += 1
+        to = (to_s, to_d, to_b)
+        plan.index[to], plan.row[to] = index, to_row
+        plan.column[to] = used[to_s, to_d, to_row]
+        plan.segment[to] = members[to_s, to_d, to_row]
+        used[to_s, to_d, to_row] += lengths[index]
+
+
+def fill(plan: Plan, sequences: Sequences, layout: Layout, *, shift: bool) -> Batch:
+    """The arrays of the steps in `plan` (slice it for a chunk).
+
+    Args:
+      shift: training: the target of a token is the item after it in the log. Otherwise
+        there are no targets.
+    """
+    steps = len(plan.index)
+    shards, width, rows, length = layout[1:]
+    real = plan.index >= 0
+    index = plan.index[real]
+    size = sequences.lengths[index]
+    bin_number = np.arange(steps * shards).reshape(steps, shards, 1)
+    start = ((bin_number * rows + plan.row) * length + plan.column)[real]
+
+    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    to = np.repeat(start, size) + within
+    source = np.repeat(sequences.begin[index], size) + within
+
+    def slots(values):
+        out = np.zeros(steps * shards * rows * length, np.int32)
+        out[to] = values
+        return out.reshape(steps, shards * rows, length)
+
+    def per_sequence(values, dtype=np.int32):
+        out = np.zeros((steps, shards, width), dtype)
+        out[real] = values
+        return out.reshape(steps, shards * width)
+
+    ends = start + size - 1
+    return Batch(
+        items=slots(sequences.log[source]),
+        targets=slots(sequences.log[source + 1] if shift else 0),
+        positions=slots(within),
+        segments=slots(np.repeat(plan.segment[real], size)),
+        users=per_sequence(sequences.owners[index]),
+        last=per_sequence(ends % (rows * length)),
+        weights=per_sequence(1.0, np.float32),
+    )
+
+
+def steps_of(plan: Plan, start: int, stop: int) -> Plan:
+    """The part of a plan that belongs to steps start..stop-1."""
+    return Plan(*(field[start:stop] for field in plan))

@@ -1,0 +1,257 @@
+"""What may be learned from, and what is asked afterwards (protocol.md section 4).
+
+A held-out query is a user, a history and one or more targets. Histories are slices of
+one log, so that a hundred thousand of them cost two integers each.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax.data.interactions import Interactions
+from create_jax.errors import InputError
+
+TARGETS = ("last", "first", "random", "successive", "all")
+VALIDATIONS = ("by_time", "last_train_item", "by_user", "none")
+
+
+class Holdout(NamedTuple):
+    """Q ranking questions.
+
+    users: [Q] int32.
+    log: [N] items; the history of query q is `log[begin[q]:end[q]]`, oldest first.
+    begin, end: [Q] int64.
+    targets: [M] items; those of query q are `targets[offsets[q]:offsets[q + 1]]`.
+    offsets: [Q + 1] int64.
+    candidates: [I + 1] bool, the items that may be ranked.
+    """
+
+    users: np.ndarray
+    log: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    targets: np.ndarray
+    offsets: np.ndarray
+    candidates: np.ndarray
+
+    @property
+    def n_queries(self) -> int:
+        return len(self.users)
+
+
+class Split(NamedTuple):
+    """train -> select on valid; refit (train and validation rows) -> test once.
+
+    test: one Holdout for each target rule.
+    facts: counts for result files (`data` in design.md section 3).
+    """
+
+    train: Interactions
+    valid: Holdout | None
+    refit: Interactions
+    test: dict[str, Holdout]
+    facts: dict
+
+
+def take(log: Interactions, rows: np.ndarray) -> Interactions:
+    """The same ids, fewer rows."""
+    return log._replace(
+        users=log.users[rows], items=log.items[rows], times=log.times[rows]
+    )
+
+
+def known_items(log: Interactions) -> np.ndarray:
+    """[I + 1] bool: the item occurs in the log. Padding does not."""
+    known = np.zeros(log.n_items + 1, bool)
+    known[log.items] = True
+    return known
+
+
+def hold_out(
+    log: Interactions,
+    held: np.ndarray,
+    known: np.ndarray,
+    *,
+    target: str,
+    cold_items: str = "drop",
+    candidates: str = "train",
+    history: str = "full",
+    seed: int = 0,
+) -> Holdout:
+    """Asks each user of `log` for its held rows.
+
+    Args:
+      log: training and held rows together.
+      held: [R] bool, the rows that may be targets; a user's held rows come last.
+      known: [I + 1] bool, items seen in training. Others never enter a history.
+      target: `last | first | random` (one query a user), `successive` (each held row,
+        from all before it), `all` (one query, all held rows as targets).
+      cold_items: unknown targets: `drop` them before choosing, or `keep_as_miss`.
+      candidates: rank `train` items only, or `all`.
+      history: `full` = everything before the target; `train` = no held row.
+      seed: of the `random` target.
+    """
+    warm = known[log.items]
+    before = np.concatenate([[0], np.cumsum(warm)])  # rows of the clean log before row r
+    user_row = np.searchsorted(log.users, np.arange(log.n_users + 1))
+    first_held = user_row[:-1] + np.bincount(log.users[~held], minlength=log.n_users)
+    trained = before[first_held] > before[user_row[:-1]]
+
+    eligible = held & trained[log.users] & (warm | (cold_items == "keep_as_miss"))
+    rows = np.flatnonzero(eligible)
+    users, starts, counts = np.unique(
+        log.users[rows], return_index=True, return_counts=True
+    )
+    if target == "successive":
+        chosen, offsets = rows, np.arange(len(rows) + 1)
+    elif target == "all":
+        chosen, offsets = rows, np.concatenate([[0], np.cumsum(counts)])
+    else:
+        place = {
+            "first": starts,
+            "last": starts + counts - 1,
+            "random": starts + np.random.default_rng(seed).integers(0, counts)
+            if len(counts)
+            else starts,
+        }[target]
+        chosen, offsets = rows[place], np.arange(len(users) + 1)
+
+    asked = chosen[offsets[:-1]]  # the history ends before this row
+    query_users = log.users[asked]
+    cut = asked if target != "all" and history == "full" else first_held[query_users]
+    return Holdout(
+        users=query_users,
+        log=log.items[warm],
+        begin=before[user_row[query_users]],
+        end=before[cut],
+        targets=log.items[chosen],
+        offsets=offsets,
+        candidates=known if candidates == "train" else np.arange(len(known)) > 0,
+    )
+
+
+def global_temporal(
+    log: Interactions,
+    *,
+    q_test: float,
+    validation: str,
+    q_val: float,
+    target: str,
+    seed: int,
+    **rules,
+) -> Split:
+    """Cuts the log at one moment for everybody (Gusak et al. 2025, arXiv 2507.16289).
+
+    T is the linear `q_test` quantile of all times; rows up to T train. No model can
+    learn from a moment later than the one at which it is asked, unlike leave-one-out.
+    """
+    cutoff = np.quantile(log.times, q_test)
+    late = log.times > cutoff
+    past = take(log, ~late)
+
+    def test(target):
+        known = known_items(past)
+        return hold_out(log, late, known, target=target, seed=seed, **rules)
+
+    if validation == "by_time":
+        held = past.times > np.quantile(past.times, q_val)
+        train, asked = take(past, ~held), past
+    elif validation == "last_train_item":
+        train, asked, held = _last_of(past, np.ones(past.n_users, bool))
+    elif validation == "by_user":
+        train, asked, held = _without_users(past, seed)
+    else:
+        train, asked, held = past, None, None
+    warm = np.intersect1d(past.users, log.users[late])
+    return _split(
+        log, train, asked, held, past, test, target, seed, rules, len(warm)
+    )
+
+
+def leave_one_out(
+    log: Interactions, *, validation: str, target: str, seed: int, **rules
+) -> Split:
+    """The last row of each user tests, the last but one validates, the rest trains.
+
+    Users with fewer than three rows only train. The bridge to the literature; training
+    rows may be later than test rows, so its numbers say nothing about the future.
+    """
+    counts = np.bincount(log.users, minlength=log.n_users)
+    past, _, late = _last_of(log, counts >= 3)
+    if validation == "none":
+        train, asked, held = past, None, None
+    else:
+        train, asked, held = _last_of(past, counts >= 3)
+
+    def test(target):
+        known = known_items(past)
+        return hold_out(log, late, known, target=target, seed=seed, **rules)
+
+    warm = int((counts >= 3).sum())
+    return _split(log, train, asked, held, past, test, target, seed, rules, warm)
+
+
+def _last_of(log, which):
+    """Holds out the last row of `which` users with at least two rows."""
+    counts = np.bincount(log.users, minlength=log.n_users)
+    last = np.cumsum(counts) - 1
+    held = np.zeros(len(log.users), bool)
+    held[last[which & (counts >= 2)]] = True
+    return take(log, ~held), log, held
+
+
+def _without_users(log, seed, n_users=1024):
+    """Holds out the last row of random users, none of whose rows train."""
+    counts = np.bincount(log.users, minlength=log.n_users)
+    eligible = np.flatnonzero(counts >= 2)
+    rng = np.random.default_rng((seed, 0x75736572))
+    chosen = np.zeros(log.n_users, bool)
+    chosen[rng.permutation(eligible)[: min(n_users, len(eligible) // 2)]] = True
+    _, _, held = _last_of(log, chosen)
+    return take(log, ~chosen[log.users]), log, held
+
+
+def _split(log, train, asked, held, past, test, target, seed, rules, warm):
+    tests = {
+        name: test(name)
+        for name in dict.fromkeys([target, "last", "first", "random", "successive"])
+    }
+    main = tests[target]
+    if main.n_queries == 0:
+        raise InputError(
+            f"no test query left after the split: of {log.n_users} users none has both "
+            "a training row and a later row on an item seen in training; "
+            "use a longer log or lower split.q_test"
+        )
+    valid = None
+    if asked is not None:
+        valid = hold_out(
+            asked, held, known_items(train), target=target, seed=seed, **rules
+        )
+        if valid.n_queries == 0:
+            raise InputError(
+                "no validation query left after the split; lower split.q_val, or use "
+                "--config.split.validation=none with a fixed --config.train.epochs"
+            )
+    seen = known_items(past)[1:]
+    facts = {
+        "users": log.n_users,
+        "items": log.n_items,
+        "interactions": len(log.users),
+        "train_interactions": len(past.users),
+        "train_users": len(np.unique(past.users)),
+        "warm_users": warm,
+        "test_queries": main.n_queries,
+        "test_queries_by_target": {k: v.n_queries for k, v in tests.items()},
+        "valid_queries": valid.n_queries if valid is not None else 0,
+        "unseen_items": int((~seen).sum()),
+        "unseen_items_share": round(float((~seen).mean()), 6),
+        "ties_with_previous_share": _ties_share(log),
+    }
+    return Split(train, valid, past, tests, facts)
+
+
+def _ties_share(log):
+    """Share of rows that carry the same time as the row before them of that user."""
+    same = (np.diff(log.users) == 0) & (np.diff(log.times) == 0)
+    return round(float(same.sum() / len(log.users)), 6)

@@ -1,0 +1,221 @@
+"""Ranks the whole catalogue for every query of a Holdout, streaming on the devices."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from create_jax import metrics, parallel, steps
+from create_jax.data import packing
+from create_jax.data.splits import Holdout
+from create_jax.models import create
+from create_jax.parallel import DATA
+
+NOT_RANKED = np.iinfo(np.int32).max
+
+
+class Queries(NamedTuple):
+    """The part of a Holdout that one dispatch ranks, stacked [S, ...].
+
+    histories: packed histories; `users` holds query numbers until `ask` maps them.
+    targets: [B] item of each query. query: [B] its number.
+    seen_row, seen_item: [H] pairs (row of the shard's B, item) that must not be ranked;
+      row B = none.
+    """
+
+    histories: packing.Batch
+    targets: np.ndarray
+    query: np.ndarray
+    seen_row: np.ndarray
+    seen_item: np.ndarray
+
+
+class Ranking(NamedTuple):
+    """ranks: [Q] candidates before the target, NOT_RANKED where it is hidden or unknown.
+    top: [Q, K] best items, 0 = nothing left; None where no list was asked for."""
+
+    ranks: np.ndarray
+    top: np.ndarray | None
+
+
+class Asker:
+    """A Holdout cut into equal dispatches, made once and asked many times.
+
+    Args:
+      max_len: the newest items of a history that a sequence encoder reads.
+      filter_seen: hide the whole history from the ranking.
+      batch: queries a step, over all devices.
+    """
+
+    def __init__(self, holdout: Holdout, mesh, *, max_len, filter_seen, batch, chunk=32):
+        begin = np.maximum(holdout.begin, holdout.end - max_len)
+        numbers = np.arange(holdout.n_queries, dtype=np.int32)
+        sequences = packing.Sequences(numbers, holdout.log, begin, holdout.end)
+        self.holdout, self.mesh, self.filter_seen = holdout, mesh, filter_seen
+        self.sequences, lengths = sequences, sequences.lengths
+        self.layout = packing.make_layout(
+            lengths, batch=batch, row_length=max_len, shards=mesh.size, chunk=chunk
+        )
+        self.plan = packing.plan_epoch(lengths, self.layout, seed=0, epoch=0)
+        self.chunk = -(-self.layout.steps // -(-self.layout.steps // chunk))
+        self.most_seen = self._most_seen()
+        # Small enough to stay on the devices between epochs.
+        self.resident = None
+
+    def _most_seen(self):
+        if not self.filter_seen:
+            return 1
+        sizes = self.holdout.end - self.holdout.begin
+        return int(packing._length_of(self.plan.index, sizes).sum(-1).max())
+
+    def chunks(self):
+        """Queries of each dispatch, on the devices."""
+        if self.resident is not None:
+            return self.resident
+        starts = range(0, self.layout.steps, self.chunk)
+        made = (self._queries(start) for start in starts)
+        if self.layout.steps <= 4 * self.chunk:
+            self.resident = made = list(made)
+        return made
+
+    def _queries(self, start):
+        plan = packing.steps_of(self.plan, start, start + self.chunk)
+        batch = packing.fill(plan, self.sequences, self.layout, shift=False)
+        holdout = self.holdout
+        query = np.where(batch.weights > 0, batch.users, -1)
+        targets = holdout.targets[holdout.offsets[np.maximum(query, 0)]]
+        batch = batch._replace(users=holdout.users[np.maximum(query, 0)])
+        rows, items = self._seen(plan)
+        queries = Queries(batch, targets.astype(np.int32), query, rows, items)
+        return parallel.place(self.mesh, queries, P(None, DATA))
+
+    def _seen(self, plan):
+        """[S, D * H] pairs to hide, padded to the most of any shard."""
+        steps_, shards, width = plan.index.shape
+        rows = np.full((steps_ * shards, self.most_seen), width, np.int32)
+        items = np.zeros_like(rows)
+        if self.filter_seen:
+            holdout, index = self.holdout, plan.index.reshape(-1, width)
+            real = index >= 0
+            number = index[real]
+            size = (holdout.end - holdout.begin)[number]
+            bins, row = np.nonzero(real)
+            within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+            per_bin = np.bincount(bins, size, len(rows)).astype(np.int64)
+            in_bin = np.arange(size.sum()) - np.repeat(
+                np.cumsum(per_bin) - per_bin, per_bin
+            )
+            to = (np.repeat(bins, size), in_bin)
+            rows[to] = np.repeat(row, size)
+            items[to] = holdout.log[np.repeat(holdout.begin[number], size) + within]
+        return rows.reshape(steps_, -1), items.reshape(steps_, -1)
+
+
+def compile_ranker(score: Callable, holdout_candidates, mesh, *, top_k: int) -> Callable:
+    """(params, graph, Queries) -> (ranks [S, B], top [S, B, K]).
+
+    Args:
+      score: (params, graph, queries of one step) -> [B, V] scores.
+      top_k: length of the lists; 0 = ranks only.
+    """
+    bias = np.where(holdout_candidates, 0.0, -np.inf).astype(np.float32)
+
+    def step(params, graph, queries):
+        scores = score(params, graph, queries) + bias
+        scores = scores.at[queries.seen_row, queries.seen_item].set(
+            -jnp.inf, mode="drop"
+        )
+        target = queries.targets[:, None]
+        own = jnp.take_along_axis(scores, target, 1)
+        ids = jnp.arange(scores.shape[1])
+        before = (scores > own) | ((scores == own) & (ids < target))
+        ranks = jnp.where(own[:, 0] > -jnp.inf, before.sum(-1), NOT_RANKED)
+        if not top_k:
+            return ranks, None
+        best, top = lax.top_k(scores, min(top_k, scores.shape[1]))
+        return ranks, jnp.where(best > -jnp.inf, top, 0)
+
+    def run(params, graph, queries):
+        return lax.map(lambda q: step(params, graph, q), queries)
+
+    compiled = {}
+
+    def rank(params, graph, queries):
+        if not compiled:
+            specs = (P(), steps.graph_specs(graph), P(None, DATA))
+            compiled["run"] = parallel.compile_step(run, mesh, specs, P(None, DATA))
+        return compiled["run"](params, graph, queries)
+
+    return rank
+
+
+def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
+    """Scores of a model: the transformer's state, or the graph's user, on the items."""
+
+    def score(params, graph, queries):
+        q, items = create.query_vectors(
+            model, params, graph, queries.histories, by_graph=by_graph
+        )
+        return q @ items.T
+
+    return score
+
+
+def counting_scores(counts: np.ndarray, method: str, seed: int) -> Callable:
+    """MostPop, PopRnd and Random as scores, so that they are ranked like any model.
+
+    counts: [V] training rows of each item. PopRnd draws items without replacement with
+    probability proportional to them (Gumbel top-k), Random draws uniformly.
+    """
+    with np.errstate(divide="ignore"):
+        logits = {
+            "mostpop": counts.astype(np.float32),
+            "poprnd": np.log(counts).astype(np.float32),
+            "random": np.zeros(len(counts), np.float32),
+        }[method]
+
+    def score(params, graph, queries):
+        if method == "mostpop":
+            return jnp.broadcast_to(logits, (len(queries.query), len(logits)))
+
+        def noise(number):
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            return jax.random.gumbel(key, logits.shape)
+
+        return logits + jax.vmap(noise)(queries.query)
+
+    return score
+
+
+def ask(rank: Callable, asker: Asker, params, graph) -> Ranking:
+    """Ranks every query of the asker's Holdout."""
+    n = asker.holdout.n_queries
+    outputs = [(q.query, *rank(params, graph, q)) for q in asker.chunks()]
+    ranks, top = np.full(n, NOT_RANKED, np.int32), None
+    for query, some_ranks, some_top in jax.device_get(outputs):
+        real = query >= 0
+        ranks[query[real]] = some_ranks[real]
+        if some_top is not None:
+            if top is None:
+                top = np.zeros((n, some_top.shape[-1]), np.int32)
+            top[query[real]] = some_top[real]
+    return Ranking(ranks, top)
+
+
+def summarise(ranking: Ranking, holdout: Holdout, ks, n_items: int) -> dict[str, float]:
+    """Means over queries of every metric at every k, as fractions."""
+    single = len(holdout.targets) == holdout.n_queries
+    result = {}
+    for k in ks:
+        if single:
+            values = metrics.from_ranks(ranking.ranks, k)
+        else:
+            values = metrics.from_lists(ranking.top, holdout.targets, holdout.offsets, k)
+        result |= {name: float(value.mean()) for name, value in values.items()}
+        if ranking.top is not None:
+            result[f"coverage@{k}"] = metrics.coverage(ranking.top, n_items, k)
+    return result

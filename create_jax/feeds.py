@@ -1,0 +1,108 @@
+"""What the steps of an epoch are fed: each phase's batches, planned on the host.
+
+A feed is made once for a phase. `plan(epoch)` is a pure function of (seed, epoch), and
+`batch(plan, chunk)` gives the stacked arrays of one dispatch.
+"""
+
+from create_jax.data import graph as graphs
+from create_jax.data import packing
+from create_jax.models import lightgcn, ultragcn
+from create_jax.steps import Phase, StepBatch
+
+
+class Feed:
+    """Batches of one phase.
+
+    Args:
+      train: Interactions to learn from.
+      pairs: the user-item graph, or None where the phase needs none.
+      shards: devices that share a step.
+    """
+
+    def __init__(self, config, phase: Phase, train, pairs, shards: int):
+        self.config, self.pairs, self.shards = config, pairs, shards
+        self.n_items, self.seed = train.n_items, config.seed
+        self.with_edges, self.sequences = phase.w_global > 0, None
+        limit = config.train.chunk
+        if phase.local:
+            self.sequences = packing.training_sequences(train, config.seq.max_len)
+            self.layout = packing.make_layout(
+                self.sequences.lengths,
+                batch=config.train.batch,
+                row_length=config.seq.max_len,
+                shards=shards,
+                chunk=limit,
+            )
+            self.steps = self.layout.steps
+        else:
+            self.steps = packing.in_equal_chunks(
+                -(-len(pairs.users) // config.graph.batch_size), limit
+            )
+        self.chunk_steps = self.steps // -(-self.steps // limit)
+        self.chunks = self.steps // self.chunk_steps
+
+    def plan(self, epoch: int):
+        """Everything random about an epoch: (sequences' plan, batches of pairs)."""
+        plan = edges = None
+        if self.sequences is not None:
+            lengths = self.sequences.lengths
+            plan = packing.plan_epoch(lengths, self.layout, self.seed, epoch)
+        if self.with_edges:
+            edges = self._edges(plan, epoch)
+        return plan, edges
+
+    def _edges(self, plan, epoch):
+        graph, method = self.config.graph, self.config.method
+        encoder = graph.encoder if method == "create" else method
+        size = graph.batch_size
+        if plan is None:  # one pass over the pairs
+            size = -(-len(self.pairs.users) // self.steps)
+        size = -(-size // self.shards) * self.shards
+        common = dict(
+            steps=self.steps,
+            size=size,
+            n_items=self.n_items,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        if encoder == "ultragcn":
+            own = graph.ultragcn
+            shape = (own.negatives,) if own.shared_negatives else (size, own.negatives)
+            repeat = plan is not None
+            return graphs.shuffled_pass(
+                self.pairs, negatives=shape, repeat=repeat, **common
+            )
+        batch_users = None
+        if graph.batch_source == "batch_users" and plan is not None:
+            index = plan.index.reshape(self.steps, -1)
+            batch_users = self.sequences.owners[index]
+            batch_users[index < 0] = -1
+        return graphs.uniform_users(self.pairs, batch_users=batch_users, **common)
+
+    def batch(self, plan, chunk: int) -> StepBatch:
+        """The stacked arrays of dispatch `chunk`."""
+        start, stop = chunk * self.chunk_steps, (chunk + 1) * self.chunk_steps
+        packed, edges = plan
+        if packed is not None:
+            part = packing.steps_of(packed, start, stop)
+            packed = packing.fill(part, self.sequences, self.layout, shift=True)
+        if edges is not None:
+            edges = graphs.EdgeBatch(*(field[start:stop] for field in edges))
+        return StepBatch(packed, edges)
+
+
+def make_pairs(config, train):
+    """The graph's pairs under the config's choice of rows (paper.md, choice 19)."""
+    return graphs.make_pairs(
+        train, last_n=config.graph.last_n, last_frac=config.graph.last_frac
+    )
+
+
+def make_graph(config, model, pairs, shards: int):
+    """The arrays that the model's graph encoder needs; () without one."""
+    if model.graph == "none":
+        return ()
+    sizes = pairs.users, pairs.items, model.n_users, model.n_rows
+    if model.graph == "lightgcn":
+        return lightgcn.prepare(*sizes, shards)
+    return ultragcn.prepare(*sizes, config.graph.ultragcn.neighbours)

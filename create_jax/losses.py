@@ -1,0 +1,245 @@
+"""Losses as pure functions of arrays.
+
+Every loss is *global*: with an `axis_name`, sums, counts and moments are summed over the
+mapped axis before they are divided, so each device returns the loss of the whole batch,
+and the mean over devices of its gradients is the gradient of that loss. Averaging losses
+of parts of a batch would be wrong for Barlow Twins and for uneven token counts.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def global_sum(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Sum over the devices of `axis_name`; the identity without one."""
+    return x if axis_name is None else lax.psum(x, axis_name)
+
+
+def weighted_mean(values, weights, axis_name=None):
+    """sum(values * weights) / sum(weights) over all devices; 0 where all weights are."""
+    total = global_sum(jnp.sum(values * weights), axis_name)
+    return total / jnp.maximum(global_sum(jnp.sum(weights), axis_name), 1e-12)
+
+
+# --- next item ------------------------------------------------------------------------
+
+
+def softmax_cross_entropy(
+    states: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    *,
+    n_items: int,
+    axis_name: str | None = None,
+    token_chunk: int = 256,
+    item_chunk: int = 65536,
+) -> jax.Array:
+    """Exact full softmax over items 1..I, averaged over tokens that have a target.
+
+    Never holds [M, I]: it streams over chunks of tokens, and of the catalogue where that
+    is larger than `item_chunk`. Gradients are formed while the logits of a chunk exist.
+
+    Args:
+      states: [M, D] outputs h; scores are h E^T without bias.
+      table: [V, D] item vectors E; row 0 (padding) and rows above I are no candidates.
+      targets: [M] item of each token, 0 = no loss.
+      n_items: I.
+
+    Returns:
+      Scalar: mean of -log softmax(h E^T)[target].
+    """
+    table = table[1 : n_items + 1]
+    chunk = min(token_chunk, -(-states.shape[0] // 8) * 8)
+    padding = -states.shape[0] % chunk
+    states = jnp.pad(states, ((0, padding), (0, 0))).reshape(-1, chunk, table.shape[1])
+    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
+    total = _streamed_cross_entropy(states, table, targets - 1, item_chunk)
+    count = global_sum(jnp.sum(targets > 0).astype(jnp.float32), axis_name)
+    return global_sum(total, axis_name) / jnp.maximum(count, 1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _streamed_cross_entropy(states, table, targets, item_chunk):
+    """Sum of cross-entropies. states [C, M, D], table [I, D], targets [C, M], -1 = none."""
+
+    def body(total, chunk):
+        x, target = chunk
+        log_sum = _log_sum_exp(x, table, item_chunk)
+        losses = log_sum - jnp.sum(x * table[target], -1)
+        return total + jnp.sum(jnp.where(target >= 0, losses, 0)), None
+
+    return lax.scan(body, jnp.zeros((), states.dtype), (states, targets))[0]
+
+
+def _log_sum_exp(x, table, item_chunk):
+    """log sum_i exp(x . e_i) for x [M, D], over chunks of the table [I, D] -> [M]."""
+
+    def body(carry, rows):
+        largest, total = carry
+        logits = x @ rows[0].T + rows[1]
+        new = jnp.maximum(largest, logits.max(-1))
+        total = total * jnp.exp(largest - new) + jnp.exp(logits - new[:, None]).sum(-1)
+        return (new, total), None
+
+    if len(table) <= item_chunk:
+        return jax.nn.logsumexp(x @ table.T, axis=-1)
+    start = (jnp.full(len(x), -jnp.inf, x.dtype), jnp.zeros(len(x), x.dtype))
+    largest, total = lax.scan(body, start, _table_chunks(table, item_chunk))[0]
+    return largest + jnp.log(total)
+
+
+def _table_chunks(table, item_chunk):
+    """[N, item_chunk, D] rows and [N, item_chunk] bias: -inf for rows past the end."""
+    padding = -len(table) % item_chunk
+    rows = jnp.pad(table, ((0, padding), (0, 0))).reshape(-1, item_chunk, table.shape[1])
+    real = jnp.arange(len(table) + padding).reshape(-1, item_chunk) < len(table)
+    return rows, jnp.where(real, 0.0, -jnp.inf).astype(table.dtype)
+
+
+def _forward(states, table, targets, item_chunk):
+    """The loss, and its gradients while the logits are at hand (three products)."""
+    if len(table) <= item_chunk:
+        body = partial(_chunk_gradients, table)
+    else:
+        body = partial(_chunk_gradients_in_parts, table, item_chunk)
+    start = (jnp.zeros((), states.dtype), jnp.zeros_like(table))
+    (total, d_table), d_states = lax.scan(body, start, (states, targets))
+    return total, (d_states, d_table)
+
+
+def _chunk_gradients(table, carry, chunk):
+    total, d_table = carry
+    x, target = chunk
+    real = (target >= 0).astype(x.dtype)[:, None]
+    logits = x @ table.T  # [M, I]
+    largest = logits.max(-1, keepdims=True)
+    exponentials = jnp.exp(logits - largest)
+    normaliser = exponentials.sum(-1, keepdims=True)
+    losses = jnp.log(normaliser) + largest - jnp.sum(x * table[target], -1)[:, None]
+    # softmax = exponentials / normaliser: scale the small side of each product.
+    scale = real / normaliser
+    d_x = (exponentials @ table) * scale - table[target] * real
+    d_table += exponentials.T @ (x * scale)
+    d_table = d_table.at[target].add(-x * real)
+    return (total + jnp.sum(losses * real), d_table), d_x
+
+
+def _chunk_gradients_in_parts(table, item_chunk, carry, chunk):
+    """The same over chunks of the catalogue: logits are formed twice, held never."""
+    total, d_table = carry
+    x, target = chunk
+    real = (target >= 0).astype(x.dtype)[:, None]
+    log_sum = _log_sum_exp(x, table, item_chunk)
+
+    def part(d_x, rows):
+        softmax = jnp.exp(x @ rows[0].T + rows[1] - log_sum[:, None]) * real
+        return d_x + softmax @ rows[0], softmax.T @ x
+
+    d_x, parts = lax.scan(part, jnp.zeros_like(x), _table_chunks(table, item_chunk))
+    d_table += parts.reshape(-1, x.shape[1])[: len(table)]
+    d_table = d_table.at[target].add(-x * real)
+    losses = log_sum - jnp.sum(x * table[target], -1)
+    return (total + jnp.sum(losses * real[:, 0]), d_table), d_x - table[target] * real
+
+
+def _backward(item_chunk, residuals, cotangent):
+    d_states, d_table = residuals
+    return cotangent * d_states, cotangent * d_table, None
+
+
+_streamed_cross_entropy.defvjp(_forward, _backward)
+
+
+# --- graph ----------------------------------------------------------------------------
+
+
+def bpr(positive: jax.Array, negative: jax.Array, weights, *, axis_name=None):
+    """Bayesian personalised ranking (Rendle et al. 2009): mean softplus(x_uj - x_ui).
+
+    positive, negative: [P] scores of pairs (u, i) and (u, j); weights: [P].
+    """
+    return weighted_mean(jax.nn.softplus(negative - positive), weights, axis_name)
+
+
+def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
+    """Elementwise BCE of logits against 1 or 0."""
+    return jax.nn.softplus(-scores) if label else jax.nn.softplus(scores)
+
+
+# --- alignment: two views [B, D] of the same users -> scalar --------------------------
+
+
+def standardise(x, weights, axis_name=None, epsilon=1e-5):
+    """Zero mean, unit (biased) deviation of each column over the real rows."""
+    mean, variance = _moments(x, weights, axis_name)
+    return (x - mean) / (jnp.sqrt(variance) + epsilon)
+
+
+def _moments(x, weights, axis_name):
+    count = jnp.maximum(global_sum(weights.sum(), axis_name), 1.0)
+    mean = global_sum(weights @ x, axis_name) / count
+    return mean, global_sum(weights @ (x - mean) ** 2, axis_name) / count
+
+
+def cross_correlation(a, b, weights, axis_name=None):
+    """C_ij = 1/B sum_u za_ui zb_uj of the standardised views (CREATE, eq. 2) -> [D, D]."""
+    count = jnp.maximum(global_sum(weights.sum(), axis_name), 1.0)
+    a = standardise(a, weights, axis_name) * weights[:, None]
+    return global_sum(a.T @ standardise(b, weights, axis_name), axis_name) / count
+
+
+def barlow_twins(
+    a, b, weights, *, off_diagonal=0.05, reduce="mean_dim", axis_name=None
+):
+    """Makes two views agree in each dimension and differ between them.
+
+    Zbontar et al. 2021, eq. 1; CREATE, eq. 3:
+    sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2.
+
+    Args:
+      a, b: [B, D] two vectors of each user, any scale.
+      weights: [B] 1 = real row, 0 = filler.
+      off_diagonal: lambda.
+      reduce: `mean_dim` divides by D (paper.md, choice 5), `sum` does not.
+    """
+    correlation = cross_correlation(a, b, weights, axis_name)
+    diagonal = jnp.diagonal(correlation)
+    on = jnp.sum((1 - diagonal) ** 2)
+    off = jnp.sum(correlation**2) - jnp.sum(diagonal**2)
+    loss = on + off_diagonal * off
+    return loss / len(diagonal) if reduce == "mean_dim" else loss
+
+
+def info_nce(a, b, weights, *, temperature=1.0, axis_name=None):
+    """Symmetric InfoNCE over 2B L2-normalised views, half the mean (MRGSRec's form).
+
+    Each row's partner is its positive, the other 2B - 2 rows are its negatives.
+    """
+
+    def gather(x):
+        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+
+    views = jnp.concatenate([l2_normalise(a), l2_normalise(b)])
+    real = jnp.concatenate([weights, weights])
+    others = jnp.concatenate([gather(l2_normalise(a)), gather(l2_normalise(b))])
+    mask = jnp.concatenate([gather(weights), gather(weights)])
+    n_all, n = len(others) // 2, len(a)
+    me = jnp.arange(n) + (0 if axis_name is None else lax.axis_index(axis_name) * n)
+    own = jnp.concatenate([me, me + n_all])
+    partner = jnp.concatenate([me + n_all, me])
+    scores = views @ others.T / temperature  # [2n, 2B]
+    allowed = (mask[None] > 0) & (jnp.arange(2 * n_all)[None] != own[:, None])
+    scores = jnp.where(allowed, scores, -jnp.inf)
+    # Filler rows have no partner; keep them finite before their weight removes them.
+    scores = jnp.where(real[:, None] > 0, scores, 0.0)
+    positive = jnp.take_along_axis(scores, partner[:, None], 1)[:, 0]
+    losses = jax.nn.logsumexp(scores, axis=-1) - positive
+    return weighted_mean(losses, real, axis_name) / 2
+
+
+def l2_normalise(x, epsilon=1e-12):
+    """Rows of unit length; zero rows stay zero, with a finite gradient."""
+    return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + epsilon)

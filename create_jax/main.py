@@ -1,0 +1,105 @@
+"""python -m create_jax.main --config=configs/beauty.py[:METHOD] [--mode=MODE] ..."""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from create_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "configs/NAME.py[:METHOD]; change any setting with --config.x.y=value. METHOD: "
+    "create (default), sasrec, lightgcn, ultragcn, mostpop, poprnd, random.",
+    lock_config=True,
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "describe"],
+    "train: learn, select on validation, refit on train + validation, test once; "
+    "evaluate: rank the test queries again with a finished run's parameters; "
+    "describe: print the protocol and the counts of the data as JSON, train nothing.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where a run lives; default runs/<config>-<method>-<seed>."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a cluster (jax.distributed)."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; every option starts with --")
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; for example --config=configs/quickstart.py")
+    # JAX wakes only now: --help and mistakes in flags need not wait for it.
+    import jax
+
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    from create_jax import protocol, report, settings, train
+
+    config = _CONFIG.value
+    settings.check(config)
+    if _MODE.value == "describe":
+        log = protocol.load(config)
+        facts = protocol.describe(config, log, protocol.make_split(config, log))
+        print(json.dumps(facts, indent=2))
+    elif _MODE.value == "evaluate":
+        report.show([train.evaluate_again(config, workdir(config))])
+    else:
+        results = [train.train_and_evaluate(config, workdir(config))]
+        for method in config.compare:
+            other = config.copy_and_resolve_references()
+            other.method = method
+            results.append(train.train_and_evaluate(other, workdir(other)))
+        report.show(results)
+        if config.example:
+            train.show_example(config, workdir(config))
+
+
+def workdir(config) -> str:
+    """--workdir, or a directory named after what runs; methods never share one."""
+    name = Path(_CONFIG_FILE()).stem
+    default = f"runs/{name}-{config.method}-{config.seed}"
+    if _WORKDIR.value is None or config.method == _CONFIG.value.method:
+        return _WORKDIR.value or default
+    return f"{_WORKDIR.value}-{config.method}"
+
+
+def _CONFIG_FILE() -> str:
+    return config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Flags, where a mistake is an InputError in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except InputError:
+        raise
+    except Exception as error:  # config_flags raises many types for one kind of mistake
+        text = " ".join(str(error).split())
+        raise InputError(f"{text}; see python -m create_jax.main --help") from None
+
+
+def run() -> None:
+    """The command: an InputError is one line on stderr and exit code 2."""
+    try:
+        if any(flag in sys.argv[1:] for flag in ("--help", "-h", "--helpfull")):
+            app.run(main)
+        main(parse_flags(sys.argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

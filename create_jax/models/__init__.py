@@ -1,0 +1,1 @@
+"""Encoders as Linen modules and pure functions; `create.py` puts them together."""

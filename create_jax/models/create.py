@@ -1,0 +1,212 @@
+"""CREATE: one item table under a sequence encoder and a graph encoder (models.md 9).
+
+Parameters are a dict of groups: `item_table` [V, D], `sequence` (the transformer),
+`user_table` [U, D] and `projectors`. SASRec alone is this model without a graph; the
+graph encoders alone are it without a sequence encoder. Row 0 of the item table is
+padding, rows 1..I are the items.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from create_jax import losses
+from create_jax.models import lightgcn, ultragcn
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is fixed while a program runs: shapes, encoders, the choices of the paper.
+
+    encoder: Linen module (x, positions, segments, train) -> states, or None.
+    graph: `none | lightgcn | ultragcn`.
+    graph_settings: keywords of the graph encoder's loss.
+    align: keywords, as in the config's `align`.
+    input_items, output_items: item vectors the transformer reads and scores with:
+      `ego` (the table) or `propagated` (through the graph).
+    """
+
+    n_users: int
+    n_items: int
+    dim: int
+    encoder: nn.Module | None
+    graph: str
+    graph_settings: dict
+    align: dict
+    input_items: str = "ego"
+    output_items: str = "ego"
+    item_std: float = 0.02
+    user_std: float = 0.02
+    token_chunk: int = 256
+    item_chunk: int = 65536
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_items + 1
+
+
+class Projector(nn.Module):
+    """Linear layers with ReLU between them, before the alignment (choice 12)."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        for n, width in enumerate(self.widths):
+            x = nn.Dense(width, name=f"dense_{n}")(nn.relu(x) if n else x)
+        return x
+
+
+def init(model: Model, seed: int) -> dict:
+    """Parameters. Each group has its own key, so a group starts the same in any model."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shape = (model.n_rows, model.dim)
+    table = model.item_std * jax.random.normal(keys[0], shape)
+    params = {"item_table": table.at[0].set(0.0)}
+    if model.encoder is not None:
+        x = jnp.zeros((1, 1, model.dim))
+        empty = jnp.zeros((1, 1), jnp.int32)
+        variables = model.encoder.init(keys[1], x, empty, empty, False)
+        params["sequence"] = variables["params"]
+    if model.graph != "none":
+        shape = (model.n_users, model.dim)
+        params["user_table"] = model.user_std * jax.random.normal(keys[2], shape)
+        if model.align["projector_dims"] and model.encoder is not None:
+            projector = Projector(tuple(model.align["projector_dims"]))
+            params["projectors"] = {
+                name: projector.init(jax.random.fold_in(keys[3], n), x[0])["params"]
+                for n, name in enumerate(("local", "global"))
+            }
+    return params
+
+
+def graph_vectors(model: Model, params: dict, graph, axis_name=None):
+    """Vectors of the graph encoder: users [U, D], items [V, D]."""
+    users, items = params["user_table"], params["item_table"]
+    if model.graph == "lightgcn":
+        layers = model.graph_settings["layers"]
+        return lightgcn.encode(users, items, graph, layers=layers, axis_name=axis_name)
+    return users, items
+
+
+def item_vectors(model: Model, params: dict, propagated) -> tuple[jax.Array, jax.Array]:
+    """The tables the transformer reads from and scores with."""
+    tables = {"ego": params["item_table"], "propagated": propagated}
+    return tables[model.input_items], tables[model.output_items]
+
+
+def encode(model: Model, params: dict, table, batch, *, train=False, key=None):
+    """States of packed sequences: [R, T] -> [R * T, D]."""
+    states = model.encoder.apply(
+        {"params": params["sequence"]},
+        table[batch.items],
+        batch.positions,
+        batch.segments,
+        train,
+        rngs={"dropout": key} if train else None,
+    )
+    return states.reshape(-1, model.dim)
+
+
+def local_loss(model: Model, states, table, batch, axis_name=None):
+    """Next-item loss over all positions, L_local."""
+    return losses.softmax_cross_entropy(
+        states,
+        table,
+        batch.targets.reshape(-1),
+        n_items=model.n_items,
+        axis_name=axis_name,
+        token_chunk=model.token_chunk,
+        item_chunk=model.item_chunk,
+    )
+
+
+def global_loss(model: Model, params: dict, vectors, batch, graph, axis_name=None):
+    """The graph encoder's own loss, L_global, on a batch of pairs."""
+    settings = model.graph_settings
+    if model.graph == "ultragcn":
+        return ultragcn.loss(
+            *(params["user_table"], params["item_table"], batch, graph),
+            **settings,
+            axis_name=axis_name,
+        )
+    users, items = vectors
+    u, i, j = users[batch.users], items[batch.items], items[batch.negatives]
+    scores = jnp.sum(u * i, -1), jnp.sum(u * j, -1)
+    ranking = losses.bpr(*scores, batch.weights, axis_name=axis_name)
+    ego_users, ego_items = params["user_table"], params["item_table"]
+    rows = (ego_users[batch.users], ego_items[batch.items], ego_items[batch.negatives])
+    norms = 0.5 * sum(jnp.sum(x * x, -1) for x in rows)
+    decay = losses.weighted_mean(norms, batch.weights, axis_name)
+    loss = ranking + settings["l2"] * decay
+    if settings["reduce"] == "sum":
+        loss *= losses.global_sum(batch.weights.sum(), axis_name)
+    return loss
+
+
+def alignment_loss(model: Model, params: dict, states, users, batch, axis_name=None):
+    """L_BT (or its alternatives) between the state of a user's sequence, h_u, and the
+    user's graph vector (CREATE, eqs. 2-3)."""
+    align = model.align
+    if align["positions"] == "last":
+        local, owner = states[batch.last], jnp.arange(len(batch.users))
+        weights = batch.weights
+    else:  # every position with its user's vector
+        local, owner = states, sequence_of_slot(batch)
+        weights = (batch.segments.reshape(-1) > 0).astype(states.dtype)
+    table = params["user_table"] if align["user_source"] == "ego" else users
+    world = table[batch.users][owner]
+    if align["stop_grad"] == "global":
+        world = jax.lax.stop_gradient(world)
+    elif align["stop_grad"] == "local":
+        local = jax.lax.stop_gradient(local)
+    if align["l2_normalize"]:
+        local, world = losses.l2_normalise(local), losses.l2_normalise(world)
+    if align["projector_dims"]:
+        projector = Projector(tuple(align["projector_dims"]))
+        heads = params["projectors"]
+        local = projector.apply({"params": heads["local"]}, local)
+        world = projector.apply({"params": heads["global"]}, world)
+    if align["kind"] == "infonce":
+        return losses.info_nce(
+            *(local, world, weights),
+            temperature=align["temperature"],
+            axis_name=axis_name,
+        )
+    return losses.barlow_twins(
+        *(local, world, weights),
+        off_diagonal=align["bt"]["lambda"],
+        reduce=align["bt"]["reduce"],
+        axis_name=axis_name,
+    )
+
+
+def sequence_of_slot(batch):
+    """[R * T] which of the B sequences owns each slot (any, where the slot is empty).
+
+    Slots of a sequence are contiguous and end at `last`.
+    """
+    n_slots = batch.items.size
+    ends = jnp.where(batch.weights > 0, batch.last, n_slots)
+    order = jnp.argsort(ends)
+    place = jnp.searchsorted(ends[order], jnp.arange(n_slots))
+    return order[jnp.minimum(place, len(order) - 1)]
+
+
+def query_vectors(model: Model, params: dict, graph, batch, *, by_graph: bool):
+    """What a query is scored with: q [B, D] and item vectors [V, D]; score = q . item.
+
+    Args:
+      by_graph: score with the graph encoder's user vector (`batch.users` are users).
+        Otherwise with the state at the end of each packed history; no user is needed.
+    """
+    users, items = None, params["item_table"]
+    needs_graph = by_graph or "propagated" in (model.input_items, model.output_items)
+    if needs_graph:
+        users, items = graph_vectors(model, params, graph)
+    if by_graph:
+        return users[batch.users], items
+    source, target = item_vectors(model, params, items)
+    return encode(model, params, source, batch)[batch.last], target

@@ -1,0 +1,46 @@
+"""SASRec (Kang and McAuley 2018) as trained with full cross-entropy: models.md section 1."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from create_jax.models.transformer import Attention, initializer, segment_mask
+
+
+class Encoder(nn.Module):
+    """Causal transformer; the state at a position predicts the item after it.
+
+    Uneven pre-norm, as in the public code: queries are normalised, keys and values are
+    not, and the residual adds to the normalised query:
+    q = LN(x); a = q + MHA(q, x, x); y = LN(a); x' = y + Drop(W2 relu(Drop(W1 y))).
+    """
+
+    blocks: int
+    heads: int
+    dropout: float
+    max_len: int
+
+    @nn.compact
+    def __call__(self, x, positions, segments, train: bool):
+        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D]."""
+        width = x.shape[-1]
+
+        def norm(name):
+            return nn.LayerNorm(epsilon=1e-8, name=name)
+
+        def drop(x):
+            return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+        def dense(name):
+            return nn.Dense(width, kernel_init=initializer, name=name)
+
+        table = self.param("positions", initializer, (self.max_len, width))
+        real = (segments > 0)[..., None]
+        mask = segment_mask(segments, causal=True)
+        x = drop(x * jnp.sqrt(width).astype(x.dtype) + table[positions]) * real
+        for block in range(self.blocks):
+            q = norm(f"attention_norm_{block}")(x)
+            attention = Attention(self.heads, self.dropout, name=f"attention_{block}")
+            y = norm(f"feed_forward_norm_{block}")(q + attention(q, x, mask, train))
+            inner = drop(nn.relu(dense(f"feed_forward_in_{block}")(y)))
+            x = (y + drop(dense(f"feed_forward_out_{block}")(inner))) * real
+        return norm("final_norm")(x)

@@ -1,0 +1,67 @@
+"""From a config to the questions asked: one protocol, stamped on every number."""
+
+import importlib
+
+from create_jax.data import interactions, sources, splits
+from create_jax.data.interactions import Interactions
+from create_jax.data.splits import Split
+
+SPLITS = {
+    "global_temporal": splits.global_temporal,
+    "leave_one_out": splits.leave_one_out,
+}
+
+
+def load(config) -> Interactions:
+    """The raw log of `config.data`, by the loader module of that name."""
+    data = config.data
+    loader = importlib.import_module(f"create_jax.data.{data.loader}")
+    path = data.path if data.loader == "movietweetings" else locate(config)
+    log = loader.load(
+        path,
+        k_core=data.k_core,
+        drop_repeats=data.drop_repeats,
+        counts=list(data.counts),
+        **data.table.to_dict() if data.loader == "table" else {},
+    )
+    if config.split.ties == "random":
+        log = interactions.shuffle_ties(log, config.split.seed)
+    return log
+
+
+def locate(config) -> str:
+    """Where the raw file lies; an error that says how to get it where it does not."""
+    return sources.locate(config.data.name, config.data.path)
+
+
+def make_split(config, log: Interactions) -> Split:
+    """Train, validation and test parts of `log` under the config's protocol."""
+    kind, split, rules = config.split.kind, config.split, config.eval
+    quantiles = {}
+    if kind == "global_temporal":
+        quantiles = {"q_test": split.q_test, "q_val": split.q_val}
+    return SPLITS[kind](
+        log,
+        validation=split.validation,
+        target=rules.target,
+        seed=split.seed,
+        cold_items=rules.cold_items,
+        candidates=rules.candidates,
+        history=rules.history,
+        **quantiles,
+    )
+
+
+def stamp(config) -> dict:
+    """Every switch that decides what a metric means; part of every result."""
+    rules = config.eval.to_dict()
+    rules = {k: v for k, v in rules.items() if k not in ("batch", "every")}
+    data = config.data
+    filters = {"k_core": data.k_core, "drop_repeats": data.drop_repeats}
+    return {**config.split.to_dict(), **rules, **filters}
+
+
+def describe(config, log: Interactions, split: Split) -> dict:
+    """The `dataset`, `protocol` and `data` parts of a result; trains nothing."""
+    facts = split.facts | {"fingerprint": interactions.fingerprint(log)}
+    return {"dataset": config.data.name, "protocol": stamp(config), "data": facts}

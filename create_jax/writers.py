@@ -1,0 +1,76 @@
+"""metrics.jsonl and result.json; process 0 writes, and a resumed run writes on."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+
+from create_jax.errors import InputError
+
+
+class JsonLines:
+    """Appends one JSON object a line to `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def rewind(self, keep) -> None:
+        """Drops lines for which `keep(record)` is false: those that a resumed run is
+        about to write again, and a half-written last one."""
+        if jax.process_index() or not self.path.exists():
+            return
+        lines = []
+        for line in self.path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if keep(record):
+                lines.append(line)
+        write_text(self.path, "".join(line + "\n" for line in lines))
+
+    def write(self, record: dict) -> None:
+        if jax.process_index() == 0:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def write_json(path: Path, value) -> None:
+    if jax.process_index() == 0:
+        write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path):
+    """The file's content; None where there is no file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as JSON ({error}); delete it to run again"
+        ) from None
+
+
+def make_workdir(path: str) -> Path:
+    """The work directory, absolute and writable."""
+    workdir = Path(path).absolute()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--workdir {workdir}: {error.strerror or error}; a writable directory with "
+            "free space is needed, choose another with --workdir"
+        ) from None
+    return workdir

@@ -1,0 +1,126 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from create_jax.data.interactions import fingerprint, from_frame, shuffle_ties
+from create_jax.errors import InputError
+
+
+def log(*rows, **options):
+    frame = pl.DataFrame(rows, ["user", "item", "time"], orient="row")
+    return from_frame(frame, source="log", **options)
+
+
+def triples(interactions):
+    """(user, item, time) by external names."""
+    return [
+        (interactions.user_ids[u], interactions.item_ids[i - 1], t)
+        for u, i, t in zip(*map(np.ndarray.tolist, interactions[:3]), strict=True)
+    ]
+
+
+def test_sorts_by_user_and_time_and_leaves_ties_in_file_order():
+    found = log(("b", "y", 2), ("a", "z", 5), ("b", "x", 2), ("b", "z", 1))
+    assert triples(found) == [("a", "z", 5), ("b", "z", 1), ("b", "y", 2), ("b", "x", 2)]
+    assert found.users.tolist() == [0, 1, 1, 1]
+    assert found.items.tolist() == [3, 3, 2, 1]  # from 1: 0 is padding
+    assert (found.users.dtype, found.items.dtype) == (np.int32, np.int32)
+    assert found.times.dtype == np.int64
+    assert (found.n_users, found.n_items) == (2, 3)
+
+
+def test_codes_follow_the_names_and_not_the_rows():
+    rows = [(10, 7, 1), (9, 8, 2), (9, 7, 3)]
+    found = log(*rows)
+    assert found.user_ids.to_list() == ["10", "9"]  # as strings
+    again = log(*rows[::-1])
+    assert triples(again) == triples(found)
+    assert fingerprint(again) == fingerprint(found)
+
+
+def test_categories_code_as_strings_do():
+    frame = pl.DataFrame({"user": ["b", "a"], "item": ["y", "x"], "time": [1, 2]})
+    categories = frame.with_columns(pl.col("user", "item").cast(pl.Categorical))
+    strings, codes = (from_frame(f, source="log") for f in (frame, categories))
+    assert fingerprint(strings) == fingerprint(codes)
+
+
+def test_drops_consecutive_repeats_and_keeps_the_first():
+    rows = [("a", "x", 3), ("a", "x", 1), ("a", "y", 4), ("a", "x", 5), ("b", "x", 6)]
+    kept = [("a", "x", 1), ("a", "y", 4), ("a", "x", 5), ("b", "x", 6)]
+    assert triples(log(*rows)) == kept
+    assert len(triples(log(*rows, drop_repeats=False))) == 5
+
+
+def test_k_core_reaches_the_fixed_point():
+    # z has one interaction, so it goes; then c has one, so c goes; then y has one, so it
+    # goes too. Left are a, b and x, w.
+    rows = [
+        ("a", "x", 1),
+        ("a", "w", 2),
+        ("b", "x", 3),
+        ("b", "w", 4),
+        ("b", "y", 5),
+        ("c", "y", 6),
+        ("c", "z", 7),
+    ]
+    found = log(*rows, k_core=2, counts=(3, 4, 7))  # the counts before the filter
+    assert triples(found) == rows[:4]
+    assert found.user_ids.to_list() == ["a", "b"]
+    assert found.item_ids.to_list() == ["w", "x"]
+    assert triples(log(*rows, k_core=1)) == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, "empty"),
+        ([("a", "x", 1), ("a", "y", 2)], {}, "1 user(s) and 2 item(s)"),
+        ([("a", "x", 1), ("b", "x", 2)], {}, "2 user(s) and 1 item(s)"),
+        ([("a", "x", 1), ("b", "y", 2)], {"k_core": 2}, "2-core leaves no interactions"),
+        (
+            [("a", "x", 1), ("a", "y", 2), ("b", "x", 3), ("a", "y", 3)],
+            {"k_core": 2, "drop_repeats": False},
+            "1 user(s) and 1 item(s) after the 2-core",
+        ),
+        (
+            [("a", "x", 1), ("b", "y", 2)],
+            {"counts": (2, 3, 1000)},
+            "found 2 users, 2 items, 2 interactions; "
+            "expected 2 users, 3 items, 1,000 interactions",
+        ),
+        ([("a", "x", 1), ("b", None, 2)], {}, "empty users, items or times"),
+    ],
+)
+def test_refuses(rows, options, message):
+    with pytest.raises(InputError) as caught:
+        log(*rows, **options)
+    text = str(caught.value)
+    assert text.startswith("log: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_shuffle_ties_moves_items_inside_ties_only():
+    rows = [("a", f"{i:02}", 5) for i in range(20)]
+    found = log(*rows, ("a", "first", 1), ("b", "alone", 5))
+    shuffled = shuffle_ties(found, seed=0)
+    assert triples(shuffled)[0] == ("a", "first", 1)
+    assert triples(shuffled)[-1] == ("b", "alone", 5)
+    assert triples(shuffled) != triples(found)
+    assert sorted(triples(shuffled)) == sorted(triples(found))
+    assert fingerprint(shuffled) == fingerprint(shuffle_ties(found, seed=0))
+    assert fingerprint(shuffled) != fingerprint(shuffle_ties(found, seed=1))
+
+
+def test_fingerprint_tells_logs_apart():
+    rows = [("a", "x", 1), ("b", "y", 2)]
+    prints = [
+        fingerprint(log(*rows)),
+        fingerprint(log(("a", "x", 1), ("b", "y", 3))),
+        fingerprint(log(("a", "x", 1), ("c", "y", 2))),
+        fingerprint(log(("a", "y", 1), ("b", "x", 2))),
+    ]
+    assert len(set(prints)) == 4
+    assert fingerprint(log(*rows)) == prints[0]
+    assert len(prints[0]) == 16
