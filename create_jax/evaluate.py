@@ -51,7 +51,9 @@ class Asker:
       batch: queries a step, over all devices.
     """
 
-    def __init__(self, holdout: Holdout, mesh, *, max_len, filter_seen, batch, chunk=32):
+    def __init__(
+        self, holdout: Holdout, mesh, *, max_len, filter_seen, batch, chunk=32
+    ):
         begin = np.maximum(holdout.begin, holdout.end - max_len)
         numbers = np.arange(holdout.n_queries, dtype=np.int32)
         sequences = packing.Sequences(numbers, holdout.log, begin, holdout.end)
@@ -115,7 +117,19 @@ class Asker:
         return rows.reshape(steps_, -1), items.reshape(steps_, -1)
 
 
-def compile_ranker(score: Callable, holdout_candidates, mesh, *, top_k: int) -> Callable:
+def make_asker(config, holdout: Holdout, mesh) -> Asker:
+    return Asker(
+        holdout,
+        mesh,
+        max_len=config.seq.max_len,
+        filter_seen=config.eval.filter_seen,
+        batch=config.eval.batch,
+    )
+
+
+def compile_ranker(
+    score: Callable, holdout_candidates, mesh, *, top_k: int
+) -> Callable:
     """(params, graph, Queries) -> (ranks [S, B], top [S, B, K]).
 
     Args:
@@ -214,7 +228,9 @@ def summarise(ranking: Ranking, holdout: Holdout, ks, n_items: int) -> dict[str,
         if single:
             values = metrics.from_ranks(ranking.ranks, k)
         else:
-            values = metrics.from_lists(ranking.top, holdout.targets, holdout.offsets, k)
+            values = metrics.from_lists(
+                ranking.top, holdout.targets, holdout.offsets, k
+            )
         result |= {name: float(value.mean()) for name, value in values.items()}
         if ranking.top is not None:
             result[f"coverage@{k}"] = metrics.coverage(ranking.top, n_items, k)

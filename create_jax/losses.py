@@ -94,7 +94,9 @@ def _log_sum_exp(x, table, item_chunk):
 def _table_chunks(table, item_chunk):
     """[N, item_chunk, D] rows and [N, item_chunk] bias: -inf for rows past the end."""
     padding = -len(table) % item_chunk
-    rows = jnp.pad(table, ((0, padding), (0, 0))).reshape(-1, item_chunk, table.shape[1])
+    rows = jnp.pad(table, ((0, padding), (0, 0))).reshape(
+        -1, item_chunk, table.shape[1]
+    )
     real = jnp.arange(len(table) + padding).reshape(-1, item_chunk) < len(table)
     return rows, jnp.where(real, 0.0, -jnp.inf).astype(table.dtype)
 

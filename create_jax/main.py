@@ -34,15 +34,19 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}; every option starts with --")
+        raise InputError(
+            f"unexpected argument {argv[1]!r}; every option starts with --"
+        )
     if _CONFIG.value is None:
-        raise InputError("--config is missing; for example --config=configs/quickstart.py")
+        raise InputError(
+            "--config is missing; for example --config=configs/quickstart.py"
+        )
     # JAX wakes only now: --help and mistakes in flags need not wait for it.
     import jax
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    from create_jax import protocol, report, settings, train
+    from create_jax import experiment, protocol, report, settings
 
     config = _CONFIG.value
     settings.check(config)
@@ -51,16 +55,16 @@ def main(argv: list[str]) -> None:
         facts = protocol.describe(config, log, protocol.make_split(config, log))
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
-        report.show([train.evaluate_again(config, workdir(config))])
+        report.show([experiment.evaluate_again(config, workdir(config))])
     else:
-        results = [train.train_and_evaluate(config, workdir(config))]
+        results = [experiment.train_and_evaluate(config, workdir(config))]
         for method in config.compare:
             other = config.copy_and_resolve_references()
             other.method = method
-            results.append(train.train_and_evaluate(other, workdir(other)))
+            results.append(experiment.train_and_evaluate(other, workdir(other)))
         report.show(results)
         if config.example:
-            train.show_example(config, workdir(config))
+            experiment.show_example(config, workdir(config))
 
 
 def workdir(config) -> str:
@@ -97,7 +101,10 @@ def run() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "stopped; the same command continues from the last checkpoint",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

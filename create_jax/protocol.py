@@ -34,6 +34,12 @@ def locate(config) -> str:
     return sources.locate(config.data.name, config.data.path)
 
 
+def titles(config) -> dict[str, str]:
+    """Names of items by external id, where the data set has them."""
+    loader = importlib.import_module(f"create_jax.data.{config.data.loader}")
+    return loader.titles() if hasattr(loader, "titles") else {}
+
+
 def make_split(config, log: Interactions) -> Split:
     """Train, validation and test parts of `log` under the config's protocol."""
     kind, split, rules = config.split.kind, config.split, config.eval

@@ -78,17 +78,27 @@ def check(config) -> None:
         if value(key) < 0:
             raise _bad(key, value(key), "0 or more")
     if value("model.dim") % value("seq.heads"):
-        raise _bad("seq.heads", value("seq.heads"), f"a divisor of model.dim = {config.model.dim}")
+        raise _bad(
+            "seq.heads",
+            value("seq.heads"),
+            f"a divisor of model.dim = {config.model.dim}",
+        )
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
     for method in config.compare:
         if method not in METHODS:
             raise _bad("compare", method, "methods: " + ", ".join(METHODS))
     if config.split.validation == "none" and config.retrain.epochs == "scaled":
-        raise _bad("retrain.epochs", "scaled", "best, as there is no validation to scale")
+        raise _bad(
+            "retrain.epochs", "scaled", "best, as there is no validation to scale"
+        )
     propagated = "propagated" in (config.item_source.input, config.item_source.output)
-    if propagated and not (config.method == "create" and config.graph.encoder == "lightgcn"):
-        raise _bad("item_source", "propagated", "ego, unless LightGCN propagates (create)")
+    if propagated and not (
+        config.method == "create" and config.graph.encoder == "lightgcn"
+    ):
+        raise _bad(
+            "item_source", "propagated", "ego, unless LightGCN propagates (create)"
+        )
 
 
 def _bad(key, found, expected):

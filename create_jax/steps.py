@@ -54,7 +54,13 @@ def init(model: create.Model, tx, seed: int) -> TrainState:
 
 
 def total_loss(
-    model: create.Model, phase: Phase, params, batch: StepBatch, graph, key, axis_name=None
+    model: create.Model,
+    phase: Phase,
+    params,
+    batch: StepBatch,
+    graph,
+    key,
+    axis_name=None,
 ):
     """L and its parts for one batch, split over the devices of `axis_name`.
 

@@ -1,21 +1,17 @@
-"""The one training loop, and the run around it: select, refit, test once."""
+"""The one training loop."""
 
-import platform
-import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from create_jax import evaluate, feeds, optim, parallel, protocol, settings, steps
+from create_jax import evaluate, feeds, optim, parallel, settings, steps
 from create_jax.checkpoint import Checkpoints
 from create_jax.errors import InputError
-from create_jax.writers import JsonLines, make_workdir, read_json, write_json
+from create_jax.writers import JsonLines
 
 
 class Run(NamedTuple):
@@ -34,73 +30,6 @@ class Fitted(NamedTuple):
     params: dict
     graph: object
     progress: dict
-
-
-def train_and_evaluate(config, workdir: str) -> dict:
-    """Trains, selects on validation, refits, tests once; returns the result.
-
-    Running it again continues from the last checkpoint; a finished run returns its
-    result at once.
-    """
-    settings.check(config)
-    workdir = make_workdir(workdir)
-    started = read_json(workdir / "config.json")
-    if started is not None:
-        _refuse_other_config(workdir, started["config"], config)
-    result = read_json(workdir / "result.json")
-    if result is not None:
-        say(f"{workdir} holds a finished run")
-        return result
-
-    log = protocol.load(config)
-    split = protocol.make_split(config, log)
-    facts = protocol.describe(config, log, split)
-    data = facts["data"]
-    if started is None:
-        about = {"config": config.to_dict(), "data": data["fingerprint"]}
-        write_json(workdir / "config.json", about)
-    elif started["data"] != data["fingerprint"]:
-        raise InputError(
-            f"{workdir} was trained on other data (fingerprint {started['data']}, now "
-            f"{data['fingerprint']}); choose another --workdir"
-        )
-    say(
-        f"{config.data.name}: {data['users']:,} users, {data['items']:,} items, "
-        f"{data['interactions']:,} interactions; {data['train_interactions']:,} to learn "
-        f"from, {data['test_queries']:,} test queries"
-    )
-    run = Run(config, workdir, parallel.make_mesh(), JsonLines(workdir / "metrics.jsonl"))
-
-    if config.method in settings.MODEL_FREE:
-        fitted, selection = None, None
-    else:
-        fitted, selection = _select_and_refit(run, split)
-    return _test(run, facts, split, fitted, selection)
-
-
-def _select_and_refit(run: Run, split):
-    """The model to test, and the progress of the run that chose its length (or None)."""
-    config, phases = run.config, settings.make_phases(run.config)
-    if split.valid is None:
-        return fit(run, "fixed", phases, split.refit, None), None
-    chosen = fit(run, "select", phases, split.train, split.valid)
-    selection = chosen.progress
-    if config.retrain.epochs == "none":
-        return chosen, selection
-    epochs = selection["best_epoch"]
-    if config.retrain.epochs == "scaled":
-        epochs *= len(split.train.users) / len(split.refit.users)
-    return fit(run, "refit", _shorten(phases, round(epochs)), split.refit, None), selection
-
-
-def _shorten(phases, epochs):
-    """The phases up to that many epochs in all, warm-up included; one epoch at least."""
-    short = []
-    for phase in phases:
-        length = min(phase.epochs, epochs - sum(p.epochs for p in short))
-        if length > 0:
-            short.append(phase._replace(epochs=length))
-    return short or [phases[0]._replace(epochs=1)]
 
 
 def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
@@ -138,7 +67,10 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
     )
 
     clock = Clock(progress["seconds"])
-    total, first_joint = sum(p.epochs for p in phases), sum(p.epochs for p in phases[:-1])
+    total, first_joint = (
+        sum(p.epochs for p in phases),
+        sum(p.epochs for p in phases[:-1]),
+    )
     bar = _bar(stage, total, progress["epoch"])
     current, pending, step, saved_at = None, [], int(state.step), time.monotonic()
     while not progress["finished"]:
@@ -189,7 +121,9 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
                     progress["best_metrics"] = metrics
         better = progress["best_epoch"] == epoch + 1
         waited = epoch + 1 - max(progress["best_epoch"], first_joint)
-        stop = validate is not None and waited >= config.train.patience * config.eval.every
+        stop = (
+            validate is not None and waited >= config.train.patience * config.eval.every
+        )
         progress["finished"] = last or stop
         bar.update(epoch + 1 - bar.n)
         bar.set_postfix_str(_brief(line, config.eval.select_by), refresh=False)
@@ -259,7 +193,7 @@ def _settle(pending: list, sums: dict, step: int, phase) -> int:
 def _validator(run, model, phases, holdout):
     """(params, graph, phase) -> metrics. A warm-up is scored with the graph's users."""
     config = run.config
-    asker = _asker(run, holdout)
+    asker = evaluate.make_asker(config, holdout, run.mesh)
     by_name = {}
 
     def validate(params, graph, phase):
@@ -279,107 +213,6 @@ def _validator(run, model, phases, holdout):
         return evaluate.summarise(ranking, holdout, config.eval.ks, model.n_items)
 
     return validate
-
-
-def _asker(run, holdout):
-    config = run.config
-    return evaluate.Asker(
-        holdout,
-        run.mesh,
-        max_len=config.seq.max_len,
-        filter_seen=config.eval.filter_seen,
-        batch=config.eval.batch,
-    )
-
-
-def scorer(config, model, train):
-    """The scores by which `config.method` ranks."""
-    if config.method in settings.MODEL_FREE:
-        counts = np.bincount(train.items, minlength=train.n_items + 1)
-        return evaluate.counting_scores(counts, config.method, config.seed)
-    return evaluate.model_scores(model, by_graph=model.encoder is None)
-
-
-def _test(run, facts, split, fitted, selection) -> dict:
-    """Ranks the test queries of every target rule, once, and writes result.json."""
-    config, start = run.config, time.monotonic()
-    model, params, graph = fitted[:3] if fitted else (None, {}, ())
-    score = scorer(config, model, split.refit)
-    by_target = {}
-    candidates = split.test[config.eval.target].candidates
-    top_k = max(config.eval.ks)
-    rank = evaluate.compile_ranker(score, candidates, run.mesh, top_k=top_k)
-    for name, holdout in split.test.items():
-        ranking = evaluate.ask(rank, _asker(run, holdout), params, graph)
-        by_target[name] = evaluate.summarise(
-            ranking, holdout, config.eval.ks, split.refit.n_items
-        )
-    seconds = _seconds(selection, fitted)
-    seconds["eval"] += time.monotonic() - start
-    result = {
-        "dataset": facts["dataset"],
-        "method": config.method,
-        "seed": config.seed,
-        "protocol": facts["protocol"],
-        "data": facts["data"],
-        "valid": selection["best_metrics"] if selection else {},
-        "test": by_target[config.eval.target],
-        "test_by_target": by_target,
-        "epochs": fitted.progress["epoch"] if fitted else 0,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": _versions(),
-        "git": _git_commit(),
-    }
-    write_json(run.workdir / "result.json", result)
-    return result
-
-
-def _seconds(selection, fitted):
-    seconds = {"compile": 0.0, "train": 0.0, "eval": 0.0}
-    stages = {id(p): p for p in (selection, fitted and fitted.progress) if p}
-    for progress in stages.values():
-        for name, value in progress["seconds"].items():
-            seconds[name] += value
-    return seconds
-
-
-def _versions():
-    names = ("create_jax", "jax", "flax", "optax", "jraph", "orbax-checkpoint", "numpy")
-    found = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
-
-
-def _git_commit():
-    """The commit of this source tree; None where it is not a checkout."""
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        here = Path(__file__).parent
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def _refuse_other_config(workdir, before, config):
-    """A run continues under its own config only; says what differs."""
-    ignored = ("data.path", "checkpoint.seconds", "compare", "example")
-
-    def flat(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
-            elif prefix + key not in ignored:
-                yield prefix + key, list(value) if isinstance(value, tuple) else value
-
-    old, new = dict(flat(before)), dict(flat(config.to_dict()))
-    differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    if differ:
-        shown = "; ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in differ[:5])
-        raise InputError(
-            f"{workdir} holds a run of another config ({shown}); use that config again or "
-            "choose another --workdir"
-        )
 
 
 def _bar(stage, total, done):
@@ -405,11 +238,3 @@ def say(text: str) -> None:
     """One line for people, from process 0."""
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def evaluate_again(config, workdir: str) -> dict:
-    raise NotImplementedError
-
-
-def show_example(config, workdir: str) -> None:
-    raise NotImplementedError

@@ -21,7 +21,12 @@ def triples(interactions):
 
 def test_sorts_by_user_and_time_and_leaves_ties_in_file_order():
     found = log(("b", "y", 2), ("a", "z", 5), ("b", "x", 2), ("b", "z", 1))
-    assert triples(found) == [("a", "z", 5), ("b", "z", 1), ("b", "y", 2), ("b", "x", 2)]
+    assert triples(found) == [
+        ("a", "z", 5),
+        ("b", "z", 1),
+        ("b", "y", 2),
+        ("b", "x", 2),
+    ]
     assert found.users.tolist() == [0, 1, 1, 1]
     assert found.items.tolist() == [3, 3, 2, 1]  # from 1: 0 is padding
     assert (found.users.dtype, found.items.dtype) == (np.int32, np.int32)
@@ -53,7 +58,7 @@ def test_drops_consecutive_repeats_and_keeps_the_first():
 
 
 def test_k_core_reaches_the_fixed_point():
-    # z has one interaction, so it goes; then c has one, so c goes; then y has one, so it
+    # z has one interaction, so it goes; then c has one, so c goes; then y has one and
     # goes too. Left are a, b and x, w.
     rows = [
         ("a", "x", 1),
@@ -77,7 +82,11 @@ def test_k_core_reaches_the_fixed_point():
         ([], {}, "empty"),
         ([("a", "x", 1), ("a", "y", 2)], {}, "1 user(s) and 2 item(s)"),
         ([("a", "x", 1), ("b", "x", 2)], {}, "2 user(s) and 1 item(s)"),
-        ([("a", "x", 1), ("b", "y", 2)], {"k_core": 2}, "2-core leaves no interactions"),
+        (
+            [("a", "x", 1), ("b", "y", 2)],
+            {"k_core": 2},
+            "2-core leaves no interactions",
+        ),
         (
             [("a", "x", 1), ("a", "y", 2), ("b", "x", 3), ("a", "y", 3)],
             {"k_core": 2, "drop_repeats": False},

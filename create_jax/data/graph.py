@@ -31,7 +31,9 @@ class EdgeBatch(NamedTuple):
     weights: np.ndarray
 
 
-def make_pairs(train: Interactions, *, last_n: int = 0, last_frac: float = 1.0) -> Pairs:
+def make_pairs(
+    train: Interactions, *, last_n: int = 0, last_frac: float = 1.0
+) -> Pairs:
     """All training pairs, or those of each user's last rows (CREATE, section 5.4).
 
     Args:

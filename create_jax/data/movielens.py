@@ -54,4 +54,6 @@ def load(
             )
         source = f"{path}/{names[0]}"
         with archive.open(names[0]) as file:
-            return from_frame(table.read(file, source, **LAYOUT), source=source, **filters)
+            return from_frame(
+                table.read(file, source, **LAYOUT), source=source, **filters
+            )

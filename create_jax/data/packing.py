@@ -75,9 +75,7 @@ def training_sequences(train: Interactions, max_len: int) -> Sequences:
     end = np.cumsum(counts)
     begin = end - np.minimum(counts, max_len + 1)
     users = np.flatnonzero(counts >= 2)
-    return Sequences(
-        users.astype(np.int32), train.items, begin[users], end[users] - 1
-    )
+    return Sequences(users.astype(np.int32), train.items, begin[users], end[users] - 1)
 
 
 def make_layout(

@@ -92,7 +92,9 @@ def hold_out(
       seed: of the `random` target.
     """
     warm = known[log.items]
-    before = np.concatenate([[0], np.cumsum(warm)])  # rows of the clean log before row r
+    before = np.concatenate(
+        [[0], np.cumsum(warm)]
+    )  # rows of the clean log before row r
     user_row = np.searchsorted(log.users, np.arange(log.n_users + 1))
     first_held = user_row[:-1] + np.bincount(log.users[~held], minlength=log.n_users)
     trained = before[first_held] > before[user_row[:-1]]
@@ -163,9 +165,7 @@ def global_temporal(
     else:
         train, asked, held = past, None, None
     warm = np.intersect1d(past.users, log.users[late])
-    return _split(
-        log, train, asked, held, past, test, target, seed, rules, len(warm)
-    )
+    return _split(log, train, asked, held, past, test, target, seed, rules, len(warm))
 
 
 def leave_one_out(

@@ -8,7 +8,6 @@ only then, to name its line.
 import csv
 import gzip
 import json
-import os
 import time
 import zlib
 from bisect import bisect_left
@@ -20,7 +19,7 @@ from typing import BinaryIO, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import polars as pl
-import zstandard
+import pyarrow as pa
 
 from create_jax.data.interactions import Interactions, from_frame
 from create_jax.errors import InputError
@@ -32,7 +31,7 @@ KEYS = ("user", "item", "time")
 BLOCK = 1 << 24  # bytes of text, or
 BLOCK_ROWS = 1 << 20  # rows of Parquet, parsed at a time
 FIELD = "\x1f"  # stands in for a separator of several characters
-DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, BadZipFile)
+DAMAGE = (EOFError, zlib.error, OSError, BadZipFile)
 
 
 def load(
@@ -60,21 +59,21 @@ def load(
         otherwise. ISO times without an offset are UTC.
       k_core, drop_repeats, counts: see `from_frame`.
     """
-    if not os.path.isfile(path):
-        found = "a directory" if os.path.isdir(path) else "no such file"
+    try:
+        with open(path, "rb") as file:
+            frame = read(
+                file,
+                path,
+                columns=columns,
+                separator=separator,
+                format=format,
+                header=header,
+                time_unit=time_unit,
+            )
+    except OSError as error:
         raise InputError(
-            f"{path}: {found}; expected the file of the log: check the path"
-        )
-    with open(path, "rb") as file:
-        frame = read(
-            file,
-            path,
-            columns=columns,
-            separator=separator,
-            format=format,
-            header=header,
-            time_unit=time_unit,
-        )
+            f"{path}: {error.strerror}; expected the file of the log: check the path"
+        ) from error
     return from_frame(
         frame, source=path, k_core=k_core, drop_repeats=drop_repeats, counts=counts
     )
@@ -221,13 +220,13 @@ def _parquet_blocks(file: BinaryIO, source: str, columns: dict) -> Iterator[Bloc
         file.seek(0)
         frame = pl.read_parquet(file, columns=list(set(picked)))
     except pl.exceptions.PolarsError as error:
-        raise EOFError(_one_line(error)) from error
+        raise OSError(_one_line(error)) from error
     frame = frame.select(pl.col(c).alias(k) for k, c in zip(KEYS, picked, strict=True))
     for name, dtype in zip(picked, frame.dtypes, strict=True):
         if dtype.is_nested():
             raise InputError(
-                f"{source}: found {dtype} in column {name!r}; expected one value a row: "
-                "bring the flat file, one row an interaction"
+                f"{source}: found {dtype} in column {name!r}; expected one value "
+                "a row: bring the flat file, one row an interaction"
             )
     for first in range(0, frame.height, BLOCK_ROWS):
 
@@ -258,8 +257,8 @@ def _text_blocks(
             start, line = rest, 2
     for text in _whole_records(chain([start], chunks), parser.quoted):
 
-        def blame(row: int, trouble: str, height=0, text=text, line=line) -> InputError:
-            offset, record = _records(text, parser, height)[row]
+        def blame(row: int, trouble: str, text=text, line=line) -> InputError:
+            offset, record = _records(text, parser)[row]
             trouble = parser.complain(record) or trouble
             return InputError(f"{source}:{line + offset}: {trouble}")
 
@@ -267,8 +266,9 @@ def _text_blocks(
             try:
                 frame = parser.parse(text.rstrip(b"\r\n"))
             except pl.exceptions.PolarsError as error:
-                raise blame(_first_refused(text, parser), _one_line(error)) from error
-            yield Block(frame, partial(blame, height=frame.height))
+                trouble = f"found a malformed row ({_one_line(error)}): mend or drop it"
+                raise blame(_first_refused(text, parser), trouble) from error
+            yield Block(frame, blame)
         line += text.count(b"\n")
 
 
@@ -371,27 +371,26 @@ def _whole_records(chunks: Iterator[bytes], quoted: bool) -> Iterator[bytes]:
         yield text
 
 
-def _records(text: bytes, parser: Parser, height: int) -> list[tuple[int, bytes]]:
-    """The records of `height` rows, each with the number of lines before it."""
+def _records(text: bytes, parser: Parser) -> list[tuple[int, bytes]]:
+    """The record of each row, with the number of lines before it."""
     lines = list(enumerate(text.rstrip(b"\r\n").split(b"\n")))
     if parser.skips_blank:
         lines = [(number, line) for number, line in lines if line.strip()]
-    if not parser.quoted or len(lines) == height:
+    if not parser.quoted:
         return lines
     records, inside = [], False
     for number, line in lines:
         if inside:
-            number, start = records.pop()
-            records.append((number, start + b"\n" + line))
+            records[-1][1].append(line)
         else:
-            records.append((number, line))
+            records.append((number, [line]))
         inside ^= line.count(b'"') % 2 == 1
-    return records
+    return [(number, b"\n".join(parts)) for number, parts in records]
 
 
 def _first_refused(text: bytes, parser: Parser) -> int:
     """The first record that does not parse, by bisection."""
-    records = [record for _, record in _records(text, parser, height=0)]
+    records = [record for _, record in _records(text, parser)]
 
     def refused(index: int) -> bool:
         try:
@@ -405,27 +404,10 @@ def _first_refused(text: bytes, parser: Parser) -> int:
 
 def _decompress(file: BinaryIO, magic: bytes) -> Iterator[bytes]:
     if magic == b"\x28\xb5\x2f\xfd":
-        return _unzstd(file)
-    if magic.startswith(b"\x1f\x8b"):
+        file = pa.input_stream(file, compression="zstd")
+    elif magic.startswith(b"\x1f\x8b"):
         file = gzip.GzipFile(fileobj=file)
     return iter(partial(file.read, BLOCK), b"")
-
-
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    """Unlike `zstandard.open`, notices a file that is cut off."""
-    text, decoder = bytearray(), None
-    while chunk := file.read(1 << 17):
-        while chunk:  # a file may hold several frames
-            if decoder is None or decoder.eof:
-                decoder = zstandard.ZstdDecompressor().decompressobj()
-            text += decoder.decompress(chunk)
-            chunk = decoder.unused_data
-        if len(text) >= BLOCK:
-            yield bytes(text)
-            text.clear()
-    if not decoder.eof:
-        raise EOFError("the zstd frame does not end")
-    yield bytes(text)
 
 
 def _one_line(error: Exception) -> str:

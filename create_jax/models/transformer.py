@@ -32,7 +32,11 @@ class Attention(nn.Module):
             shape = (self.heads, width // self.heads)
             return nn.DenseGeneral(shape, kernel_init=initializer, name=name)(x)
 
-        q, k, v = project("query", queries), project("key", keys), project("value", keys)
+        q, k, v = (
+            project("query", queries),
+            project("key", keys),
+            project("value", keys),
+        )
         scores = jnp.einsum("rthd,rshd->rhts", q, k) * (width // self.heads) ** -0.5
         weights = nn.softmax(jnp.where(mask, scores, -1e9))
         weights = nn.Dropout(self.dropout)(weights, deterministic=not train)

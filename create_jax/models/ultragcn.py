@@ -49,7 +49,9 @@ def prepare(users, items, n_users: int, n_rows: int, n_neighbours: int) -> Const
     neighbours[rows[kept], rank[best]] = columns[kept]
     weights[rows[kept], rank[best]] = omega[kept]
     return Constraints(
-        user_factor=(np.sqrt(d_u + 1) / np.maximum(d_u, 1) * (d_u > 0)).astype(np.float32),
+        user_factor=(np.sqrt(d_u + 1) / np.maximum(d_u, 1) * (d_u > 0)).astype(
+            np.float32
+        ),
         item_factor=(1 / np.sqrt(d_i + 1)).astype(np.float32),
         neighbours=neighbours,
         omega=weights,

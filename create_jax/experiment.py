@@ -1,0 +1,247 @@
+"""A run: select on validation, refit on everything up to the cut, test once."""
+
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from create_jax import evaluate, parallel, protocol, settings
+from create_jax.data.splits import Split
+from create_jax.errors import InputError
+from create_jax.train import Fitted, Run, fit, say
+from create_jax.writers import JsonLines, make_workdir, read_json, write_json
+
+# Settings that may differ when a run continues: they change no number.
+FREE_TO_CHANGE = ("data.path", "checkpoint.", "compare", "example")
+
+
+class Opened(NamedTuple):
+    """A run with its data. facts: dataset, protocol and data parts of a result."""
+
+    run: Run
+    split: Split
+    facts: dict
+
+
+def train_and_evaluate(config, workdir: str) -> dict:
+    """Trains, selects, refits, tests once; returns the result and writes result.json.
+
+    Running it again continues from the last checkpoint; a finished run returns its
+    result at once.
+    """
+    settings.check(config)
+    directory = make_workdir(workdir)
+    _refuse_other_config(directory, config, FREE_TO_CHANGE)
+    result = read_json(directory / "result.json")
+    if result is not None:
+        say(f"{directory} holds a finished run")
+        return result
+    opened = _open(config, directory)
+    fitted, selection = _select_and_refit(opened)
+    result = _test(opened, fitted, selection)
+    write_json(directory / "result.json", result)
+    return result
+
+
+def evaluate_again(config, workdir: str) -> dict:
+    """The result of a finished run, ranked anew under the `eval` settings of now."""
+    settings.check(config)
+    directory = Path(workdir).absolute()
+    if not (directory / "result.json").exists():
+        raise InputError(
+            f"{directory}: no finished run here (no result.json); train it first with "
+            "--mode=train, or name its directory with --workdir"
+        )
+    _refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
+    opened = _open(config, directory)
+    return _test(opened, *_select_and_refit(opened))
+
+
+def _open(config, directory: Path) -> Opened:
+    log = protocol.load(config)
+    split = protocol.make_split(config, log)
+    facts = protocol.describe(config, log, split)
+    data, started = facts["data"], read_json(directory / "config.json")
+    if started is None:
+        about = {"config": config.to_dict(), "data": data["fingerprint"]}
+        write_json(directory / "config.json", about)
+    elif started["data"] != data["fingerprint"]:
+        raise InputError(
+            f"{directory} was trained on other data (fingerprint {started['data']}, now "
+            f"{data['fingerprint']}); give the first data back or choose another --workdir"
+        )
+    say(
+        f"{facts['dataset']}, {config.method}: {data['users']:,} users, "
+        f"{data['items']:,} items, {data['interactions']:,} interactions; "
+        f"{data['train_interactions']:,} to learn from, "
+        f"{data['test_queries']:,} test queries"
+    )
+    lines = JsonLines(directory / "metrics.jsonl")
+    return Opened(Run(config, directory, parallel.make_mesh(), lines), split, facts)
+
+
+def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
+    """The model to test, and the progress of the stage that chose its length."""
+    run, split, _ = opened
+    if run.config.method in settings.MODEL_FREE:
+        return None, None
+    phases, retrain = settings.make_phases(run.config), run.config.retrain.epochs
+    if split.valid is None:
+        return fit(run, "fixed", phases, split.refit, None), None
+    chosen = fit(run, "select", phases, split.train, split.valid)
+    if retrain == "none":
+        return chosen, chosen.progress
+    epochs = chosen.progress["best_epoch"]
+    if retrain == "scaled":
+        epochs *= len(split.train.users) / len(split.refit.users)
+    short = _shorten(phases, max(1, round(epochs)))
+    return fit(run, "refit", short, split.refit, None), chosen.progress
+
+
+def _shorten(phases, epochs: int):
+    """The phases up to that many epochs in all, warm-up included."""
+    short = []
+    for phase in phases:
+        length = min(phase.epochs, epochs - sum(p.epochs for p in short))
+        if length > 0:
+            short.append(phase._replace(epochs=length))
+    return short
+
+
+def _scorer(config, fitted: Fitted | None, split: Split):
+    """The scores by which `config.method` ranks."""
+    if fitted is None:
+        train = split.refit
+        counts = np.bincount(train.items, minlength=train.n_items + 1)
+        return evaluate.counting_scores(counts, config.method, config.seed)
+    by_graph = fitted.model.encoder is None
+    return evaluate.model_scores(fitted.model, by_graph=by_graph)
+
+
+def _rank(opened: Opened, fitted, holdout, rank) -> evaluate.Ranking:
+    asker = evaluate.make_asker(opened.run.config, holdout, opened.run.mesh)
+    params, graph = (fitted.params, fitted.graph) if fitted else ({}, ())
+    return evaluate.ask(rank, asker, params, graph)
+
+
+def _test(opened: Opened, fitted: Fitted | None, selection: dict | None) -> dict:
+    """Ranks the test queries of every target rule; the whole content of result.json."""
+    (config, _, mesh, _), split, facts = opened
+    start = time.monotonic()
+    rank = evaluate.compile_ranker(
+        _scorer(config, fitted, split),
+        split.test[config.eval.target].candidates,
+        mesh,
+        top_k=max(config.eval.ks),
+    )
+    by_target = {}
+    for name, holdout in split.test.items():
+        ranking = _rank(opened, fitted, holdout, rank)
+        n_items = split.refit.n_items
+        by_target[name] = evaluate.summarise(ranking, holdout, config.eval.ks, n_items)
+    seconds = {"compile": 0.0, "train": 0.0, "eval": time.monotonic() - start}
+    stages = [selection, fitted.progress if fitted else None]
+    for progress in {id(p): p for p in stages if p}.values():
+        for name, value in progress["seconds"].items():
+            seconds[name] += value
+    return {
+        "dataset": facts["dataset"],
+        "method": config.method,
+        "seed": config.seed,
+        "protocol": facts["protocol"],
+        "data": facts["data"],
+        "valid": selection["best_metrics"] if selection else {},
+        "test": by_target[config.eval.target],
+        "test_by_target": by_target,
+        "epochs": fitted.progress["epoch"] if fitted else 0,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": _versions(),
+        "git": _git_commit(),
+    }
+
+
+def show_example(config, workdir: str, least_history: int = 5) -> None:
+    """Prints one real history and the ten items ranked first after it, by title."""
+    opened = _open(config, Path(workdir).absolute())
+    fitted, _ = _select_and_refit(opened)
+    split, titles = opened.split, protocol.titles(config)
+    holdout = split.test[config.eval.target]
+    long = np.flatnonzero(holdout.end - holdout.begin >= least_history)
+    one = long[:1] if len(long) else np.array([0])
+    query = holdout._replace(
+        users=holdout.users[one],
+        begin=holdout.begin[one],
+        end=holdout.end[one],
+        targets=holdout.targets[holdout.offsets[one]],
+        offsets=np.array([0, 1]),
+    )
+    score = _scorer(config, fitted, split)
+    rank = evaluate.compile_ranker(score, query.candidates, opened.run.mesh, top_k=10)
+    top = _rank(opened, fitted, query, rank).top[0]
+
+    def name(item):
+        external = split.refit.item_ids[int(item) - 1]
+        return titles.get(external, external)
+
+    history = query.log[query.begin[0] : query.end[0]]
+    user = split.refit.user_ids[int(query.users[0])]
+    say(f"User {user} last watched" + f" ({len(history)} in all):")
+    for item in history[-least_history:]:
+        say(f"      {name(item)}")
+    say(f"and next (held out): {name(query.targets[0])}\n\nThe model's top ten:")
+    for place, item in enumerate(top[top > 0], start=1):
+        say(
+            f"  {place:2d}  {name(item)}"
+            + ("   <- " if item == query.targets[0] else "")
+        )
+
+
+def _versions() -> dict:
+    names = ("create_jax", "jax", "flax", "optax", "jraph", "orbax-checkpoint", "numpy")
+    found = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def _git_commit() -> str | None:
+    """The commit of this source tree; None where it is not a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
+    """A run continues under its own config only; says what differs."""
+    started = read_json(directory / "config.json")
+    if started is None:
+        return
+    old, new = dict(_flat(started["config"])), dict(_flat(config.to_dict()))
+    differ = [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(free)
+    ]
+    if differ:
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise InputError(
+            f"{directory} holds a run of another config: {'; '.join(differ[:4])}{more}; "
+            "use that config again or choose another --workdir"
+        )
+
+
+def _flat(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,155 @@
+import gzip
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from test_interactions import triples
+
+from create_jax.data import amazon, movielens, movietweetings, sources, table, yambda
+from create_jax.data.interactions import fingerprint
+from create_jax.errors import InputError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs the real data in ../shared/data"
+)
+RATINGS = b"1::20::5::978300760\n1::3::4::978300760\n02::3::1::978300761\n"
+ROWS = [("02", "3", 978300761), ("1", "20", 978300760), ("1", "3", 978300760)]
+
+
+def message(load, *args, **options):
+    with pytest.raises(InputError) as caught:
+        load(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_amazon_reads_official_lines(tmp_path):
+    path = str(tmp_path / "reviews.json.gz")
+    lines = [
+        '{"reviewerID": "A2", "asin": "B1", "helpful": [0], "reviewText": "x\\n\\"y", '
+        '"overall": 1.0, "summary": "\\u00e9", "unixReviewTime": 86400, "reviewTime":'
+        ' "01 2, 1970"}',
+        '{"reviewerID": "A1", "asin": "0002", "unixReviewTime": 0}',
+    ]
+    Path(path).write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert triples(amazon.load(path)) == [("A1", "0002", 0), ("A2", "B1", 86400)]
+    Path(path).write_bytes(gzip.compress(lines[0].replace("asin", "item").encode()))
+    assert "reviews.json.gz:1: found no field 'asin'" in message(amazon.load, path)
+
+
+def test_movielens_finds_ratings_in_file_folder_and_zip(tmp_path):
+    folder = tmp_path / "data" / "ml-1m"
+    folder.mkdir(parents=True)
+    (folder / "ratings.dat").write_bytes(RATINGS)
+    archive = tmp_path / "ml-1m.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("any/ratings.dat", RATINGS)
+    for path in (folder / "ratings.dat", folder, folder.parent, archive):
+        assert triples(movielens.load(str(path))) == ROWS
+
+
+def test_movielens_names_what_is_wrong(tmp_path):
+    path = tmp_path / "ml-1m.zip"
+    assert "No such file" in message(movielens.load, str(path))
+    assert "found no ratings.dat" in message(movielens.load, str(tmp_path))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("ml-1m/ratings.dat", RATINGS.replace(b"::1::", b"::"))
+    text = message(movielens.load, str(path))
+    assert text.startswith(f"{path}/ml-1m/ratings.dat:3: found 3 fields; expected 4")
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"978300760", b"978300769"))  # the checksum fails
+    assert "cut off or damaged (Bad CRC-32" in message(movielens.load, str(path))
+    path.write_bytes(whole[:-30])
+    assert "cut off or damaged" in message(movielens.load, str(path))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("ml-1m/README", "")
+    assert "found ml-1m/README; expected ratings" in message(movielens.load, str(path))
+
+
+def test_yambda_reads_flat_likes(tmp_path):
+    path = str(tmp_path / "likes.parquet")
+    likes = {"uid": [3, 3, 20], "item_id": [7, 7, 8], "timestamp": [5, 10, 5]}
+    frame = pl.DataFrame(likes).cast(pl.UInt32)
+    frame = frame.with_columns(is_organic=pl.lit(1, pl.UInt8))
+    frame.write_parquet(path)
+    assert triples(yambda.load(path)) == [("20", "8", 5), ("3", "7", 5)]
+    assert len(yambda.load(path, drop_repeats=False).items) == 3
+    frame.group_by("uid").agg(pl.all()).write_parquet(path)
+    assert "bring the flat file" in message(yambda.load, path)
+
+
+def test_movietweetings_comes_with_the_package():
+    log = movietweetings.load(counts=(16_554, 10_506, 100_000))
+    assert (log.times.min(), log.times.max()) == (1_362_062_307, 1_378_067_265)
+    core = movietweetings.load(k_core=5)
+    assert (core.n_users, core.n_items, len(core.items)) == (4_333, 2_414, 68_055)
+    titles = movietweetings.titles()
+    assert titles["0002844"] == "Fantômas - À l'ombre de la guillotine (1913)"
+    assert set(log.item_ids) <= set(titles)
+
+
+def test_locate(tmp_path, monkeypatch):
+    monkeypatch.setenv("CREATE_JAX_DATA", str(tmp_path))
+    expected = tmp_path / "ml-1m" / "ml-1m.zip"
+    text = message(sources.locate, "ml1m", "")
+    assert text.startswith(f"{expected}: no such file; ")
+    assert "https://files.grouplens.org/datasets/movielens/ml-1m.zip" in text
+    assert text.endswith("run `python -m create_jax.fetch ml1m`")
+    expected.parent.mkdir()
+    expected.touch()
+    assert sources.locate("ml1m", "") == str(expected)
+    assert sources.locate("ml1m", str(tmp_path)) == str(tmp_path)
+    assert "check the path" in message(sources.locate, "ml1m", str(tmp_path / "none"))
+    assert sources.locate("movietweetings", "") == ""
+    assert "expected one of beauty, sports" in message(sources.locate, "beaty", "")
+    monkeypatch.delenv("CREATE_JAX_DATA")
+    monkeypatch.chdir(tmp_path)
+    assert message(sources.locate, "beauty").startswith("data/amazon-beauty/reviews_")
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("beauty", 1023840000, 1406073600), ("sports", 1015459200, 1406073600)],
+)
+def test_real_amazon(name, first, last):
+    path = SHARED / sources.SOURCES[name].path
+    log = amazon.load(str(path), k_core=5, counts=sources.TABLE_1[name])
+    assert len(log.items) == sources.TABLE_1[name][2]  # 5-core already, no repeats
+    assert (log.times.min(), log.times.max()) == (first, last)
+
+
+@needs_data
+def test_real_amazon_office_after_the_table():
+    path = SHARED / sources.SOURCES["office"].path
+    amazon.load(str(path), counts=(4_905, 2_420, 53_258))
+    assert "found 4,905 users" in message(amazon.load, str(path), counts=(1, 2, 3))
+
+
+@needs_data
+def test_real_clothing_by_position():
+    log = table.load(
+        str(SHARED / "amazon-clothing" / "order_only_NO_TIMESTAMPS.parquet"),
+        columns={"user": "user_id", "item": "item_id", "time": "position"},
+        time_unit="s",
+        counts=sources.TABLE_1["clothing"],
+    )
+    starts = np.flatnonzero(np.diff(log.users, prepend=-1))
+    assert (log.times[starts] == 0).all()
+    assert log.times.max() == np.bincount(log.users).max() - 1
+
+
+@needs_data
+def test_real_movielens():
+    path = SHARED / "ml-1m" / "ml-1m-rebuilt.zip"
+    log = movielens.load(str(path), counts=sources.TABLE_1["ml1m"])
+    assert (log.times.min(), log.times.max()) == (956703932, 1046454590)
+    # User 1 rated 1270, 1721, 1022 (lines 23, 28, 38) at one and the same second.
+    first = [item for user, item, _ in triples(log) if user == "1"][:5]
+    assert first == ["3186", "1270", "1721", "1022", "2340"]
+    core = movielens.load(str(path), k_core=5)
+    assert (core.n_items, len(core.items)) == (3_416, 999_611)
+    assert fingerprint(core) != fingerprint(log)
