@@ -13,12 +13,12 @@ def get_config(method: str | None = None) -> ConfigDict:
             "method": method or "create",
             "seed": 0,
             # Methods to run as well, for a table side by side.
-            "compare": [],
+            "compare": (),
             "data": {
                 "name": "table",
                 "loader": "table",
                 "path": "",  # empty: the default place in the data directory
-                "counts": [],  # users, items, interactions to insist on; [] = any
+                "counts": (),  # users, items, interactions to insist on; () = any
                 "k_core": 0,  # keep users and items with this many rows; 0 = all
                 "drop_repeats": True,  # of the same item in a row by the same user
                 "table": {  # loader `table`: the form of your own log
@@ -43,7 +43,7 @@ def get_config(method: str | None = None) -> ConfigDict:
                 "history": "full",  # before the target; train: only up to the cut
                 "candidates": "train",  # rank items seen in training, or all
                 "filter_seen": True,  # hide the history from the ranking
-                "ks": [10, 100],
+                "ks": (10, 100),
                 "select_by": "ndcg@10",  # the validation metric that stops and selects
                 "batch": 256,  # queries a step
                 "every": 1,  # epochs between validations
@@ -83,7 +83,7 @@ def get_config(method: str | None = None) -> ConfigDict:
                 "positions": "last",  # or all (1)
                 "user_source": "propagated",  # or ego (2)
                 "stop_grad": "none",  # global, local (11)
-                "projector_dims": [],  # (12)
+                "projector_dims": (),  # (12)
                 "l2_normalize": False,  # (13)
                 "temperature": 1.0,  # of infonce
                 "bt": {"lambda": 0.05, "reduce": "mean_dim"},  # (6, 5)

@@ -11,11 +11,11 @@ def get_config(method: str | None = None):
     config.data.name = "movietweetings"
     config.data.loader = "movietweetings"
     config.data.k_core = 5
-    config.data.counts = [16554, 10506, 100000]
+    config.data.counts = (16554, 10506, 100000)
     config.seq.max_len = 50
     config.split.validation = "none"  # a fixed number of epochs, to be quick
     config.train.epochs = 20
     config.warmup.epochs = 5
-    config.compare = ["sasrec", "mostpop"]
+    config.compare = ("sasrec", "mostpop")
     config.example = True
     return config

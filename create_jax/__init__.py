@@ -1,1 +1,1 @@
-"""CREATE (arXiv 2602.23471): sequence and graph encoders over one item table, in JAX."""
+"""CREATE (arXiv 2602.23471): sequence and graph encoders on one item table, in JAX."""

@@ -1,10 +1,11 @@
 """Orbax checkpoints of one stage of a run: the latest two, and the best, kept apart."""
 
+import copy
+import sys
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     BestN,
@@ -45,7 +46,8 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    progress=ocp.args.JsonSave(progress),
+                    # The loop goes on changing its own while this is written.
+                    progress=ocp.args.JsonSave(copy.deepcopy(progress)),
                 ),
                 metrics={"score": score},
             )
@@ -72,16 +74,16 @@ class Checkpoints:
             try:
                 return self._restore(step, like)
             except Exception as error:  # orbax raises many types for damaged files
-                logging.warning(
-                    "checkpoint %s is damaged (%s); falling back to the one before",
-                    self.directory / str(step),
-                    str(error).splitlines()[0][:200] if str(error) else repr(error),
+                print(
+                    f"warning: checkpoint {self.directory / str(step)} is damaged "
+                    f"({_first_line(error)}); continuing from the one before",
+                    file=sys.stderr,
                 )
                 self.manager.delete(step)
         return None
 
     def restore_best(self, like):
-        """(state, progress) of the checkpoint with the best validation score, or None."""
+        """(state, progress) with the best validation score, or None."""
         step = self.manager.best_step()
         return None if step is None else self._restore(step, like)
 
@@ -98,8 +100,11 @@ class Checkpoints:
 
 
 def _cannot_save(directory, error):
-    reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
     return InputError(
-        f"{directory}: the checkpoint could not be saved ({reason}); free some space and "
-        "run the same command again, it continues from the last checkpoint"
+        f"{directory}: the checkpoint could not be saved ({_first_line(error)}); free some space "
+        "and run the same command again, it continues from the last checkpoint"
     )
+
+
+def _first_line(error):
+    return (str(error) or repr(error)).splitlines()[0][:200]

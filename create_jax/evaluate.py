@@ -35,7 +35,7 @@ class Queries(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """ranks: [Q] candidates before the target, NOT_RANKED where it is hidden or unknown.
+    """ranks: [Q] candidates before the target; NOT_RANKED if it is hidden or unknown.
     top: [Q, K] best items, 0 = nothing left; None where no list was asked for."""
 
     ranks: np.ndarray

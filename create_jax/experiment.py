@@ -72,8 +72,9 @@ def _open(config, directory: Path) -> Opened:
         write_json(directory / "config.json", about)
     elif started["data"] != data["fingerprint"]:
         raise InputError(
-            f"{directory} was trained on other data (fingerprint {started['data']}, now "
-            f"{data['fingerprint']}); give the first data back or choose another --workdir"
+            f"{directory} was trained on other data (fingerprint {started['data']}, "
+            f"now {data['fingerprint']}); bring back the first or choose another "
+            "--workdir"
         )
     say(
         f"{facts['dataset']}, {config.method}: {data['users']:,} users, "
@@ -234,8 +235,8 @@ def _refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None
     if differ:
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise InputError(
-            f"{directory} holds a run of another config: {'; '.join(differ[:4])}{more}; "
-            "use that config again or choose another --workdir"
+            f"{directory} holds a run of another config: {'; '.join(differ[:4])}"
+            f"{more}; use that config again or choose another --workdir"
         )
 
 

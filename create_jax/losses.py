@@ -1,9 +1,10 @@
 """Losses as pure functions of arrays.
 
-Every loss is *global*: with an `axis_name`, sums, counts and moments are summed over the
-mapped axis before they are divided, so each device returns the loss of the whole batch,
-and the mean over devices of its gradients is the gradient of that loss. Averaging losses
-of parts of a batch would be wrong for Barlow Twins and for uneven token counts.
+Every loss is *global*: with an `axis_name`, sums, counts and moments are summed over
+the mapped axis before they are divided, so each device returns the loss of the whole
+batch, and the mean over devices of its gradients is the gradient of that loss.
+Averaging losses of parts of a batch would be wrong for Barlow Twins and for uneven
+token counts.
 """
 
 from functools import partial
@@ -19,7 +20,7 @@ def global_sum(x: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def weighted_mean(values, weights, axis_name=None):
-    """sum(values * weights) / sum(weights) over all devices; 0 where all weights are."""
+    """sum(values * weights) / sum(weights) over all devices; 0 without any weight."""
     total = global_sum(jnp.sum(values * weights), axis_name)
     return total / jnp.maximum(global_sum(jnp.sum(weights), axis_name), 1e-12)
 
@@ -39,7 +40,7 @@ def softmax_cross_entropy(
 ) -> jax.Array:
     """Exact full softmax over items 1..I, averaged over tokens that have a target.
 
-    Never holds [M, I]: it streams over chunks of tokens, and of the catalogue where that
+    Never holds [M, I]: it streams over chunks of tokens, and of the catalogue where it
     is larger than `item_chunk`. Gradients are formed while the logits of a chunk exist.
 
     Args:
@@ -63,7 +64,7 @@ def softmax_cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _streamed_cross_entropy(states, table, targets, item_chunk):
-    """Sum of cross-entropies. states [C, M, D], table [I, D], targets [C, M], -1 = none."""
+    """Sum of losses. states [C, M, D], table [I, D], targets [C, M], -1 = none."""
 
     def body(total, chunk):
         x, target = chunk
@@ -187,7 +188,7 @@ def _moments(x, weights, axis_name):
 
 
 def cross_correlation(a, b, weights, axis_name=None):
-    """C_ij = 1/B sum_u za_ui zb_uj of the standardised views (CREATE, eq. 2) -> [D, D]."""
+    """C_ij = 1/B sum_u za_ui zb_uj of standardised views (CREATE, eq. 2) -> [D, D]."""
     count = jnp.maximum(global_sum(weights.sum(), axis_name), 1.0)
     a = standardise(a, weights, axis_name) * weights[:, None]
     return global_sum(a.T @ standardise(b, weights, axis_name), axis_name) / count

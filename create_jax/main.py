@@ -4,11 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from create_jax.errors import InputError
 
+FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "--config is missing; for example --config=configs/quickstart.py"
         )
+    if FLAGS.verbosity < 0:
+        logging.set_verbosity(logging.ERROR)  # orbax has much to say
     # JAX wakes only now: --help and mistakes in flags need not wait for it.
     import jax
 
@@ -77,13 +80,13 @@ def workdir(config) -> str:
 
 
 def _CONFIG_FILE() -> str:
-    return config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    return config_flags.get_config_filename(FLAGS["config"]).split(":")[0]
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Flags, where a mistake is an InputError in one line."""
     try:
-        return flags.FLAGS(argv)
+        return FLAGS(argv)
     except InputError:
         raise
     except Exception as error:  # config_flags raises many types for one kind of mistake

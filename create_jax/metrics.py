@@ -21,8 +21,8 @@ def from_lists(
 ) -> dict[str, np.ndarray]:
     """One or more targets per query, from top lists.
 
-    Recall = hits / targets; NDCG = DCG / ideal DCG of min(k, targets) hits; MRR = of the
-    first hit.
+    Recall = hits / targets; NDCG = DCG / ideal DCG of min(k, targets) hits; MRR = of
+    the first hit.
 
     Args:
       top: [Q, >= k] item ids, best first, 0 = nothing.

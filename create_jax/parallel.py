@@ -31,11 +31,11 @@ def compile_step(
     return jax.jit(mapped, donate_argnums=donate)
 
 
-def place(mesh: Mesh, tree, specs=P()):
+def place(mesh: Mesh, tree, specs=None):
     """Host arrays, the same in every process, onto the devices.
 
     Args:
-      specs: one PartitionSpec for all arrays, or a tree of them like `tree`.
+      specs: one PartitionSpec for all arrays (None: everywhere), or a tree of them.
     """
 
     def put(x, spec):
@@ -45,6 +45,6 @@ def place(mesh: Mesh, tree, specs=P()):
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
-    if isinstance(specs, P):
-        return jax.tree.map(lambda x: put(x, specs), tree)
+    if specs is None or isinstance(specs, P):
+        return jax.tree.map(lambda x: put(x, specs or P()), tree)
     return jax.tree.map(put, tree, specs)

@@ -5,6 +5,7 @@ import importlib
 from create_jax.data import interactions, sources, splits
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
+from create_jax.errors import InputError
 
 SPLITS = {
     "global_temporal": splits.global_temporal,
@@ -16,9 +17,8 @@ def load(config) -> Interactions:
     """The raw log of `config.data`, by the loader module of that name."""
     data = config.data
     loader = importlib.import_module(f"create_jax.data.{data.loader}")
-    path = data.path if data.loader == "movietweetings" else locate(config)
     log = loader.load(
-        path,
+        _locate(data),
         k_core=data.k_core,
         drop_repeats=data.drop_repeats,
         counts=list(data.counts),
@@ -29,9 +29,15 @@ def load(config) -> Interactions:
     return log
 
 
-def locate(config) -> str:
-    """Where the raw file lies; an error that says how to get it where it does not."""
-    return sources.locate(config.data.name, config.data.path)
+def _locate(data) -> str:
+    if data.loader != "table":
+        return sources.locate(data.name, data.path)
+    if not data.path:
+        raise InputError(
+            "config.data.path is empty; say where your log is with "
+            "--config.data.path=FILE"
+        )
+    return data.path
 
 
 def titles(config) -> dict[str, str]:

@@ -34,6 +34,7 @@ def table(results: list[dict]) -> str:
     title = (
         f"{first['dataset']}, test, percent ({protocol['kind']}{cut}; "
         f"{data['test_queries']:,} queries with target {protocol['target']}; "
-        f"ties {protocol['ties']}; seen items {'hidden' if protocol['filter_seen'] else 'ranked'})"
+        f"ties {protocol['ties']}; seen items "
+        f"{'hidden' if protocol['filter_seen'] else 'ranked'})"
     )
     return "\n".join(["", title, *lines, ""])

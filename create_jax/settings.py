@@ -85,6 +85,13 @@ def check(config) -> None:
         )
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
+    names = [
+        f"{metric}@{k}" for metric in ("ndcg", "recall", "mrr") for k in config.eval.ks
+    ]
+    if config.eval.select_by not in names:
+        raise _bad(
+            "eval.select_by", config.eval.select_by, "one of " + ", ".join(names)
+        )
     for method in config.compare:
         if method not in METHODS:
             raise _bad("compare", method, "methods: " + ", ".join(METHODS))
@@ -102,10 +109,12 @@ def check(config) -> None:
 
 
 def _bad(key, found, expected):
+    if key == "method":
+        return InputError(
+            f"unknown method {found!r} after the colon of --config; expected {expected}"
+        )
     return InputError(
-        f"config.{key} is {found!r}; expected {expected}; set it with --config.{key}=..."
-        if key != "method"
-        else f"unknown method {found!r} after the colon of --config; expected {expected}"
+        f"config.{key} is {found!r}; expected {expected}; set it with --config.{key}="
     )
 
 

@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,8 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
     restored = checkpoints.restore_latest(state)
     if restored is not None:
         state, progress = restored
-        say(f"{stage}: continuing from epoch {progress['epoch'] + 1}")
+        if not progress["finished"]:
+            say(f"{stage}: continuing in epoch {progress['epoch'] + 1}")
     run.lines.rewind(
         lambda line: line["stage"] != stage or line["epoch"] <= progress["epoch"]
     )
@@ -71,7 +73,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         sum(p.epochs for p in phases),
         sum(p.epochs for p in phases[:-1]),
     )
-    bar = _bar(stage, total, progress["epoch"])
+    bar = _bar(stage, total, progress)
     current, pending, step, saved_at = None, [], int(state.step), time.monotonic()
     while not progress["finished"]:
         epoch = progress["epoch"]
@@ -180,9 +182,9 @@ def _settle(pending: list, sums: dict, step: int, phase) -> int:
         bad = steps.first_bad_step(losses)
         if bad is not None:
             raise InputError(
-                f"{bad[1]} is not finite at step {step + bad[0]} of phase {phase.name}; "
-                "lower optim.lr or the weight of that loss, or set optim.clip=1; the "
-                "last checkpoint is intact"
+                f"{bad[1]} is not finite at step {step + bad[0]} of phase "
+                f"{phase.name}; lower optim.lr or the weight of that loss, or set "
+                "optim.clip=1; the last checkpoint is intact"
             )
         for name, values in losses.items():
             sums[name] = sums.get(name, 0.0) + float(np.sum(values, dtype=np.float64))
@@ -215,13 +217,14 @@ def _validator(run, model, phases, holdout):
     return validate
 
 
-def _bar(stage, total, done):
+def _bar(stage, total, progress):
     return tqdm(
         total=total,
-        initial=done,
+        initial=progress["epoch"],
         desc=stage,
         unit="epoch",
-        disable=jax.process_index() != 0,
+        disable=progress["finished"] or jax.process_index() != 0,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
         bar_format="{desc:>6} {percentage:3.0f}%|{bar:24}| epoch {n:.1f}/{total} "
         "[{elapsed}<{remaining}] {postfix}",
     )

@@ -70,7 +70,7 @@ def make_workdir(path: str) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"--workdir {workdir}: {error.strerror or error}; a writable directory with "
-            "free space is needed, choose another with --workdir"
+            f"--workdir {workdir}: {error.strerror or error}; a writable directory "
+            "with free space is needed, choose another with --workdir"
         ) from None
     return workdir

@@ -35,6 +35,16 @@ def write(tmp_path):
     return write
 
 
+@pytest.fixture
+def tokyo(monkeypatch):
+    """Sets the time zone of the machine, which must play no part."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 def message(path, **options):
     """The one line by which a file is refused."""
     with pytest.raises(InputError) as caught:
@@ -118,9 +128,7 @@ def test_a_stray_quote_does_not_hide_the_rest(write, monkeypatch):
         ("iso", ["2014-05-13", "2014-05-13T16:53:21Z", "2014-05-13 18:53:22.5+02:00"]),
     ],
 )
-def test_time_units(write, unit, written, monkeypatch):
-    monkeypatch.setenv("TZ", "Asia/Tokyo")  # the zone of the machine plays no part
-    time.tzset()
+def test_time_units(write, unit, written, tokyo):
     first = 1_399_939_200 if unit == "iso" else 1_400_000_000  # iso: midnight, UTC
     users = zip(("a", "b", "c"), written, strict=True)
     path = write("".join(f"{u},{u},,{t}\n" for u, t in users).encode())

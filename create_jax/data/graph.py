@@ -67,8 +67,8 @@ def shuffled_pass(
     Args:
       steps, size: S batches of P pairs.
       negatives: shape in a step: (n,) shared, or (P, n).
-      repeat: where S * P is above E, start the order again; otherwise fill up with pairs
-        of weight 0, at the ends of the batches.
+      repeat: where S * P is above E, start the order again; otherwise fill up with
+        pairs of weight 0, at the ends of the batches.
     """
     rng = np.random.default_rng((seed, epoch, 0x65646765))
     n_pairs, wanted = len(pairs.users), steps * size

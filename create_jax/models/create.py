@@ -60,7 +60,7 @@ class Projector(nn.Module):
 
 
 def init(model: Model, seed: int) -> dict:
-    """Parameters. Each group has its own key, so a group starts the same in any model."""
+    """Parameters. Each group has its own key: it starts the same in any model."""
     keys = jax.random.split(jax.random.key(seed), 4)
     shape = (model.n_rows, model.dim)
     table = model.item_std * jax.random.normal(keys[0], shape)

@@ -1,4 +1,4 @@
-"""SASRec (Kang and McAuley 2018) as trained with full cross-entropy: models.md section 1."""
+"""SASRec (Kang and McAuley 2018), in the form trained with full cross-entropy."""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""UltraGCN (Mao et al. 2021, arXiv 2110.15114): a graph as constraints, not messages."""
+"""UltraGCN (Mao et al. 2021, arXiv 2110.15114): the graph as constraints."""
 
 from typing import NamedTuple
 
@@ -77,8 +77,8 @@ def loss(
     """L_C + L_O, L_I and the norms, as the published code sums them.
 
     Args:
-      batch: EdgeBatch; its negatives are [P, n] for each pair, or [n] shared by all, which
-        turns their term into one matrix product.
+      batch: EdgeBatch; its negatives are [P, n] for each pair, or [n] shared by all,
+        which turns their term into one matrix product.
       w1..w4: a pair weighs w1 + w2 beta_ui, a negative w3 + w4 beta_uj.
       negative_weight: of the mean over negatives. item_weight: lambda, of L_I.
       norm_weight: gamma, of half the squared norm of both *whole* tables.

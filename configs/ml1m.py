@@ -1,0 +1,17 @@
+"""MovieLens 1M: 6,040 users, 3,706 items, 1,000,209 ratings, none filtered.
+
+python -m create_jax.main --config=configs/ml1m.py[:METHOD]
+"""
+
+from configs import common
+
+
+def get_config(method: str | None = None):
+    config = common.get_config(method)
+    config.data.name = "ml1m"
+    config.data.loader = "movielens"
+    config.data.counts = (6040, 3706, 1000209)
+    config.seq.max_len = 200
+    config.seq.dropout = 0.2
+    config.train.batch = 128
+    return config

@@ -1,0 +1,17 @@
+"""Amazon Sports and Outdoors 2014, 5-core: 35,598 users, 18,357 items, 296,337 reviews.
+
+python -m create_jax.main --config=configs/sports.py[:METHOD]
+"""
+
+from configs import common
+
+
+def get_config(method: str | None = None):
+    config = common.get_config(method)
+    config.data.name = "sports"
+    config.data.loader = "amazon"
+    config.data.counts = (35598, 18357, 296337)
+    config.seq.max_len = 50
+    config.seq.dropout = 0.5
+    config.train.batch = 128
+    return config

@@ -1,0 +1,234 @@
+"""Packing loses no token, invents none, and does not depend on the devices."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from create_jax.data import packing
+from create_jax.data.interactions import Interactions
+from create_jax.data.packing import Layout, Sequences
+
+
+def make_sequences(lengths, seed=0):
+    """Sequences over a log in which every item occurs once, so an item names a token.
+
+    Between two sequences lies one item that only is a target.
+    """
+    lengths = np.asarray(lengths)
+    log = np.random.default_rng(seed).permutation(lengths.sum() + len(lengths)) + 1
+    end = np.cumsum(lengths + 1) - 1
+    owners = 1000 + np.arange(len(lengths), dtype=np.int32)
+    return Sequences(owners, log.astype(np.int32), end - lengths, end)
+
+
+def geometric(n, seed=0, longest=50):
+    """Lengths as on the Amazon sets: mean 8, at most 50."""
+    return np.minimum(np.random.default_rng(seed).geometric(1 / 8, n), longest)
+
+
+def check_epoch(sequences, layout, plan):
+    """Every claim about a batch, read back from its arrays alone."""
+    batch = packing.fill(plan, sequences, layout, shift=True)
+    steps, shards, width, rows, length = layout
+    assert batch.items.shape == (steps, shards * rows, length)
+    assert batch.users.shape == (steps, shards * width)
+    tokens = np.concatenate(
+        [
+            sequences.log[b:e]
+            for b, e in zip(sequences.begin, sequences.end, strict=True)
+        ]
+    )
+    # Each token once, nothing else; segments, items and targets agree on what is real.
+    np.testing.assert_array_equal(
+        np.sort(batch.items[batch.items > 0]), np.sort(tokens)
+    )
+    np.testing.assert_array_equal(batch.items > 0, batch.segments > 0)
+    np.testing.assert_array_equal(batch.items > 0, batch.targets > 0)
+    after = np.zeros(len(sequences.log) + 2, np.int32)
+    after[sequences.log[:-1]] = sequences.log[1:]
+    np.testing.assert_array_equal(batch.targets, after[batch.items])
+
+    real = batch.weights > 0
+    assert set(batch.weights.ravel().tolist()) <= {0.0, 1.0}
+    np.testing.assert_array_equal(np.sort(batch.users[real]), sequences.owners)
+    number = {int(owner): n for n, owner in enumerate(sequences.owners)}
+    found = 0
+    for step in range(steps):
+        for b in np.flatnonzero(real[step]):
+            shard = b // width
+            mine = slice(shard * rows, (shard + 1) * rows)
+            row, column = divmod(int(batch.last[step, b]), length)
+            n = number[int(batch.users[step, b])]
+            own = sequences.log[sequences.begin[n] : sequences.end[n]]
+            slots = slice(column + 1 - len(own), column + 1)
+            np.testing.assert_array_equal(batch.items[step, mine][row, slots], own)
+            positions = batch.positions[step, mine][row, slots]
+            np.testing.assert_array_equal(positions, np.arange(len(own)))
+            segments = batch.segments[step, mine][row]
+            assert (segments[slots] == segments[column]).all()
+            # No other sequence of the row carries this number.
+            assert (segments == segments[column]).sum() == len(own)
+            found += 1
+    assert found == len(sequences.owners)
+    for segments in batch.segments.reshape(-1, length):
+        count = int((segments > 0).sum())
+        assert (segments[count:] == 0).all()  # empty slots at the end
+        steps_up = np.diff(segments[:count], prepend=0)
+        assert ((steps_up == 0) | (steps_up == 1)).all()  # 1, 2, ... without gaps
+    return batch
+
+
+@pytest.mark.parametrize("shards", [1, 2, 8])
+def test_an_epoch_holds_every_token_once_with_its_next_item(shards):
+    lengths = geometric(203, longest=20)
+    sequences = make_sequences(lengths)
+    layout = packing.make_layout(lengths, batch=40, row_length=20, shards=shards)
+    assert layout.steps == 5
+    for epoch in range(2):
+        check_epoch(sequences, layout, packing.plan_epoch(lengths, layout, 7, epoch))
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch():
+    lengths = geometric(100)
+    layout = packing.make_layout(lengths, batch=25, row_length=50)
+
+    def index(seed, epoch):
+        return packing.plan_epoch(lengths, layout, seed, epoch).index
+
+    np.testing.assert_array_equal(index(0, 3), index(0, 3))
+    assert (index(0, 3) != index(0, 4)).any()
+    assert (index(0, 3) != index(1, 3)).any()
+    # Not only inside a step: other users meet.
+    groups = [{frozenset(step) for step in index(0, e)[:, 0].tolist()} for e in (3, 4)]
+    assert not groups[0] & groups[1]
+
+
+def test_the_users_that_share_a_step_do_not_depend_on_devices():
+    lengths = geometric(300)
+    met = []
+    for shards in (1, 2, 8):
+        layout = packing.make_layout(lengths, batch=64, row_length=50, shards=shards)
+        index = packing.plan_epoch(lengths, layout, 0, 1).index
+        met.append([set(step[step >= 0].tolist()) for step in index])
+        assert index.shape[:2] == (layout.steps, shards)
+    assert met[0] == met[1] == met[2]
+
+
+@pytest.mark.parametrize("shards", [2, 8])
+def test_shards_share_a_step_evenly(shards):
+    lengths = geometric(1000)
+    layout = packing.make_layout(lengths, batch=250, row_length=50, shards=shards)
+    index = packing.plan_epoch(lengths, layout, 0, 0).index
+    count = (index >= 0).sum(-1)
+    assert count.max() - count.min() <= 1
+    tokens = np.where(index >= 0, lengths[index], 0).sum(-1)
+    assert tokens.max() < 1.25 * tokens.mean()  # none is favoured with the long ones
+
+
+def test_rows_of_realistic_lengths_are_95_percent_full():
+    lengths = geometric(20_000)
+    layout = packing.make_layout(lengths, batch=256, row_length=50)
+    slots = layout.steps * layout.rows * layout.length
+    assert lengths.sum() / slots >= 0.95
+    # And the epochs after the three that chose the shape fit as well.
+    for epoch in (5, 6):
+        plan = packing.plan_epoch(lengths, layout, 0, epoch)
+        assert (plan.index >= 0).sum() == len(lengths)
+
+
+def test_steps_divide_into_equal_chunks():
+    assert packing.in_equal_chunks(64, 64) == 64
+    assert packing.in_equal_chunks(65, 64) == 66  # 2 x 33
+    assert packing.in_equal_chunks(5, 2) == 6
+    assert (
+        packing.make_layout(np.full(65, 3), batch=1, row_length=3, chunk=64).steps == 66
+    )
+
+
+# --- sequences that do not fit --------------------------------------------------------
+
+
+def test_an_overflowing_sequence_moves_to_a_step_with_room():
+    # Four steps of one row: whoever meets the 9 does not fit, everywhere else it would.
+    lengths = np.array([9, 5, 2, 2, 2, 2, 2, 2])
+    layout = Layout(steps=4, shards=1, sequences=4, rows=1, length=10)
+    before = packing._deal(
+        lengths, layout._replace(sequences=2), np.random.default_rng(0)
+    )
+    assert packing._overflows(packing._length_of(before, lengths), 1, 10)
+    for epoch in range(5):
+        plan = packing.plan_epoch(lengths, layout, 0, epoch)
+        check_epoch(make_sequences(lengths), layout, plan)
+        per_step = (plan.index[:, 0] >= 0).sum(-1)
+        assert sorted(per_step.tolist()) == [1, 2, 2, 3]
+
+
+def test_an_overflowing_sequence_moves_to_another_shard():
+    lengths = np.array([9, 8, 8, 5, 2, 2, 2, 2])
+    layout = Layout(steps=2, shards=2, sequences=4, rows=1, length=10)
+    moved = 0
+    for epoch in range(8):
+        plan = packing.plan_epoch(lengths, layout, 0, epoch)
+        check_epoch(make_sequences(lengths), layout, plan)
+        moved += (plan.index >= 0).sum(-1).max() == 3
+    assert moved == 8  # beside the 9 there is never room
+
+
+def test_packing_that_cannot_work_says_so():
+    layout = Layout(steps=2, shards=1, sequences=4, rows=1, length=10)
+    with pytest.raises(RuntimeError, match="no room"):
+        packing.plan_epoch(np.array([9, 9, 9]), layout, 0, 0)
+
+
+# --- training sequences ---------------------------------------------------------------
+
+
+def make_log(*histories):
+    users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
+    items = np.concatenate(histories).astype(np.int32)
+    names = pl.Series([str(n) for n in range(len(histories))])
+    items_named = pl.Series([str(n) for n in range(items.max())])
+    times = np.arange(len(items), dtype=np.int64)
+    return Interactions(users.astype(np.int32), items, times, names, items_named)
+
+
+def test_long_histories_are_cut_to_their_newest_items():
+    log = make_log([1, 2, 3, 4, 5, 6], [7], [8, 9], [1, 3, 5, 7])
+    sequences = packing.training_sequences(log, max_len=3)
+    found = {
+        int(owner): log.items[begin:end].tolist()
+        for owner, begin, end in zip(
+            sequences.owners, sequences.begin, sequences.end, strict=True
+        )
+    }
+    # Three inputs, and the newest item as the last target; user 1 has nothing to learn.
+    assert found == {0: [3, 4, 5], 2: [8], 3: [1, 3, 5]}
+    layout = packing.make_layout(sequences.lengths, batch=3, row_length=3)
+    plan = packing.plan_epoch(sequences.lengths, layout, 0, 0)
+    batch = packing.fill(plan, sequences, layout, shift=True)
+    pairs = zip(
+        batch.items.ravel().tolist(), batch.targets.ravel().tolist(), strict=True
+    )
+    assert sorted(pair for pair in pairs if any(pair)) == sorted(
+        [(3, 4), (4, 5), (5, 6), (8, 9), (1, 3), (3, 5), (5, 7)]
+    )
+
+
+def test_without_a_shift_there_are_no_targets():
+    sequences = make_sequences([3, 2])
+    layout = packing.make_layout(sequences.lengths, batch=2, row_length=4)
+    plan = packing.plan_epoch(sequences.lengths, layout, 0, 0)
+    batch = packing.fill(plan, sequences, layout, shift=False)
+    assert not batch.targets.any()
+    assert (batch.items > 0).sum() == 5
+
+
+def test_a_chunk_of_a_plan_is_a_slice_of_the_epoch():
+    lengths = geometric(60)
+    sequences = make_sequences(lengths)
+    layout = packing.make_layout(lengths, batch=10, row_length=50, shards=2)
+    plan = packing.plan_epoch(lengths, layout, 0, 0)
+    whole = packing.fill(plan, sequences, layout, shift=True)
+    part = packing.fill(packing.steps_of(plan, 2, 4), sequences, layout, shift=True)
+    for mine, all_ in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(mine, all_[2:4])

@@ -1,0 +1,147 @@
+"""SIGKILL at random moments: the resumed run ends as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("KILLS", "2"))  # the suite's share of a longer search
+# Warm-up, joint training with validation, refit and test in a few seconds; a save after
+# every dispatch, so that many kills fall inside one.
+SETTINGS = [
+    *("--config=configs/table.py", "--config.split.q_val=0.8", "--config.model.dim=16"),
+    *("--config.warmup.epochs=3", "--config.train.epochs=8", "--config.train.batch=16"),
+    *("--config.graph.batch_size=64", "--config.seq.max_len=16"),
+    *("--config.train.chunk=2", "--config.checkpoint.seconds=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """300 users, 80 items in fashion one after the other, 12 rows a user."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(300), 12)
+    times = rng.integers(0, 10**6, len(users))
+    items = (times // 20_000 + rng.geometric(0.1, len(users))) % 80
+    rows = zip(users, items, times, strict=True)
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+    return path
+
+
+def start(workdir, log, cache):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "TQDM_DISABLE": "1",
+        # Every restart would compile the same programs again.
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "create_jax.main", *SETTINGS]
+    return subprocess.Popen(
+        [*command, f"--config.data.path={log}", f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def final_state(workdir):
+    stage = workdir / "checkpoints" / "refit"
+    newest = max(int(p.name) for p in stage.iterdir() if p.name.isdigit())
+    return ocp.StandardCheckpointer().restore(stage / str(newest) / "state")
+
+
+def metrics(workdir):
+    result = json.loads((workdir / "result.json").read_text())
+    return {key: result[key] for key in ("valid", "test", "test_by_target", "epochs")}
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return np.array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(log, tmp_path_factory):
+    """(workdir, compilation cache, seconds) of a run that nobody kills."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(start(folder / "warm", log, folder / "cache"))
+    began = time.monotonic()
+    finish(start(folder / "run", log, folder / "cache"))
+    return folder / "run", folder / "cache", time.monotonic() - began
+
+
+def test_killed_runs_end_identically(log, uninterrupted, tmp_path):
+    reference, cache, seconds = uninterrupted
+    moments = random.Random(os.environ.get("KILL_SEED", "0"))
+    for kill in range(KILLS):
+        workdir = tmp_path / str(kill)
+        checkpoints = workdir / "checkpoints"
+        process = start(workdir, log, cache)
+        while not checkpoints.exists() and process.poll() is None:
+            time.sleep(0.01)  # nothing to resume before the first checkpoint
+        time.sleep(moments.uniform(0, 0.7 * seconds))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        saving = [p.name for p in checkpoints.glob("*/*") if not p.name.isdigit()]
+        finished = (workdir / "result.json").exists()
+        output = finish(start(workdir, log, cache))
+        told = [line for line in output.splitlines() if "continuing" in line]
+        print(f"kill {kill}: {told}, inside a save: {saving}, finished: {finished}")
+        assert metrics(workdir) == metrics(reference)
+        assert same(final_state(workdir), final_state(reference))
+        written = [w / "metrics.jsonl" for w in (workdir, reference)]
+        assert written[0].read_text() == written[1].read_text()
+
+
+def test_a_finished_run_prints_its_result_at_once(log, uninterrupted):
+    workdir, cache, _ = uninterrupted
+    before = (workdir / "result.json").read_text()
+    output = finish(start(workdir, log, cache))
+    assert "finished run" in output and "ndcg@10" in output
+    assert (workdir / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+def test_a_damaged_checkpoint_falls_back(log, uninterrupted, tmp_path, damage):
+    reference, cache, _ = uninterrupted
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    (workdir / "result.json").unlink()
+    stage = workdir / "checkpoints" / "refit"
+    newest = max(
+        (p for p in stage.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+    )
+    for file in (newest / "state").rglob("*"):
+        if file.is_file() and damage == "deleted":
+            file.unlink()
+        elif file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    output = finish(start(workdir, log, cache))
+    assert f"checkpoint {newest} is damaged" in output
+    assert "refit: continuing in epoch" in output
+    assert metrics(workdir) == metrics(reference)
+    assert same(final_state(workdir), final_state(reference))
