@@ -1,4 +1,4 @@
-"""Amazon Clothing, Shoes and Jewelry 2014, 5-core: 39,387 users, 23,033 items, 278,677 reviews.
+"""Amazon Clothing 2014, 5-core: 39,387 users, 23,033 items, 278,677 reviews.
 
 python -m create_jax.main --config=configs/clothing.py[:METHOD]
 """

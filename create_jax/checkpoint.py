@@ -101,8 +101,8 @@ class Checkpoints:
 
 def _cannot_save(directory, error):
     return InputError(
-        f"{directory}: the checkpoint could not be saved ({_first_line(error)}); free some space "
-        "and run the same command again, it continues from the last checkpoint"
+        f"{directory}: the checkpoint could not be saved ({_first_line(error)}); free "
+        "some space and run the same command again, it continues from the last one"
     )
 
 

@@ -14,7 +14,7 @@ from create_jax import evaluate, parallel, protocol, settings
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
 from create_jax.train import Fitted, Run, fit, say
-from create_jax.writers import JsonLines, make_workdir, read_json, write_json
+from create_jax.writers import JsonLines, check_writable, read_json, write_json
 
 # Settings that may differ when a run continues: they change no number.
 FREE_TO_CHANGE = ("data.path", "checkpoint.", "compare", "example")
@@ -35,7 +35,8 @@ def train_and_evaluate(config, workdir: str) -> dict:
     result at once.
     """
     settings.check(config)
-    directory = make_workdir(workdir)
+    directory = Path(workdir).absolute()
+    check_writable(directory)
     _refuse_other_config(directory, config, FREE_TO_CHANGE)
     result = read_json(directory / "result.json")
     if result is not None:
@@ -68,6 +69,7 @@ def _open(config, directory: Path) -> Opened:
     facts = protocol.describe(config, log, split)
     data, started = facts["data"], read_json(directory / "config.json")
     if started is None:
+        directory.mkdir(parents=True, exist_ok=True)
         about = {"config": config.to_dict(), "data": data["fingerprint"]}
         write_json(directory / "config.json", about)
     elif started["data"] != data["fingerprint"]:

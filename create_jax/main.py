@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
             "--config is missing; for example --config=configs/quickstart.py"
         )
     if FLAGS.verbosity < 0:
-        logging.set_verbosity(logging.ERROR)  # orbax has much to say
+        logging.set_verbosity(logging.FATAL)  # orbax has much to say
     # JAX wakes only now: --help and mistakes in flags need not wait for it.
     import jax
 
@@ -72,23 +73,21 @@ def main(argv: list[str]) -> None:
 
 def workdir(config) -> str:
     """--workdir, or a directory named after what runs; methods never share one."""
-    name = Path(_CONFIG_FILE()).stem
-    default = f"runs/{name}-{config.method}-{config.seed}"
-    if _WORKDIR.value is None or config.method == _CONFIG.value.method:
-        return _WORKDIR.value or default
-    return f"{_WORKDIR.value}-{config.method}"
-
-
-def _CONFIG_FILE() -> str:
-    return config_flags.get_config_filename(FLAGS["config"]).split(":")[0]
+    if _WORKDIR.value is None:
+        file = config_flags.get_config_filename(FLAGS["config"]).split(":")[0]
+        return f"runs/{Path(file).stem}-{config.method}-{config.seed}"
+    main_method = _CONFIG.value.method
+    suffix = "" if config.method == main_method else f"-{config.method}"
+    return _WORKDIR.value + suffix
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Flags, where a mistake is an InputError in one line."""
     try:
-        return FLAGS(argv)
-    except InputError:
-        raise
+        rest = FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.method  # noqa: B018  a file that did not load says so here
+        return rest
     except Exception as error:  # config_flags raises many types for one kind of mistake
         text = " ".join(str(error).split())
         raise InputError(f"{text}; see python -m create_jax.main --help") from None
@@ -96,6 +95,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def run() -> None:
     """The command: an InputError is one line on stderr and exit code 2."""
+    _mute_background_threads()
     try:
         if any(flag in sys.argv[1:] for flag in ("--help", "-h", "--helpfull")):
             app.run(main)
@@ -103,12 +103,28 @@ def run() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+        print(f"error: {reason}; put that right and run again", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(
             "stopped; the same command continues from the last checkpoint",
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def _mute_background_threads() -> None:
+    """Orbax raises again in this thread what its own threads meet; once is enough."""
+    show = sys.excepthook
+
+    def hook(*error):
+        if threading.current_thread() is threading.main_thread():
+            show(*error)
+
+    sys.excepthook = hook
+    threading.excepthook = lambda _: None
 
 
 if __name__ == "__main__":

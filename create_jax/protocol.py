@@ -22,11 +22,25 @@ def load(config) -> Interactions:
         k_core=data.k_core,
         drop_repeats=data.drop_repeats,
         counts=list(data.counts),
-        **data.table.to_dict() if data.loader == "table" else {},
+        **_table_form(data.table) if data.loader == "table" else {},
     )
     if config.split.ties == "random":
         log = interactions.shuffle_ties(log, config.split.seed)
     return log
+
+
+def _table_form(table) -> dict:
+    """Columns of a file without a header are numbers, given as text."""
+    form = table.to_dict()
+    if not table.header:
+        for key, column in form["columns"].items():
+            if not column.isdecimal():
+                raise InputError(
+                    f"config.data.table.columns.{key} is {column!r}; a file without a "
+                    "header needs the column's number, from 0"
+                )
+            form["columns"][key] = int(column)
+    return form
 
 
 def _locate(data) -> str:

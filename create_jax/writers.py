@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -60,17 +61,17 @@ def read_json(path: Path):
         ) from None
 
 
-def make_workdir(path: str) -> Path:
-    """The work directory, absolute and writable."""
-    workdir = Path(path).absolute()
+def check_writable(directory: Path) -> None:
+    """Fails before any work if `directory`, which may not exist yet, cannot be written
+    to; leaves nothing behind."""
+    place = directory
+    while not place.exists() and place != place.parent:
+        place = place.parent
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(4096))
     except OSError as error:
         raise InputError(
-            f"--workdir {workdir}: {error.strerror or error}; a writable directory "
+            f"--workdir {directory}: {error.strerror or error}; a writable directory "
             "with free space is needed, choose another with --workdir"
         ) from None
-    return workdir

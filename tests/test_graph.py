@@ -1,0 +1,401 @@
+"""Graph encoders against dense matrices and loops; the batches that feed them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import polars as pl
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from create_jax import parallel, steps
+from create_jax.data.graph import (
+    EdgeBatch,
+    make_pairs,
+    shuffled_pass,
+    uniform_users,
+)
+from create_jax.data.interactions import Interactions
+from create_jax.models import lightgcn, ultragcn
+from create_jax.parallel import DATA
+
+USERS, ROWS, D = 5, 8, 3
+# User 3 and items 0 (padding), 6 and 7 have no edges; user 4 has one; 13 pairs.
+EDGES = np.array(
+    [(0, 1), (0, 2), (0, 3), (0, 5), (1, 1), (1, 2), (1, 4)]
+    + [(2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (4, 5)]
+)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def close(found, expected, tolerance=1e-6):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+# --- LightGCN -------------------------------------------------------------------------
+
+
+def dense_adjacency():
+    """A~ = D^-1/2 [[0, R], [R^T, 0]] D^-1/2, zero where a node has no edge."""
+    ratings = np.zeros((USERS, ROWS))
+    ratings[EDGES[:, 0], EDGES[:, 1]] = 1
+    a = np.block(
+        [
+            [np.zeros((USERS, USERS)), ratings],
+            [ratings.T, np.zeros((ROWS, ROWS))],
+        ]
+    )
+    degree = a.sum(0)
+    scale = np.where(degree > 0, 1 / np.sqrt(np.maximum(degree, 1)), 0)
+    return scale[:, None] * a * scale
+
+
+def dense_encode(tables, layers):
+    """Mean of A~^k x for k = 0..K."""
+    a, x = dense_adjacency(), jnp.concatenate(tables)
+    powers = [np.linalg.matrix_power(a, k) for k in range(layers + 1)]
+    return (sum(powers) / (layers + 1)).astype(np.float32) @ x
+
+
+def some_loss(encoded):
+    """Not linear, and different for every number of the output."""
+    weights = normal(9, USERS + ROWS, D)
+    return jnp.sum(weights * jnp.tanh(encoded)) + jnp.sum(encoded**2)
+
+
+def sparse_loss(tables, graph, layers, axis_name=None):
+    encoded = lightgcn.encode(*tables, graph, layers=layers, axis_name=axis_name)
+    return some_loss(jnp.concatenate(encoded))
+
+
+TABLES = normal(0, USERS, D), normal(1, ROWS, D)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    slope = jax.jit(jax.value_and_grad(lambda t: some_loss(dense_encode(t, 3))))
+    return slope(TABLES)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_lightgcn_is_the_mean_of_dense_matrix_powers(layers):
+    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS)
+    encode = jax.jit(partial(lightgcn.encode, layers=layers))
+    users, items = encode(*TABLES, graph)
+    assert (users.shape, items.shape) == ((USERS, D), (ROWS, D))
+    close(jnp.concatenate([users, items]), dense_encode(TABLES, layers))
+    # Nodes without edges keep their share of layer 0, and nothing else.
+    close(users[3], TABLES[0][3] / (layers + 1))
+    close(items[6], TABLES[1][6] / (layers + 1))
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+def test_the_lightgcn_gradient_is_autodiff_of_the_dense_one(dense, shards):
+    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards)
+    assert len(graph.edges) % shards == 0  # 26 edges: some are padding for 3 and 8
+    value, slopes = jax.jit(
+        jax.value_and_grad(partial(sparse_loss, layers=3), argnums=0)
+    )(TABLES, graph)
+    close(value, dense[0])
+    for found, expected in zip(slopes, dense[1], strict=True):
+        close(found, expected, 1e-5)
+
+
+def test_padding_edges_weigh_nothing_and_stay_sorted():
+    plain = lightgcn.prepare(*EDGES.T, USERS, ROWS)
+    padded = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards=8)
+    assert len(plain.edges) == 26 and len(padded.edges) == 32
+    assert (np.diff(padded.receivers) >= 0).all()  # propagate promises it
+    assert not padded.edges[26:].any()
+    np.testing.assert_array_equal(padded.edges[:26], plain.edges)
+    assert padded.n_edge.tolist() == [32]
+    close(plain.edges.sum(), dense_adjacency().sum())
+
+
+def on_each_device(tables, graph):
+    value, slopes = jax.value_and_grad(sparse_loss)(tables, graph, 3, DATA)
+    return value, lax.pmean(slopes, DATA)
+
+
+def test_edges_split_by_vmap_give_the_dense_values_and_gradients(dense):
+    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards=8)
+    parts = {
+        name: getattr(graph, name).reshape(8, -1)
+        for name in ("edges", "senders", "receivers")
+    }
+    axes = jraph.GraphsTuple(
+        nodes=None,
+        edges=0,
+        senders=0,
+        receivers=0,
+        n_node=None,
+        n_edge=None,
+        globals=None,
+    )
+    mapped = jax.vmap(on_each_device, in_axes=(None, axes), axis_name=DATA)
+    values, slopes = jax.jit(mapped)(TABLES, graph._replace(**parts))
+    close(values, np.full(8, dense[0]), 1e-5)
+    for found, expected in zip(slopes, dense[1], strict=True):
+        close(found, np.broadcast_to(expected, found.shape), 1e-5)
+
+
+def test_edges_split_over_devices_give_the_dense_values_and_gradients(dense):
+    mesh = parallel.make_mesh()
+    assert mesh.size == 8
+    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards=8)
+    specs = steps.graph_specs(graph)
+    placed = parallel.place(mesh, graph, specs)
+    assert placed.edges.sharding.shard_shape((32,)) == (4,)
+    mapped = parallel.compile_step(on_each_device, mesh, (P(), specs), (P(), P()))
+    value, slopes = mapped(TABLES, placed)
+    close(value, dense[0], 1e-5)
+    for found, expected in zip(slopes, dense[1], strict=True):
+        close(found, expected, 1e-5)
+
+
+# --- UltraGCN -------------------------------------------------------------------------
+
+
+def test_beta_is_the_paper_formula_and_zero_without_edges():
+    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, 3)
+    d_u = np.bincount(EDGES[:, 0], minlength=USERS)
+    d_i = np.bincount(EDGES[:, 1], minlength=ROWS)
+    beta = np.outer(constraints.user_factor, constraints.item_factor)
+    for u in range(USERS):
+        for i in range(ROWS):
+            known = d_u[u] and np.sqrt((d_u[u] + 1) / (d_i[i] + 1)) / d_u[u]
+            close(beta[u, i], known)
+    assert constraints.user_factor[3] == 0
+
+
+@pytest.mark.parametrize("n_neighbours", [2, 10])
+def test_omega_and_neighbours_are_the_loop_of_the_published_code(n_neighbours):
+    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, n_neighbours)
+    ratings = np.zeros((USERS, ROWS))
+    ratings[EDGES[:, 0], EDGES[:, 1]] = 1
+    together = ratings.T @ ratings  # with its diagonal
+    g = together.sum(1)
+    assert constraints.omega.shape == (ROWS, n_neighbours)
+    for i in range(ROWS):
+        weights = {
+            j: together[i, j] * np.sqrt(g[i] + 1) / g[i] / np.sqrt(g[j] + 1)
+            for j in range(ROWS)
+            if together[i, j]
+        }
+        # Equal weights in the order of the items (rounded: the code is in float32).
+        ranked = sorted(weights, key=lambda j: (-round(weights[j], 5), j))
+        ranked = ranked[:n_neighbours]
+        expected = [weights[j] for j in ranked]
+        count = len(ranked)
+        assert constraints.neighbours[i, :count].tolist() == ranked
+        close(constraints.omega[i, :count], expected)
+        assert not constraints.omega[i, count:].any()
+        assert not constraints.neighbours[i, count:].any()
+    assert constraints.neighbours[4, 0] == 4  # mostly an item's own first neighbour
+
+
+WEIGHTS = dict(
+    w1=0.3,
+    w2=1.1,
+    w3=0.2,
+    w4=0.7,
+    negative_weight=5.0,
+    item_weight=0.4,
+    norm_weight=0.05,
+)
+PAIRS = np.array([(0, 1), (0, 5), (1, 4), (2, 2), (4, 5), (1, 1)])
+PAIR_WEIGHTS = np.array([1, 1, 1, 1, 0, 1], np.float32)
+SHARED = np.array([7, 1, 3, 3])
+OWN = np.random.default_rng(0).integers(1, ROWS, (6, 4))
+
+
+def ultragcn_by_loops(tables, negatives, reduce):
+    users, items = (np.asarray(table, np.float64) for table in tables)
+    ratings = np.zeros((USERS, ROWS))
+    ratings[EDGES[:, 0], EDGES[:, 1]] = 1
+    d_u, d_i = ratings.sum(1), ratings.sum(0)
+    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, 3)
+
+    def minus_log_sigmoid(score):
+        return np.log1p(np.exp(-score))
+
+    def beta(u, i):
+        return np.sqrt((d_u[u] + 1) / (d_i[i] + 1)) / d_u[u]
+
+    total = 0.0
+    for p, (u, i) in enumerate(PAIRS):
+        drawn = negatives if negatives.ndim == 1 else negatives[p]
+        pair = (0.3 + 1.1 * beta(u, i)) * minus_log_sigmoid(users[u] @ items[i])
+        pair += 5.0 * np.mean(
+            [
+                (0.2 + 0.7 * beta(u, j)) * minus_log_sigmoid(-users[u] @ items[j])
+                for j in drawn
+            ]
+        )
+        for j, omega in zip(
+            constraints.neighbours[i], constraints.omega[i], strict=True
+        ):
+            pair += 0.4 * omega * minus_log_sigmoid(users[u] @ items[j])
+        total += PAIR_WEIGHTS[p] * pair
+    total += 0.05 * 0.5 * ((users**2).sum() + (items**2).sum())
+    return total if reduce == "sum" else total / PAIR_WEIGHTS.sum()
+
+
+@pytest.mark.parametrize("negatives", [SHARED, OWN], ids=["shared", "per_pair"])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_the_ultragcn_loss_is_the_loop_over_pairs(negatives, reduce):
+    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, 3)
+    batch = EdgeBatch(*PAIRS.T, negatives, PAIR_WEIGHTS)
+    loss = jax.jit(partial(ultragcn.loss, **WEIGHTS, reduce=reduce))
+    found = loss(*TABLES, batch, constraints)
+    close(found, ultragcn_by_loops(TABLES, negatives, reduce))
+
+
+# --- pairs ----------------------------------------------------------------------------
+
+
+def make_log(*histories, n_items=9):
+    users = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
+    items = np.concatenate([np.array(h, np.int32) for h in histories])
+    return Interactions(
+        users.astype(np.int32),
+        items,
+        np.arange(len(items)),
+        pl.Series([str(n) for n in range(len(histories))]),
+        pl.Series([str(n) for n in range(n_items)]),
+    )
+
+
+@pytest.mark.parametrize(
+    "choice, expected",
+    [
+        ({}, [{1, 2, 3, 5}, set(), {9}, {6, 7, 8}]),
+        ({"last_n": 2}, [{1, 5}, set(), {9}, {6, 8}]),
+        ({"last_n": 1}, [{1}, set(), {9}, {6}]),
+        # ceil of a third of 5, 0, 1, 4 rows: 2, 0, 1, 2.
+        ({"last_frac": 1 / 3}, [{1, 5}, set(), {9}, {6, 8}]),
+        # ceil of 4.5, 0.9 and 3.6 rows: all of them.
+        ({"last_frac": 0.9}, [{1, 2, 3, 5}, set(), {9}, {6, 7, 8}]),
+        ({"last_n": 3, "last_frac": 0.01}, [{1}, set(), {9}, {6}]),
+    ],
+)
+def test_pairs_are_distinct_and_of_the_newest_rows(choice, expected):
+    # User 0 meets item 1 twice, user 3 meets item 8 twice.
+    log = make_log([1, 3, 2, 5, 1], [], [9], [8, 7, 8, 6])
+    pairs = make_pairs(log, **choice)
+    found = [
+        pairs.items[start:stop].tolist()
+        for start, stop in zip(pairs.offsets[:-1], pairs.offsets[1:], strict=True)
+    ]
+    assert found == [sorted(items) for items in expected]
+    owners = np.repeat(np.arange(4), [len(items) for items in expected])
+    np.testing.assert_array_equal(pairs.users, owners)
+
+
+def pairs_of(*histories):
+    return make_pairs(make_log(*histories))
+
+
+# Users with 1, 8, 3 and no items of nine.
+SOME = pairs_of([4], [1, 2, 3, 4, 5, 6, 7, 8], [2, 5, 9], [])
+KNOWN = set(zip(SOME.users.tolist(), SOME.items.tolist(), strict=True))
+DRAW = dict(n_items=9, seed=0, epoch=0)
+
+
+def test_uniform_users_gives_own_positives_and_foreign_negatives():
+    batch = uniform_users(SOME, steps=20, size=300, **DRAW)
+    users, items, negatives, weights = map(np.ravel, batch)
+    positives = set(zip(users.tolist(), items.tolist(), strict=True))
+    assert positives == KNOWN  # all of them turn up, and no others
+    not_known = {(u, j) for u in range(3) for j in range(1, 10)} - KNOWN
+    assert set(zip(users.tolist(), negatives.tolist(), strict=True)) == not_known
+    assert (weights == 1).all()
+    assert batch.users.shape == batch.negatives.shape == (20, 300)
+
+
+def test_uniform_users_draws_users_not_pairs():
+    batch = uniform_users(SOME, steps=20, size=300, **DRAW)
+    users = batch.users.ravel()
+    # 2000 each of the 6000, whatever their number of items; deviation 37.
+    np.testing.assert_allclose(np.bincount(users), 2000, atol=150)
+    # And a user's items alike: 250 each of user 1's; deviation 15.
+    counts = np.bincount(batch.items.ravel()[users == 1], minlength=9)[1:9]
+    np.testing.assert_allclose(counts, 250, atol=75)
+    # Negatives of user 0 are uniform over the eight items it lacks.
+    counts = np.bincount(batch.negatives.ravel()[users == 0], minlength=10)[1:]
+    assert counts[3] == 0
+    np.testing.assert_allclose(np.delete(counts, 3), 250, atol=75)
+
+
+def test_a_user_with_everything_does_not_hang():
+    pairs = pairs_of([1, 2, 3, 4, 5, 6, 7, 8, 9], [1])
+    batch = uniform_users(pairs, steps=2, size=8, **DRAW)
+    assert ((batch.negatives >= 1) & (batch.negatives <= 9)).all()
+
+
+def test_batch_users_are_the_only_ones_drawn():
+    batch_users = np.array([[2, -1, 0, -1], [-1, 1, -1, -1], [0, 1, 2, -1]])
+    batch = uniform_users(SOME, steps=3, size=200, batch_users=batch_users, **DRAW)
+    drawn = [np.bincount(users, minlength=4).tolist() for users in batch.users]
+    assert [np.flatnonzero(counts).tolist() for counts in drawn] == [
+        [0, 2],
+        [1],
+        [0, 1, 2],
+    ]
+    assert min(drawn[0][0], drawn[0][2]) > 70  # about 100 each
+    pairs = zip(batch.users.ravel().tolist(), batch.items.ravel().tolist(), strict=True)
+    assert set(pairs) <= KNOWN
+
+
+@pytest.mark.parametrize("steps_, size", [(4, 3), (3, 5), (5, 4)])
+def test_a_pass_has_each_pair_once_and_fills_up_with_weight_zero(steps_, size):
+    batch = shuffled_pass(
+        SOME, steps=steps_, size=size, negatives=(2,), repeat=False, **DRAW
+    )
+    real = batch.weights.ravel() == 1
+    assert (batch.weights.ravel()[~real] == 0).all()
+    pairs = np.stack([batch.users.ravel(), batch.items.ravel()], 1)[real].tolist()
+    assert sorted(map(tuple, pairs)) == sorted(KNOWN)  # twelve, each once
+    # Fillers lie at the ends of the batches, spread evenly over them.
+    assert (np.diff(batch.weights, axis=1) <= 0).all()
+    per_step = batch.weights.sum(1)
+    assert per_step.max() - per_step.min() <= 1
+
+
+def test_a_repeated_pass_starts_the_order_again():
+    batch = shuffled_pass(SOME, steps=5, size=6, negatives=(2,), repeat=True, **DRAW)
+    assert (batch.weights == 1).all()
+    pairs = zip(batch.users.ravel().tolist(), batch.items.ravel().tolist(), strict=True)
+    counts = {}
+    for pair in pairs:
+        counts[pair] = counts.get(pair, 0) + 1
+    assert set(counts) == KNOWN
+    assert set(counts.values()) <= {2, 3}  # 30 draws of 12 pairs
+
+
+@pytest.mark.parametrize("shape", [(50,), (6, 7)])
+def test_negatives_have_their_shape_and_cover_all_items(shape):
+    batch = shuffled_pass(SOME, steps=5, size=6, negatives=shape, repeat=True, **DRAW)
+    assert batch.negatives.shape == (5, *shape)
+    assert set(batch.negatives.ravel().tolist()) == set(range(1, 10))
+
+
+@pytest.mark.parametrize("draw", ["shuffled_pass", "uniform_users"])
+def test_edge_batches_are_a_function_of_seed_and_epoch(draw):
+    def users(seed, epoch):
+        common = dict(steps=3, size=4, n_items=9, seed=seed, epoch=epoch)
+        if draw == "uniform_users":
+            batch = uniform_users(SOME, **common)
+        else:
+            batch = shuffled_pass(SOME, negatives=(2,), repeat=False, **common)
+        return [field.tolist() for field in batch[:3]]
+
+    assert users(0, 1) == users(0, 1)
+    assert users(0, 1) != users(0, 2)
+    assert users(0, 1) != users(1, 1)
