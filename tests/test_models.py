@@ -16,10 +16,10 @@ from create_jax.models import create, lightgcn, ultragcn
 USERS, ITEMS, LENGTH = 6, 12, 7
 
 
-def make_model(method="create", encoder="ultragcn", heads=2, **align):
+def make_model(method="create", encoder="ultragcn", heads=2, blocks=1, **align):
     config = get_config(method)
     config.model.dim = 8
-    config.seq.update(blocks=2, heads=heads, dropout=0.0, max_len=LENGTH)
+    config.seq.update(blocks=blocks, heads=heads, dropout=0.0, max_len=LENGTH)
     config.graph.encoder = encoder
     config.align.update(align)
     settings.check(config)
@@ -68,7 +68,7 @@ A, B, C = (0, [3, 1, 7, 2, 9]), (4, [5, 3, 8]), (1, [2, 11, 4, 6, 12, 10])
 S, E = (5, [9, 1]), (2, [7, 7, 3, 4])
 BATCH = pack([A, B], [S, C], [E], fillers=2)
 
-SASREC = make_model("sasrec")
+SASREC = make_model("sasrec", blocks=2)
 PARAMS = make_params(SASREC)
 
 
@@ -120,7 +120,7 @@ def numpy_sasrec(params, items, heads):
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_sasrec_is_the_uneven_pre_norm_block(heads):
-    model = make_model("sasrec", heads=heads)
+    model = make_model("sasrec", heads=heads, blocks=2)
     params = make_params(model)
     encode = jax.jit(partial(create.encode, model))
     found = np.asarray(encode(params, params["item_table"], BATCH))
@@ -205,7 +205,7 @@ def test_packing_does_not_change_the_loss_or_its_gradients():
 
 def test_dropout_acts_in_training_only():
     config = get_config("sasrec")
-    config.model.dim = 8
+    config.model.dim, config.seq.blocks = 8, 1
     model = settings.make_model(config, USERS, ITEMS)
     params = make_params(model)
 
@@ -253,11 +253,13 @@ def test_the_user_table_does_not_matter_for_recommendations(encoder):
 
 
 def test_groups_start_the_same_in_every_model():
-    def init(model, seed=3):
-        return jax.jit(partial(create.init, model))(seed)
+    methods = "sasrec", "create", "ultragcn"
 
-    alone, joint = init(make_model("sasrec")), init(make_model())
-    graph = init(make_model("ultragcn"))
+    @jax.jit
+    def init(seed):
+        return [create.init(make_model(method), seed) for method in methods]
+
+    alone, joint, graph = init(3)
     assert set(alone) == {"item_table", "sequence"}
     assert set(joint) == {"item_table", "sequence", "user_table"}
     assert set(graph) == {"item_table", "user_table"}
@@ -265,7 +267,7 @@ def test_groups_start_the_same_in_every_model():
         shared = {group: joint[group] for group in part}
         jax.tree.map(np.testing.assert_array_equal, part, shared)
     assert not joint["item_table"][0].any()
-    other = init(make_model(), seed=4)
+    other = init(4)[1]
     assert (other["item_table"][1:] != joint["item_table"][1:]).all()
 
 
@@ -315,7 +317,7 @@ def test_projectors_and_unit_rows_are_applied_before_the_loss():
     model = make_model(projector_dims=[5, 4], l2_normalize=True)
     params, graph = make_params(model), make_graph(model)
     found = jax.jit(partial(alignment, model))(params, graph, BATCH)
-    states = encoded(params, BATCH).reshape(-1, 8)
+    states = states_of(model, params)
 
     def head(name, x):
         x = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -350,6 +352,11 @@ def test_every_slot_knows_its_sequence():
     assert (BATCH.weights[sequence] == 1)[BATCH.segments.ravel() > 0].all()
 
 
+def states_of(model, params):
+    """[slots, D] of BATCH."""
+    return jax.jit(partial(create.encode, model))(params, params["item_table"], BATCH)
+
+
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_alignment_pairs_states_with_their_own_users(positions):
     model = make_model(positions=positions)
@@ -360,7 +367,7 @@ def test_alignment_pairs_states_with_their_own_users(positions):
         slots = [slot for slot, owner in enumerate(owners) if owner is not None]
     else:
         slots = [3, 5, 7, 12, 16]
-    states = encoded(params, BATCH).reshape(-1, 8)[np.array(slots)]
+    states = states_of(model, params)[np.array(slots)]
     users = params["user_table"][np.array([owners[slot] for slot in slots])]
     expected = barlow_twins(states, users, jnp.ones(len(slots)))
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -93,14 +93,14 @@ def test_ids_stay_as_they_are_written(write):
 @pytest.mark.parametrize("text", [CSV, JSONL])
 def test_blocks_do_not_show(write, monkeypatch, text):
     for size in (40, 64, 100):  # bytes: cuts fall inside records
-        monkeypatch.setattr(table, "BLOCK", size)
+        monkeypatch.setattr("create_jax.data.text.BLOCK", size)
         assert triples(table.load(write(text), columns=NAMED)) == ROWS
         bad = text.replace(b"7", b"seven") if text is CSV else text + b"{\n"
         assert message(write(bad)).startswith(":4: ")
 
 
 def test_blocks_keep_quoted_line_breaks_together(write, monkeypatch):
-    monkeypatch.setattr(table, "BLOCK", 24)
+    monkeypatch.setattr("create_jax.data.text.BLOCK", 24)
     text = b'user,item,note,time\na,x,"1\n2 ""3""\n",5\nb,y,"\n\n",6\nb,x,,7\n'
     assert triples(table.load(write(text), columns=NAMED)) == ROWS
     assert message(write(text + b"b,x,7\n")).startswith(
@@ -109,7 +109,7 @@ def test_blocks_keep_quoted_line_breaks_together(write, monkeypatch):
 
 
 def test_a_stray_quote_does_not_hide_the_rest(write, monkeypatch):
-    monkeypatch.setattr(table, "BLOCK", 16)
+    monkeypatch.setattr("create_jax.data.text.BLOCK", 16)
     rest = b"b,y,,6\nb,x,,7\n" * 20
     found = message(
         write(rest + b'a,x,7" single,5\n' + rest), columns=PLACED, header=False
