@@ -73,7 +73,7 @@ def get_config(method: str | None = None) -> ConfigDict:
                     "shared_negatives": True,  # by all pairs of a step
                     "negative_weight": 5.0,
                     "neighbours": 10,
-                    "item_weight": 1e-3,  # lambda of L_I
+                    "item_weight": 2.75,  # lambda of L_I, as published for Amazon books
                     "norm_weight": 1e-4,  # gamma
                 },
             },

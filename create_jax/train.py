@@ -2,11 +2,13 @@
 
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from create_jax import evaluate, feeds, optim, parallel, settings, steps
@@ -68,11 +70,9 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         lambda line: line["stage"] != stage or line["epoch"] <= progress["epoch"]
     )
 
-    clock = Clock(progress["seconds"])
-    total, first_joint = (
-        sum(p.epochs for p in phases),
-        sum(p.epochs for p in phases[:-1]),
-    )
+    seconds, every = progress["seconds"], config.checkpoint.seconds
+    total = sum(p.epochs for p in phases)
+    last_phase_from = total - phases[-1].epochs
     bar = _bar(stage, total, progress)
     current, pending, step, saved_at = None, [], int(state.step), time.monotonic()
     while not progress["finished"]:
@@ -81,17 +81,18 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         if phase != current:
             feed = feeds.Feed(config, phase, train, pairs, mesh.size)
             batch = _place(run, model, feed.batch(feed.plan(epoch), 0))
-            with clock("compile"):
+            with _timed(seconds, "compile"):
                 dispatch = steps.compile_phase(
                     model, phase, tx, config.seed, mesh, batch, graph
                 )
                 dispatch = dispatch.lower(state, batch, graph).compile()
-            if epoch == first_joint > 0 and config.warmup.reset_optimizer:
+            switching = epoch == last_phase_from > 0 and progress["chunk"] == 0
+            if switching and config.warmup.reset_optimizer:
                 fresh = parallel.place(mesh, optim.init(tx, state.params))
                 state = state._replace(opt_state=fresh)
             current = phase
 
-        with clock("train"):
+        with _timed(seconds, "train"):
             plan = feed.plan(epoch)
             for chunk in range(progress["chunk"], feed.chunks):
                 # Made while the dispatch before it runs.
@@ -101,8 +102,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
                 pending.append(losses)
                 progress["chunk"] = chunk + 1
                 bar.update(epoch + chunk / feed.chunks - bar.n)
-                due = time.monotonic() - saved_at >= config.checkpoint.seconds
-                if due and chunk + 1 < feed.chunks:
+                if chunk + 1 < feed.chunks and _due(saved_at, every):
                     step = _settle(pending, progress["sums"], step, phase)
                     checkpoints.save(step, state, progress, score=-1.0)
                     saved_at = time.monotonic()
@@ -113,7 +113,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         progress |= {"epoch": epoch + 1, "chunk": 0, "sums": {}}
         last, score = epoch + 1 == total, -1.0
         if validate is not None and ((epoch + 1) % config.eval.every == 0 or last):
-            with clock("eval"):
+            with _timed(seconds, "eval"):
                 metrics = validate(state.params, graph, phase)
             line |= {f"valid/{name}": value for name, value in metrics.items()}
             if phase == phases[-1]:
@@ -122,7 +122,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
                     progress |= {"best_epoch": epoch + 1, "best_score": score}
                     progress["best_metrics"] = metrics
         better = progress["best_epoch"] == epoch + 1
-        waited = epoch + 1 - max(progress["best_epoch"], first_joint)
+        waited = epoch + 1 - max(progress["best_epoch"], last_phase_from)
         stop = (
             validate is not None and waited >= config.train.patience * config.eval.every
         )
@@ -130,7 +130,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         bar.update(epoch + 1 - bar.n)
         bar.set_postfix_str(_brief(line, config.eval.select_by), refresh=False)
         run.lines.write(line)
-        due = time.monotonic() - saved_at >= config.checkpoint.seconds
+        due = _due(saved_at, every)
         if better or due or progress["finished"]:
             checkpoints.save(step, state, progress, score)
             saved_at = time.monotonic()
@@ -142,21 +142,20 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
     return Fitted(model, state.params, graph, progress)
 
 
-class Clock:
-    """Adds the seconds of a `with clock(name):` block to a dict that is saved."""
+@contextmanager
+def _timed(seconds: dict, name: str):
+    """Adds the time of a block to a dict that is saved with the run."""
+    start = time.monotonic()
+    yield
+    seconds[name] += time.monotonic() - start
 
-    def __init__(self, seconds: dict):
-        self.seconds = seconds
 
-    def __call__(self, name: str):
-        self.name = name
-        return self
-
-    def __enter__(self):
-        self.start = time.monotonic()
-
-    def __exit__(self, *_):
-        self.seconds[self.name] += time.monotonic() - self.start
+def _due(saved_at: float, seconds: float) -> bool:
+    """Whether to save; process 0's clock decides for all, as all must save together."""
+    due = time.monotonic() - saved_at >= seconds
+    if jax.process_count() > 1:
+        due = bool(multihost_utils.broadcast_one_to_all(np.array(due)))
+    return due
 
 
 def _phase_at(phases, epoch):

@@ -190,7 +190,7 @@ def test_packing_does_not_change_the_loss_or_its_gradients():
     value, slopes = with_slopes(PARAMS, BATCH)
     total, summed, tokens = 0.0, jax.tree.map(jnp.zeros_like, PARAMS), 0
     for user, history in (A, B, C, S, E):
-        alone, own = with_slopes(PARAMS, pack([(user, history)]))
+        alone, own = with_slopes(PARAMS, pack([(user, history)], [], [], fillers=6))
         count = len(history) - 1
         total, tokens = total + count * alone, tokens + count
         summed = jax.tree.map(lambda s, g, n=count: s + n * g, summed, own)

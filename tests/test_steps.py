@@ -1,0 +1,389 @@
+"""One step is one step, on however many devices, and a run can stop in between."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import polars as pl
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from configs.common import get_config
+from create_jax import feeds, optim, parallel, settings, steps
+from create_jax.checkpoint import Checkpoints
+from create_jax.data.interactions import Interactions
+from create_jax.parallel import DATA
+from create_jax.steps import Phase
+
+USERS, ITEMS, SHARDS = 30, 15, 8
+JOINT = Phase("joint", 1, local=1.0, w_global=0.5, w_align=0.7)
+
+
+def make_log():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(2, 9, USERS)
+    counts[[4, 11]] = 1  # nothing to learn from: 28 sequences
+    return Interactions(
+        np.repeat(np.arange(USERS, dtype=np.int32), counts),
+        rng.integers(1, ITEMS + 1, counts.sum()).astype(np.int32),
+        np.arange(counts.sum()),
+        pl.Series([str(u) for u in range(USERS)]),
+        pl.Series([str(i) for i in range(ITEMS)]),
+    )
+
+
+LOG = make_log()
+
+
+def make_config(method="create", encoder="ultragcn", dropout=0.0, **changes):
+    config = get_config(method)
+    config.update_from_flattened_dict(
+        {
+            "model.dim": 8,
+            "seq.blocks": 1,
+            "seq.heads": 2,
+            "seq.dropout": dropout,
+            "seq.max_len": 6,
+            "graph.encoder": encoder,
+            "graph.batch_size": 24,
+            "graph.ultragcn.negatives": 5,
+            "graph.ultragcn.neighbours": 3,
+            "train.batch": USERS,
+            "train.chunk": 10,
+        }
+        | changes
+    )
+    settings.check(config)
+    return config
+
+
+def prepare(config, phase, shards):
+    """(model, feed, graph) of a phase."""
+    model = settings.make_model(config, USERS, ITEMS)
+    pairs = feeds.make_pairs(config, LOG) if model.graph != "none" else None
+    feed = feeds.Feed(config, phase, LOG, pairs, shards)
+    return model, feed, feeds.make_graph(config, model, pairs, shards)
+
+
+def mesh_of(n):
+    devices = jax.devices()[:n]
+    return jax.make_mesh((n,), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def random_state(model, tx, seed=1):
+    """Large weights: at the usual 0.02 the transformer hardly does anything."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: steps.init(model, tx, 0))
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes.params
+    )
+    return steps.TrainState(jnp.int32(0), params, optim.init(tx, params))
+
+
+# --- devices --------------------------------------------------------------------------
+
+# An "optimizer" whose state is the last gradient, so that a step can be asked for it.
+KEEP = optax.trace(decay=0.0)
+
+
+def gradients(state):
+    return {group: kept.trace for group, kept in state.opt_state.items()}
+
+
+class Case:
+    """A joint step over eight shards with uneven numbers of tokens and of pairs."""
+
+    def __init__(self, encoder, **changes):
+        config = make_config(encoder=encoder, **changes)
+        self.model, feed, self.graph = prepare(config, JOINT, SHARDS)
+        stacked = feed.batch(feed.plan(0), 0)
+        batch = jax.tree.map(lambda x: x[0], stacked)
+        weights = np.ones(24, np.float32)
+        weights[[0, 1, 2, 7, 13, 22, 23]] = 0  # all three pairs of shard 0
+        self.batch = batch._replace(edges=batch.edges._replace(weights=weights))
+        tokens = (batch.sequences.targets > 0).reshape(SHARDS, -1).sum(1)
+        users = batch.sequences.weights.reshape(SHARDS, -1).sum(1)
+        assert len(set(tokens.tolist())) > 2 and len(set(users.tolist())) > 1
+        self.state = random_state(self.model, KEEP)
+
+    def step(self, axis_name):
+        return partial(steps.train_step, self.model, JOINT, KEEP, 0, axis_name)
+
+    def on_one_device(self):
+        """The whole batch at once: `last` counts over the rows of all shards."""
+        sequences = self.batch.sequences
+        slots = sequences.items.size // SHARDS
+        last = sequences.last.reshape(SHARDS, -1) + slots * np.arange(SHARDS)[:, None]
+        whole = self.batch._replace(sequences=sequences._replace(last=last.ravel()))
+        state, sums = jax.jit(self.step(None))(self.state, whole, self.graph)
+        return sums, gradients(state)
+
+    def per_device(self):
+        """Arguments with a leading axis of devices, and their in_axes."""
+        parts = {DATA: lambda x: x.reshape(SHARDS, -1, *x.shape[1:]), None: lambda x: x}
+
+        def split(tree, specs):
+            # specs of stacked batches: the axis after the steps is the devices'.
+            names = jax.tree.map(lambda s: s[-1] if len(s) else None, specs)
+            flat, structure = jax.tree.flatten(tree)
+            axes = structure.flatten_up_to(names)
+            leaves = [parts[axis](x) for x, axis in zip(flat, axes, strict=True)]
+            in_axes = [None if axis is None else 0 for axis in axes]
+            return structure.unflatten(leaves), structure.unflatten(in_axes)
+
+        stacked = jax.tree.map(lambda x: x[None], self.batch)
+        batch, batch_axes = split(self.batch, steps.batch_specs(self.model, stacked))
+        graph, graph_axes = split(self.graph, steps.graph_specs(self.graph))
+        return (self.state, batch, graph), (None, batch_axes, graph_axes)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("ultragcn", {}), id="ultragcn"),
+        pytest.param(("lightgcn", {}), id="lightgcn"),
+    ],
+)
+def case(request):
+    encoder, changes = request.param
+    case = Case(encoder, **changes)
+    return case, case.on_one_device()
+
+
+def same(found, expected):
+    """Losses and gradients to 1e-5; a leading axis of devices is allowed in `found`."""
+
+    def close(x, y):
+        np.testing.assert_allclose(x, np.broadcast_to(y, x.shape), rtol=1e-5, atol=1e-5)
+
+    sums, slopes = found
+    assert set(sums) >= {"loss", "loss/local", "loss/global", "loss/align"}
+    assert set(slopes) == {"item_table", "user_table", "sequence"}
+    jax.tree.map(close, sums, expected[0])
+    jax.tree.map(close, slopes, expected[1])
+    # No gradient is compared for nothing, but for the keys' bias: softmax ignores it.
+    for path, slope in jax.tree_util.tree_leaves_with_path(expected[1]):
+        name = jax.tree_util.keystr(path)
+        assert np.abs(slope).max() > 1e-4 or name.endswith("['key']['bias']")
+
+
+def test_vmap_gives_the_step_of_one_device(case):
+    case, expected = case
+    arguments, axes = case.per_device()
+    mapped = jax.vmap(case.step(DATA), in_axes=axes, axis_name=DATA)
+    state, sums = jax.jit(mapped)(*arguments)
+    same((sums, gradients(state)), expected)
+
+
+def test_pmap_gives_the_step_of_one_device(case):
+    case, expected = case
+    arguments, axes = case.per_device()
+    mapped = jax.pmap(case.step(DATA), axis_name=DATA, in_axes=axes)
+    state, sums = mapped(*arguments)
+    same((sums, gradients(state)), expected)
+
+
+def test_a_compiled_phase_on_eight_devices_gives_the_step_of_one(case):
+    case, expected = case
+    mesh = parallel.make_mesh()
+    assert mesh.size == SHARDS
+    stacked = jax.tree.map(lambda x: np.asarray(x)[None], case.batch)
+    batch = parallel.place(mesh, stacked, steps.batch_specs(case.model, stacked))
+    graph = parallel.place(mesh, case.graph, steps.graph_specs(case.graph))
+    run = steps.compile_phase(case.model, JOINT, KEEP, 0, mesh, batch, graph)
+    state = jax.tree.map(jnp.copy, case.state)  # it is given away
+    state, sums = run(parallel.place(mesh, state), batch, graph)
+    assert int(state.step) == 1
+    assert all(values.shape == (1,) for values in sums.values())
+    same((sums, gradients(state)), expected)
+
+
+def test_the_other_losses_are_split_correctly_too():
+    """InfoNCE over all positions, per-pair negatives, sums instead of means."""
+    case = Case(
+        "ultragcn",
+        **{
+            "align.kind": "infonce",
+            "align.positions": "all",
+            "graph.reduce": "sum",
+            "graph.ultragcn.shared_negatives": False,
+        },
+    )
+    assert case.batch.edges.negatives.shape == (24, 5)
+    arguments, axes = case.per_device()
+    mapped = jax.vmap(case.step(DATA), in_axes=axes, axis_name=DATA)
+    state, sums = jax.jit(mapped)(*arguments)
+    same((sums, gradients(state)), case.on_one_device())
+
+
+def test_what_is_shared_by_a_step_is_not_split():
+    def specs(encoder, shared):
+        changes = {"graph.ultragcn.shared_negatives": shared}
+        model, feed, graph = prepare(
+            make_config(encoder=encoder, **changes), JOINT, SHARDS
+        )
+        batch = feed.batch(feed.plan(0), 0)
+        return steps.batch_specs(model, batch), steps.graph_specs(graph)
+
+    split, whole = P(None, DATA), P()
+    batch, graph = specs("ultragcn", True)
+    assert batch.edges == (split, split, whole, split)
+    assert set(graph) == {whole}
+    assert set(batch.sequences) == {split}
+    batch, _ = specs("ultragcn", False)
+    assert batch.edges == (split, split, split, split)
+    batch, graph = specs("lightgcn", True)
+    assert batch.edges == (split, split, split, split)
+    assert graph.edges == graph.senders == graph.receivers == P(DATA)
+    assert graph.n_edge == whole
+
+
+# --- stretches of training ------------------------------------------------------------
+
+
+def make_run(config, phase, mesh):
+    """(model, optimizer, states by seed, run of one dispatch: (state, epoch, chunk), feed)."""
+    model, feed, graph = prepare(config, phase, mesh.size)
+    tx = optim.make(**config.optim.to_dict())
+    graph = parallel.place(mesh, graph, steps.graph_specs(graph))
+
+    def batch(epoch, chunk):
+        found = feed.batch(feed.plan(epoch), chunk)
+        return parallel.place(mesh, found, steps.batch_specs(model, found))
+
+    run = steps.compile_phase(model, phase, tx, config.seed, mesh, batch(0, 0), graph)
+
+    def fresh(seed=config.seed):
+        return parallel.place(mesh, jax.jit(partial(steps.init, model, tx))(seed))
+
+    return (
+        fresh,
+        lambda state, epoch, chunk: run(state, batch(epoch, chunk), graph),
+        feed,
+    )
+
+
+def equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def differs(found, other):
+    return all(
+        bool((x != y).any())
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(other), strict=True)
+    )
+
+
+def test_create_without_graph_weights_is_sasrec_bit_for_bit():
+    ends = {}
+    for method in ("sasrec", "create"):
+        config = make_config(
+            method,
+            dropout=0.3,
+            **{
+                "loss.w_global": 0.0,
+                "loss.w_bt": 0.0,
+                "warmup.epochs": 0,
+                "train.batch": 6,
+                "train.chunk": 5,
+            },
+        )
+        (phase,) = settings.make_phases(config)
+        model, tx, _, run, feed = make_run(config, phase, mesh_of(1))
+        assert feed.steps == 5
+        init = jax.jit(partial(steps.init, model, tx))
+        state, start = init(config.seed), jax.device_get(init(config.seed).params)
+        for epoch in range(10):
+            state, sums = run(state, epoch, 0)
+        assert int(state.step) == 50
+        assert set(sums) == {"loss", "loss/local", "grad_norm"}
+        ends[method] = jax.device_get(state)
+        assert differs(ends[method].params["sequence"], start["sequence"])
+    joint, alone = ends["create"], ends["sasrec"]
+    assert set(joint.params) - set(alone.params) == {"user_table"}
+    for group in ("item_table", "sequence"):
+        equal(joint.params[group], alone.params[group])
+        equal(joint.opt_state[group], alone.opt_state[group])
+
+
+@pytest.mark.parametrize("encoder", ["ultragcn", "lightgcn"])
+def test_twenty_steps_are_ten_a_restart_and_ten_bit_for_bit(encoder, tmp_path):
+    config = make_config(
+        encoder=encoder, dropout=0.3, **{"train.batch": 3, "train.chunk": 5}
+    )
+    _, _, fresh, run, feed = make_run(config, JOINT, parallel.make_mesh())
+    assert (feed.steps, feed.chunks) == (10, 2)
+
+    def ten(state, epoch):
+        for chunk in range(2):
+            state, sums = run(state, epoch, chunk)
+        return state, sums
+
+    state, _ = ten(fresh(), 0)
+    checkpoints = Checkpoints(tmp_path / "saved")
+    checkpoints.save(10, state, {"epoch": 1}, score=-1.0)
+    checkpoints.wait()
+    through, sums = jax.device_get(ten(state, 1))
+    checkpoints.close()
+
+    again = Checkpoints(tmp_path / "saved")
+    state, progress = again.restore_latest(fresh(seed=2))
+    again.close()
+    assert progress == {"epoch": 1}
+    assert int(state.step) == 10
+    stopped, sums_after = jax.device_get(ten(state, 1))
+    assert int(stopped.step) == 20
+    equal(stopped, through)
+    equal(sums_after, sums)
+
+
+@pytest.mark.parametrize("encoder", ["ultragcn", "lightgcn"])
+def test_warm_up_leaves_the_transformer_as_it_was(encoder):
+    config = make_config(encoder=encoder, **{"warmup.epochs": 1})
+    warmup, joint = settings.make_phases(config)
+    assert (warmup.name, warmup.epochs) == ("warmup", 1)
+    assert (warmup.local, warmup.w_align) == (0, 0)
+    assert (joint.local, joint.w_global, joint.w_align) == (1, 0.1, 0.2)
+    _, _, fresh, run, feed = make_run(config, warmup, mesh_of(1))
+    start = jax.device_get(fresh())
+    state, sums = run(fresh(), 0, 0)
+    state = jax.device_get(state)
+    assert int(state.step) == feed.chunk_steps
+    assert set(sums) == {"loss", "loss/global", "grad_norm"}
+    equal(state.params["sequence"], start.params["sequence"])
+    # Its optimizer has not started either: bias correction begins at the switch.
+    equal(state.opt_state["sequence"], start.opt_state["sequence"])
+    assert state.opt_state["item_table"][0].count == feed.chunk_steps
+    for table in ("user_table", "item_table"):
+        assert differs(state.params[table], start.params[table])
+
+
+def test_a_step_draws_its_own_dropout():
+    config = make_config("sasrec", dropout=0.5)
+    (phase,) = settings.make_phases(config)
+    model, feed, graph = prepare(config, phase, 1)
+    batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
+    state = random_state(model, KEEP)
+
+    @jax.jit
+    def loss(step, seed):
+        now = state._replace(step=step)
+        _, sums = steps.train_step(model, phase, KEEP, seed, None, now, batch, graph)
+        return sums["loss"]
+
+    assert loss(0, 0) == loss(0, 0)
+    assert loss(0, 0) != loss(1, 0)
+    assert loss(0, 0) != loss(0, 1)
+
+
+def test_the_first_bad_step_is_named():
+    good = np.array([1.0, 2.0, 3.0, 4.0])
+    late, early = good.copy(), good.copy()
+    late[3], early[2] = np.inf, np.nan
+    assert steps.first_bad_step({"loss": good}) is None
+    assert steps.first_bad_step({"loss": late, "grad_norm": good}) == (3, "loss")
+    found = steps.first_bad_step({"loss": late, "b": early, "a": early})
+    assert found == (2, "a, b")
