@@ -33,13 +33,12 @@ class Feed:
                 shards=shards,
                 chunk=limit,
             )
-            self.steps = self.layout.steps
+            steps, self.chunk_steps = self.layout.steps, self.layout.chunk
+            self.chunks = steps // self.chunk_steps
         else:
-            self.steps = packing.in_equal_chunks(
-                -(-len(pairs.users) // config.graph.batch_size), limit
-            )
-        self.chunk_steps = self.steps // -(-self.steps // limit)
-        self.chunks = self.steps // self.chunk_steps
+            steps = -(-len(pairs.users) // config.graph.batch_size)
+            self.chunks, self.chunk_steps = packing.equal_chunks(steps, limit)
+        self.steps = self.chunks * self.chunk_steps
 
     def plan(self, epoch: int):
         """Everything random about an epoch: (sequences' plan, batches of pairs)."""

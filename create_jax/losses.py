@@ -178,7 +178,10 @@ def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
 def standardise(x, weights, axis_name=None, epsilon=1e-5):
     """Zero mean, unit (biased) deviation of each column over the real rows."""
     mean, variance = _moments(x, weights, axis_name)
-    return (x - mean) / (jnp.sqrt(variance) + epsilon)
+    # The root's slope at 0 is infinite: a constant column has deviation 0 and slope 0.
+    varies = variance > 0
+    deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+    return (x - mean) / (deviation + epsilon)
 
 
 def _moments(x, weights, axis_name):

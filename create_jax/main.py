@@ -1,6 +1,7 @@
 """python -m create_jax.main --config=configs/beauty.py[:METHOD] [--mode=MODE] ..."""
 
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -101,30 +102,35 @@ def run() -> None:
             app.run(main)
         main(parse_flags(sys.argv))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(f"error: {error}", 2)
     except OSError as error:
         reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        print(f"error: {reason}; put that right and run again", file=sys.stderr)
-        sys.exit(2)
+        _stop(f"error: {reason}; put that right and run again", 2)
     except KeyboardInterrupt:
-        print(
-            "stopped; the same command continues from the last checkpoint",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        _stop("stopped; the same command continues from the last checkpoint", 130)
+
+
+def _stop(message: str, code: int) -> None:
+    """Says why, and leaves at once: a failed save must not speak after the message."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _mute_background_threads() -> None:
     """Orbax raises again in this thread what its own threads meet; once is enough."""
-    show = sys.excepthook
 
-    def hook(*error):
-        if threading.current_thread() is threading.main_thread():
-            show(*error)
+    def only_main(hook):
+        def muted(*error):
+            if threading.current_thread() is threading.main_thread():
+                hook(*error)
 
-    sys.excepthook = hook
-    threading.excepthook = lambda _: None
+        return muted
+
+    sys.excepthook = only_main(sys.excepthook)
+    sys.unraisablehook = only_main(sys.unraisablehook)
+    threading.excepthook = only_main(threading.excepthook)
 
 
 if __name__ == "__main__":

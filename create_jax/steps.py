@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -93,7 +92,8 @@ def groups_of(model: create.Model, phase: Phase) -> list[str]:
     groups = ["item_table"]
     if phase.local:
         groups.append("sequence")
-    if phase.uses_graph:
+    propagates = "propagated" in (model.input_items, model.output_items)
+    if phase.uses_graph or propagates:
         groups.append("user_table")
     if phase.w_align and model.align["projector_dims"]:
         groups.append("projectors")
@@ -116,7 +116,8 @@ def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
         grads = lax.pmean(grads, axis_name)
     params, opt_state = optim.update(tx, grads, state.opt_state, state.params, groups)
     sums = {f"loss/{name}": part for name, part in parts.items()}
-    sums |= {"loss": value, "grad_norm": optax.global_norm(grads)}
+    squares = sum(jnp.sum(g * g) for g in jax.tree.leaves(grads))
+    sums |= {"loss": value, "grad_norm": jnp.sqrt(squares)}
     return TrainState(state.step + 1, params, opt_state), sums
 
 

@@ -68,6 +68,12 @@ A, B, C = (0, [3, 1, 7, 2, 9]), (4, [5, 3, 8]), (1, [2, 11, 4, 6, 12, 10])
 S, E = (5, [9, 1]), (2, [7, 7, 3, 4])
 BATCH = pack([A, B], [S, C], [E], fillers=2)
 
+# As `fill` has it: neither sequences nor fillers in the order of the slots.
+SHUFFLE = np.array([6, 2, 0, 5, 4, 1, 3])
+MIXED = BATCH._replace(
+    users=BATCH.users[SHUFFLE], last=BATCH.last[SHUFFLE], weights=BATCH.weights[SHUFFLE]
+)
+
 SASREC = make_model("sasrec", blocks=2)
 PARAMS = make_params(SASREC)
 
@@ -345,11 +351,11 @@ def owners_of_slots():
 
 
 def test_every_slot_knows_its_sequence():
-    sequence = jax.jit(create.sequence_of_slot)(BATCH)
-    users = BATCH.users[sequence].tolist()
+    sequence = jax.jit(create.sequence_of_slot)(MIXED)
+    users = MIXED.users[sequence].tolist()
     for found, owner in zip(users, owners_of_slots(), strict=True):
         assert owner is None or found == owner
-    assert (BATCH.weights[sequence] == 1)[BATCH.segments.ravel() > 0].all()
+    assert (MIXED.weights[sequence] == 1)[BATCH.segments.ravel() > 0].all()
 
 
 def states_of(model, params):
@@ -361,7 +367,7 @@ def states_of(model, params):
 def test_alignment_pairs_states_with_their_own_users(positions):
     model = make_model(positions=positions)
     params, graph = make_params(model), make_graph(model)
-    found = jax.jit(partial(alignment, model))(params, graph, BATCH)
+    found = jax.jit(partial(alignment, model))(params, graph, MIXED)
     owners = owners_of_slots()
     if positions == "all":
         slots = [slot for slot, owner in enumerate(owners) if owner is not None]

@@ -29,7 +29,7 @@ def geometric(n, seed=0, longest=50):
 def check_epoch(sequences, layout, plan):
     """Every claim about a batch, read back from its arrays alone."""
     batch = packing.fill(plan, sequences, layout, shift=True)
-    steps, shards, width, rows, length = layout
+    steps, shards, width, rows, length, _ = layout
     assert batch.items.shape == (steps, shards * rows, length)
     assert batch.users.shape == (steps, shards * width)
     tokens = np.concatenate(
@@ -121,8 +121,9 @@ def test_shards_share_a_step_evenly(shards):
     index = packing.plan_epoch(lengths, layout, 0, 0).index
     count = (index >= 0).sum(-1)
     assert count.max() - count.min() <= 1
-    tokens = np.where(index >= 0, lengths[index], 0).sum(-1)
-    assert tokens.max() < 1.25 * tokens.mean()  # none is favoured with the long ones
+    tokens = np.where(index >= 0, lengths[index], 0).sum(-1).mean(0)
+    # Dealt there and back: 6% between eight shards; always from the first, 11%.
+    assert tokens.max() < 1.08 * tokens.mean()
 
 
 def test_rows_of_realistic_lengths_are_95_percent_full():
@@ -137,12 +138,11 @@ def test_rows_of_realistic_lengths_are_95_percent_full():
 
 
 def test_steps_divide_into_equal_chunks():
-    assert packing.in_equal_chunks(64, 64) == 64
-    assert packing.in_equal_chunks(65, 64) == 66  # 2 x 33
-    assert packing.in_equal_chunks(5, 2) == 6
-    assert (
-        packing.make_layout(np.full(65, 3), batch=1, row_length=3, chunk=64).steps == 66
-    )
+    assert packing.equal_chunks(64, 64) == (1, 64)
+    assert packing.equal_chunks(65, 64) == (2, 32)
+    assert packing.equal_chunks(5, 2) == (3, 1)
+    layout = packing.make_layout(np.full(65, 3), batch=1, row_length=3, chunk=64)
+    assert (layout.steps, layout.chunk) == (64, 32)  # never more steps than sequences
 
 
 # --- sequences that do not fit --------------------------------------------------------
@@ -172,6 +172,17 @@ def test_an_overflowing_sequence_moves_to_another_shard():
         check_epoch(make_sequences(lengths), layout, plan)
         moved += (plan.index >= 0).sum(-1).max() == 3
     assert moved == 8  # beside the 9 there is never room
+
+
+def test_two_overflowing_sequences_do_not_land_on_each_other():
+    # Beside each 9 is no room for a 2; beside a 5 and a 2 there is room for just one.
+    lengths = np.array([9, 9, 5, 5, 2, 2, 2, 2])
+    layout = Layout(steps=4, shards=1, sequences=4, rows=1, length=10)
+    for epoch in range(3):
+        plan = packing.plan_epoch(lengths, layout, 0, epoch)
+        check_epoch(make_sequences(lengths), layout, plan)
+        per_step = (plan.index[:, 0] >= 0).sum(-1)
+        assert sorted(per_step.tolist()) == [1, 1, 3, 3]
 
 
 def test_packing_that_cannot_work_says_so():

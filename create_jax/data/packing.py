@@ -48,13 +48,14 @@ class Batch(NamedTuple):
 
 class Layout(NamedTuple):
     """The fixed shapes of an epoch: S steps, D shards, B sequences and R rows of T
-    slots in each shard of each step."""
+    slots in each shard of each step; `chunk` steps make a dispatch."""
 
     steps: int
     shards: int
     sequences: int
     rows: int
     length: int
+    chunk: int = 1
 
 
 class Plan(NamedTuple):
@@ -90,9 +91,10 @@ def make_layout(
       shards: D, devices that share a step.
       chunk: most steps of one dispatch.
     """
-    steps = in_equal_chunks(max(1, round(len(lengths) / batch)), chunk)
+    chunks, chunk = equal_chunks(max(1, round(len(lengths) / batch)), chunk)
+    steps = chunks * chunk
     sequences = -(-len(lengths) // (steps * shards))
-    layout = Layout(steps, shards, sequences, 1, row_length)
+    layout = Layout(steps, shards, sequences, 1, row_length, chunk)
     # The number of rows that three epochs would need. Batches are dealt by length, so
     # another epoch rarely needs more; `plan_epoch` then moves a sequence elsewhere.
     need = 1
@@ -102,11 +104,11 @@ def make_layout(
     return layout._replace(rows=need, sequences=sequences + 2)
 
 
-def in_equal_chunks(steps: int, chunk: int) -> int:
-    """The next number of steps that divides into equal chunks of at most `chunk`, so
+def equal_chunks(steps: int, most: int) -> tuple[int, int]:
+    """(chunks, steps of each): about `steps` in all and at most `most` in a chunk, so
     that all dispatches of an epoch have one shape."""
-    chunks = -(-steps // chunk)
-    return -(-steps // chunks) * chunks
+    chunks = -(-steps // most)
+    return chunks, steps // chunks
 
 
 def plan_epoch(lengths: np.ndarray, layout: Layout, seed: int, epoch: int) -> Plan:
@@ -230,7 +232,7 @@ def fill(plan: Plan, sequences: Sequences, layout: Layout, *, shift: bool) -> Ba
         there are no targets.
     """
     steps = len(plan.index)
-    shards, width, rows, length = layout[1:]
+    shards, width, rows, length = layout[1:5]
     real = plan.index >= 0
     index = plan.index[real]
     size = sequences.lengths[index]

@@ -1,0 +1,170 @@
+"""A whole run on eight simulated devices: a log whose next item is always i + 1."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import table
+from create_jax import experiment, feeds, protocol, report, settings, steps
+from create_jax.errors import InputError
+from create_jax.models import create
+
+N_ITEMS = 30
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """200 users walk over items in order from random starts, 12 steps each."""
+    rng = np.random.default_rng(0)
+    rows = ["user,item,time"]
+    for user, start in enumerate(rng.integers(0, N_ITEMS, 200)):
+        times = np.sort(rng.integers(0, 1000, 12)) + np.arange(12)
+        items = (start + np.arange(12)) % N_ITEMS
+        rows += [f"u{user},i{i},{t}" for i, t in zip(items, times, strict=True)]
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def make_config(log, method, **changes):
+    config = table.get_config(method)
+    config.data.path = str(log)
+    config.model.dim = 16
+    config.seq.max_len = 12
+    config.seq.dropout = 0.0
+    config.optim.lr = 0.01
+    config.train.batch = 32
+    config.train.epochs = 12
+    config.warmup.epochs = 2
+    config.graph.batch_size = 256
+    config.eval.filter_seen = False
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        config[section][name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def created(log, tmp_path_factory):
+    """(config, workdir, result) of CREATE with LightGCN: all phases, select, refit."""
+    workdir = tmp_path_factory.mktemp("create")
+    config = make_config(log, "create", graph__encoder="lightgcn")
+    return config, workdir, experiment.train_and_evaluate(config, str(workdir))
+
+
+def test_create_learns_the_walk(created):
+    _, workdir, result = created
+    assert jax.device_count() == 8 and result["device"].startswith("8 x")
+    assert result["test"]["recall@10"] > 0.95
+    assert result["test"]["ndcg@10"] > 0.8
+    lines = [
+        json.loads(t) for t in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["phase"] for line in lines[:3]] == ["warmup", "warmup", "joint"]
+    assert {line["stage"] for line in lines} == {"select", "refit"}
+    assert {"loss/local", "loss/global", "loss/align"} < lines[2].keys()
+    selected = [line for line in lines if line["stage"] == "select"]
+    best = max(selected[2:], key=lambda line: line["valid/ndcg@10"])
+    assert result["valid"]["ndcg@10"] == best["valid/ndcg@10"]
+    assert result["epochs"] == best["epoch"]
+
+
+def test_the_result_file_has_every_part(created):
+    _, workdir, result = created
+    written = json.loads((workdir / "result.json").read_text())
+    assert written == json.loads(json.dumps(result))
+    parts = {"dataset", "method", "seed", "protocol", "data", "valid", "test"}
+    parts |= {"test_by_target", "epochs", "seconds", "device", "versions", "git"}
+    assert written.keys() == parts
+    assert {"last", "first", "random", "successive"} == written["test_by_target"].keys()
+    names = {
+        f"{m}@{k}" for m in ("ndcg", "recall", "mrr", "coverage") for k in (10, 100)
+    }
+    assert written["test"].keys() == names
+    assert {"q_test", "ties", "target", "filter_seen"} < written["protocol"].keys()
+    assert "ndcg@10" in report.table([written])
+
+
+def test_evaluate_gives_the_same_numbers_and_other_targets(created):
+    config, workdir, result = created
+    again = experiment.evaluate_again(config, str(workdir))
+    assert again["test_by_target"] == result["test_by_target"]
+    other = config.copy_and_resolve_references()
+    other.eval.target = "all"
+    several = experiment.evaluate_again(other, str(workdir))
+    assert 0 < several["test_by_target"]["all"]["recall@10"] <= 1
+    assert several["test_by_target"]["last"] == result["test_by_target"]["last"]
+
+
+def test_a_sequence_model_beats_the_counts(created, log, tmp_path):
+    _, _, result = created
+    for method in ("mostpop", "poprnd", "random"):
+        config = make_config(log, method)
+        other = experiment.train_and_evaluate(config, str(tmp_path / method))
+        assert other["test"]["ndcg@10"] < 0.5 < result["test"]["ndcg@10"]
+
+
+@pytest.mark.parametrize("method", ["lightgcn", "ultragcn"])
+def test_a_graph_encoder_alone_learns(log, tmp_path, method):
+    config = make_config(log, method, train__epochs=4, retrain__epochs="none")
+    result = experiment.train_and_evaluate(config, str(tmp_path / "run"))
+    assert result["method"] == method and result["valid"]["recall@10"] > 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_a_loss_that_explodes_is_named(log, tmp_path):
+    config = make_config(log, "sasrec", optim__lr=1e30, split__validation="none")
+    with pytest.raises(
+        InputError, match="loss.* is not finite at step .* of phase joint"
+    ):
+        experiment.train_and_evaluate(config, str(tmp_path / "run"))
+
+
+SWITCHES = [
+    {"align__kind": "infonce"},
+    {"align__kind": "none"},
+    {"align__positions": "all"},
+    {"align__stop_grad": "global", "align__l2_normalize": True},
+    {"align__projector_dims": (8, 4)},
+    {"align__user_source": "ego", "graph__encoder": "lightgcn"},
+    {"graph__batch_source": "batch_users", "graph__encoder": "lightgcn"},
+    {"item_source__output": "propagated", "graph__encoder": "lightgcn"},
+    {"item_source__input": "propagated", "graph__encoder": "lightgcn"},
+    {"graph__last_frac": 0.5, "graph__reduce": "sum"},
+    {"graph__last_n": 3},
+]
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+def test_every_switch_reaches_a_step_of_its_own(log, changes):
+    """Each open choice of the paper gives a joint step with a loss of another value."""
+
+    def joint_loss(config):
+        settings.check(config)
+        train = protocol.load(config)
+        model = settings.make_model(config, train.n_users, train.n_items)
+        pairs = feeds.make_pairs(config, train)
+        graph = feeds.make_graph(config, model, pairs, shards=1)
+        phase = settings.make_phases(config)[-1]
+        feed = feeds.Feed(config, phase, train, pairs, shards=1)
+        batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
+        params, key = create.init(model, seed=0), jax.random.key(0)
+        loss = partial(
+            steps.total_loss, model, phase, batch=batch, graph=graph, key=key
+        )
+        (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        norms = [float(jnp.sum(g * g)) for g in jax.tree.leaves(grads)]
+        return float(value), norms
+
+    encoder = changes.get("graph__encoder", "ultragcn")
+    value, norms = joint_loss(make_config(log, "create", **changes))
+    plain = joint_loss(make_config(log, "create", graph__encoder=encoder))
+    assert np.isfinite([value, *norms]).all()
+    # Where a gradient stops, the loss itself stays.
+    assert value != plain[0] or norms != plain[1]
