@@ -76,7 +76,7 @@ class Checkpoints:
             except Exception as error:  # orbax raises many types for damaged files
                 print(
                     f"warning: checkpoint {self.directory / str(step)} is damaged "
-                    f"({_first_line(error)}); continuing from the one before",
+                    f"({_reason(error)}); continuing from the one before",
                     file=sys.stderr,
                 )
                 self.manager.delete(step)
@@ -101,10 +101,12 @@ class Checkpoints:
 
 def _cannot_save(directory, error):
     return InputError(
-        f"{directory}: the checkpoint could not be saved ({_first_line(error)}); free "
+        f"{directory}: the checkpoint could not be saved ({_reason(error)}); free "
         "some space and run the same command again, it continues from the last one"
     )
 
 
-def _first_line(error):
-    return (str(error) or repr(error)).splitlines()[0][:200]
+def _reason(error):
+    """The end of the first line: what went wrong, after where."""
+    line = (str(error) or repr(error)).splitlines()[0]
+    return line.rsplit(": ", 1)[-1][:200]
