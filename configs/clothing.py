@@ -7,11 +7,10 @@ from configs import common
 
 
 def get_config(method: str | None = None):
-    config = common.get_config(method)
+    config = common.get_config(method, dropout=0.5)
     config.data.name = "clothing"
     config.data.loader = "amazon"
     config.data.counts = (39387, 23033, 278677)
     config.seq.max_len = 50
-    config.seq.dropout = 0.5
     config.train.batch = 128
     return config

@@ -6,9 +6,13 @@ Numbers in parentheses are the open choices of the paper that a setting decides.
 from ml_collections import ConfigDict
 
 
-def get_config(method: str | None = None) -> ConfigDict:
-    """METHOD: create (default), sasrec, lightgcn, ultragcn, mostpop, poprnd, random."""
-    return ConfigDict(
+def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict:
+    """METHOD: create (default), sasrec, bert4rec, esasrec, lightgcn, ultragcn, svd,
+    mostpop, poprnd, random.
+
+    dropout: of SASRec on this data; BERT4Rec and eSASRec have their sources' own.
+    """
+    config = ConfigDict(
         {
             "method": method or "create",
             "seed": 0,
@@ -50,14 +54,15 @@ def get_config(method: str | None = None) -> ConfigDict:
             },
             "model": {"dim": 64, "item_std": 0.02, "user_std": 0.02},  # (22)
             "seq": {  # (21, 23, 24)
-                "encoder": "sasrec",
+                "encoder": "sasrec",  # of CREATE: bert4rec, esasrec, or your.module
                 "blocks": 2,
                 "heads": 1,
-                "dropout": 0.3,
+                "dropout": dropout,
                 "max_len": 128,
+                "feed_forward": 1,  # width, as a multiple of dim
             },
             "graph": {
-                "encoder": "ultragcn",  # of CREATE; or lightgcn
+                "encoder": "ultragcn",  # of CREATE; lightgcn, none
                 "batch_size": 2048,  # pairs a step (26)
                 "batch_source": "edges",  # or batch_users (14; LightGCN)
                 "last_n": 0,  # each user's last N rows; 0 = all (19)
@@ -77,18 +82,35 @@ def get_config(method: str | None = None) -> ConfigDict:
                     "norm_weight": 1e-4,  # gamma
                 },
             },
+            "svd": {
+                "ranks": (16, 32, 64, 128, 256, 512),  # the best on validation is used
+                "power": 1.0,  # p of EigenRec's column scaling; 1 = PureSVD
+                "history": "train",  # the user's row; full: all before the target
+            },
             "item_source": {"input": "ego", "output": "ego"},  # or propagated (3, 4)
             "align": {
-                "kind": "bt",  # infonce, none (31)
+                "kind": "barlow_twins",  # infonce, vicreg, nwj, none (31)
                 "positions": "last",  # or all (1)
                 "user_source": "propagated",  # or ego (2)
                 "stop_grad": "none",  # global, local (11)
                 "projector_dims": (),  # (12)
                 "l2_normalize": False,  # (13)
-                "temperature": 1.0,  # of infonce
+                "bert_state": "appended_mask",  # or last_position (32)
+                "temperature": 1.0,  # of infonce and nwj
                 "bt": {"lambda": 0.05, "reduce": "mean_dim"},  # (6, 5)
+                "vicreg": {"similarity": 25.0, "variance": 25.0, "covariance": 1.0},
             },
             "loss": {
+                "local": "ce",  # sce, sampled, gbce, bce (30)
+                "negatives": 256,  # of sampled, gbce and bce
+                "shared_negatives": True,  # by all tokens of a step
+                "gbce_t": 0.75,
+                "sce": {  # buckets, states and items in each; rule in models.md
+                    "buckets": 100,
+                    "bucket_states": 100,
+                    "bucket_items": 256,
+                    "mix": True,
+                },
                 "w_global": 0.1,  # (8)
                 "w_bt": 0.2,  # of the alignment, whichever kind (7)
                 "token_chunk": 256,  # tokens whose logits exist at once
@@ -101,6 +123,7 @@ def get_config(method: str | None = None) -> ConfigDict:
             },
             "train": {
                 "batch": 256,  # sequences a step
+                "mask": 0.2,  # share of items that bert4rec hides
                 "epochs": 300,  # after warm-up, at most
                 "patience": 10,  # validations without a better one
                 "chunk": 64,  # most steps of one dispatch
@@ -111,3 +134,9 @@ def get_config(method: str | None = None) -> ConfigDict:
             "example": False,  # show the top ten of one real history at the end
         }
     )
+    if method == "bert4rec":
+        config.seq.update(heads=2, feed_forward=4, dropout=0.1)
+    elif method == "esasrec":
+        config.seq.update(feed_forward=4, dropout=0.2)
+        config.loss.local = "sampled"
+    return config

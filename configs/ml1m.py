@@ -7,11 +7,10 @@ from configs import common
 
 
 def get_config(method: str | None = None):
-    config = common.get_config(method)
+    config = common.get_config(method, dropout=0.2)
     config.data.name = "ml1m"
     config.data.loader = "movielens"
     config.data.counts = (6040, 3706, 1000209)
     config.seq.max_len = 200
-    config.seq.dropout = 0.2
     config.train.batch = 128
     return config

@@ -23,8 +23,8 @@ class Queries(NamedTuple):
 
     histories: packed histories; `users` holds query numbers until `ask` maps them.
     targets: [B] item of each query. query: [B] its number.
-    seen_row, seen_item: [H] pairs (row of the shard's B, item) that must not be ranked;
-      row B = none.
+    seen_row, seen_item: [H] pairs (row of the shard's B, item of its history); row B =
+      none.
     """
 
     histories: packing.Batch
@@ -46,18 +46,20 @@ class Asker:
     """A Holdout cut into equal dispatches, made once and asked many times.
 
     Args:
-      max_len: the newest items of a history that a sequence encoder reads.
-      filter_seen: hide the whole history from the ranking.
+      max_len: slots of a history that a sequence encoder reads, the newest items.
+      mask: id of a [MASK] to end each history with; 0 = none.
+      pairs: give the whole histories as pairs, to hide them or to fold them in.
       batch: queries a step, over all devices.
     """
 
     def __init__(
-        self, holdout: Holdout, mesh, *, max_len, filter_seen, batch, chunk=32
+        self, holdout: Holdout, mesh, *, max_len, pairs, batch, mask=0, chunk=32
     ):
-        begin = np.maximum(holdout.begin, holdout.end - max_len)
+        newest = holdout.end - max_len + (mask > 0)
+        begin = np.maximum(holdout.begin, newest)
         numbers = np.arange(holdout.n_queries, dtype=np.int32)
-        sequences = packing.Sequences(numbers, holdout.log, begin, holdout.end)
-        self.holdout, self.mesh, self.filter_seen = holdout, mesh, filter_seen
+        sequences = packing.Sequences(numbers, holdout.log, begin, holdout.end, mask)
+        self.holdout, self.mesh, self.pairs = holdout, mesh, pairs
         self.sequences, lengths = sequences, sequences.lengths
         self.layout = packing.make_layout(
             lengths, batch=batch, row_length=max_len, shards=mesh.size, chunk=chunk
@@ -69,7 +71,7 @@ class Asker:
         self.resident = None
 
     def _most_seen(self):
-        if not self.filter_seen:
+        if not self.pairs:
             return 1
         sizes = self.holdout.end - self.holdout.begin
         return int(packing._length_of(self.plan.index, sizes).sum(-1).max())
@@ -86,7 +88,7 @@ class Asker:
 
     def _queries(self, start):
         plan = packing.steps_of(self.plan, start, start + self.chunk)
-        batch = packing.fill(plan, self.sequences, self.layout, shift=False)
+        batch = packing.fill(plan, self.sequences, self.layout)
         holdout = self.holdout
         query = np.where(batch.weights > 0, batch.users, -1)
         targets = holdout.targets[holdout.offsets[np.maximum(query, 0)]]
@@ -100,7 +102,7 @@ class Asker:
         steps_, shards, width = plan.index.shape
         rows = np.full((steps_ * shards, self.most_seen), width, np.int32)
         items = np.zeros_like(rows)
-        if self.filter_seen:
+        if self.pairs:
             holdout, index = self.holdout, plan.index.reshape(-1, width)
             real = index >= 0
             number = index[real]
@@ -117,32 +119,36 @@ class Asker:
         return rows.reshape(steps_, -1), items.reshape(steps_, -1)
 
 
-def make_asker(config, holdout: Holdout, mesh) -> Asker:
+def make_asker(config, holdout: Holdout, mesh, mask: int = 0) -> Asker:
     return Asker(
         holdout,
         mesh,
         max_len=config.seq.max_len,
-        filter_seen=config.eval.filter_seen,
+        pairs=config.eval.filter_seen or config.svd.history == "full",
         batch=config.eval.batch,
+        mask=mask,
     )
 
 
 def compile_ranker(
-    score: Callable, holdout_candidates, mesh, *, top_k: int
+    score: Callable, candidates: np.ndarray, mesh, *, top_k: int, hide_seen: bool
 ) -> Callable:
     """(params, graph, Queries) -> (ranks [S, B], top [S, B, K]).
 
     Args:
       score: (params, graph, queries of one step) -> [B, V] scores.
+      candidates: [I + 1] bool, items that may be ranked.
       top_k: length of the lists; 0 = ranks only.
+      hide_seen: do not rank the items of the history.
     """
-    bias = np.where(holdout_candidates, 0.0, -np.inf).astype(np.float32)
+    bias = np.where(candidates, 0.0, -np.inf).astype(np.float32)
 
     def step(params, graph, queries):
-        scores = score(params, graph, queries) + bias
-        scores = scores.at[queries.seen_row, queries.seen_item].set(
-            -jnp.inf, mode="drop"
-        )
+        # A [MASK] row after the items is no candidate.
+        scores = score(params, graph, queries)[:, : len(bias)] + bias
+        if hide_seen:
+            pairs = queries.seen_row, queries.seen_item
+            scores = scores.at[pairs].set(-jnp.inf, mode="drop")
         target = queries.targets[:, None]
         own = jnp.take_along_axis(scores, target, 1)
         ids = jnp.arange(scores.shape[1])
@@ -174,6 +180,23 @@ def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
         q, items = create.query_vectors(
             model, params, graph, queries.histories, by_graph=by_graph
         )
+        return q @ items.T
+
+    return score
+
+
+def factor_scores(*, fold_in: bool) -> Callable:
+    """Scores of PureSVD from params `users` [U, r] and `items` [V, r].
+
+    fold_in: the user's row is the whole history of the query, not the training rows.
+    """
+
+    def score(params, graph, queries):
+        items = params["items"]
+        if not fold_in:
+            return params["users"][queries.histories.users] @ items.T
+        q = jnp.zeros((len(queries.query), items.shape[1]))
+        q = q.at[queries.seen_row].add(items[queries.seen_item], mode="drop")
         return q @ items.T
 
     return score

@@ -13,6 +13,8 @@ import numpy as np
 from create_jax import evaluate, parallel, protocol, settings
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
+from create_jax.feeds import make_pairs
+from create_jax.models import svd
 from create_jax.train import Fitted, Run, fit, say
 from create_jax.writers import JsonLines, check_writable, read_json, write_json
 
@@ -91,7 +93,9 @@ def _open(config, directory: Path) -> Opened:
 def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
     """The model to test, and the progress of the stage that chose its length."""
     run, split, _ = opened
-    if run.config.method in settings.MODEL_FREE:
+    if run.config.method == "svd":
+        return _fit_svd(opened)
+    if run.config.method in settings.COUNTING:
         return None, None
     phases, retrain = settings.make_phases(run.config), run.config.retrain.epochs
     if split.valid is None:
@@ -104,6 +108,61 @@ def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
         epochs *= len(split.train.users) / len(split.refit.users)
     short = _shorten(phases, max(1, round(epochs)))
     return fit(run, "refit", short, split.refit, None), chosen.progress
+
+
+def _fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
+    """PureSVD with the rank that does best on validation, from all rows to the cut."""
+    (config, _, mesh, _), split, _ = opened
+    start, chosen = time.monotonic(), None
+    sides = split.train.n_users, split.train.n_items
+    ranks = [rank for rank in config.svd.ranks if rank < min(sides)]
+    if not ranks:
+        raise InputError(
+            f"config.svd.ranks is {tuple(config.svd.ranks)}; expected one below the "
+            "{} users and {} items of the log".format(*sides)
+        )
+
+    def params(train, rank):
+        pairs = make_pairs(config, train)
+        shape = train.n_users, train.n_items + 1
+        items = svd.item_factors(*pairs[:2], *shape, rank, config.svd.power)
+        return {"items": items, "users": svd.user_vectors(*pairs[:2], shape[0], items)}
+
+    rank = max(ranks)
+    if split.valid is not None:
+        whole = params(split.train, rank)
+        scores = {}
+        for rank in ranks:
+            part = {name: values[:, :rank] for name, values in whole.items()}
+            scores[rank] = _validate(opened, part)
+        by = config.eval.select_by
+        rank = max(ranks, key=lambda rank: scores[rank][by])
+        chosen = {"best_metrics": scores[rank] | {"rank": rank}, "seconds": {}}
+        say(f"svd: rank {rank} of {ranks} by validation {by}")
+    place = parallel.place(mesh, params(split.refit, rank))
+    seconds = {"train": time.monotonic() - start}
+    return Fitted(None, place, (), {"epoch": 0, "seconds": seconds}), chosen
+
+
+def _validate(opened: Opened, params: dict) -> dict:
+    config, holdout = opened.run.config, opened.split.valid
+    fitted = Fitted(None, parallel.place(opened.run.mesh, params), (), {})
+    rank = _ranker(opened, fitted, holdout.candidates)
+    ranking = _rank(opened, fitted, holdout, rank)
+    n_items = opened.split.train.n_items
+    return evaluate.summarise(ranking, holdout, config.eval.ks, n_items)
+
+
+def _ranker(opened: Opened, fitted: Fitted | None, candidates, top_k: int = 0):
+    """The compiled ranking of the run's method; lists of the largest cut-off, or k."""
+    config = opened.run.config
+    return evaluate.compile_ranker(
+        _scorer(config, fitted, opened.split),
+        candidates,
+        opened.run.mesh,
+        top_k=top_k or max(config.eval.ks),
+        hide_seen=config.eval.filter_seen,
+    )
 
 
 def _shorten(phases, epochs: int):
@@ -122,13 +181,16 @@ def _scorer(config, fitted: Fitted | None, split: Split):
         train = split.refit
         counts = np.bincount(train.items, minlength=train.n_items + 1)
         return evaluate.counting_scores(counts, config.method, config.seed)
+    if fitted.model is None:
+        return evaluate.factor_scores(fold_in=config.svd.history == "full")
     by_graph = fitted.model.encoder is None
     return evaluate.model_scores(fitted.model, by_graph=by_graph)
 
 
 def _rank(opened: Opened, fitted, holdout, rank) -> evaluate.Ranking:
-    asker = evaluate.make_asker(opened.run.config, holdout, opened.run.mesh)
-    params, graph = (fitted.params, fitted.graph) if fitted else ({}, ())
+    model, params, graph = fitted[:3] if fitted else (None, {}, ())
+    mask = model.mask if model is not None else 0
+    asker = evaluate.make_asker(opened.run.config, holdout, opened.run.mesh, mask)
     return evaluate.ask(rank, asker, params, graph)
 
 
@@ -136,12 +198,7 @@ def _test(opened: Opened, fitted: Fitted | None, selection: dict | None) -> dict
     """Ranks the test queries of every target rule; the whole content of result.json."""
     (config, _, mesh, _), split, facts = opened
     start = time.monotonic()
-    rank = evaluate.compile_ranker(
-        _scorer(config, fitted, split),
-        split.test[config.eval.target].candidates,
-        mesh,
-        top_k=max(config.eval.ks),
-    )
+    rank = _ranker(opened, fitted, split.test[config.eval.target].candidates)
     by_target = {}
     for name, holdout in split.test.items():
         ranking = _rank(opened, fitted, holdout, rank)
@@ -184,8 +241,7 @@ def show_example(config, workdir: str, least_history: int = 5) -> None:
         targets=holdout.targets[holdout.offsets[one]],
         offsets=np.array([0, 1]),
     )
-    score = _scorer(config, fitted, split)
-    rank = evaluate.compile_ranker(score, query.candidates, opened.run.mesh, top_k=10)
+    rank = _ranker(opened, fitted, query.candidates, top_k=10)
     top = _rank(opened, fitted, query, rank).top[0]
 
     def name(item):

@@ -19,13 +19,16 @@ class Feed:
       shards: devices that share a step.
     """
 
-    def __init__(self, config, phase: Phase, train, pairs, shards: int):
+    def __init__(self, config, model, phase: Phase, train, pairs, shards: int):
         self.config, self.pairs, self.shards = config, pairs, shards
+        self.model = model
         self.n_items, self.seed = train.n_items, config.seed
         self.with_edges, self.sequences = phase.w_global > 0, None
         limit = config.train.chunk
         if phase.local:
-            self.sequences = packing.training_sequences(train, config.seq.max_len)
+            self.sequences = packing.training_sequences(
+                train, config.seq.max_len, model.mask
+            )
             self.layout = packing.make_layout(
                 self.sequences.lengths,
                 batch=config.train.batch,
@@ -41,18 +44,21 @@ class Feed:
         self.steps = self.chunks * self.chunk_steps
 
     def plan(self, epoch: int):
-        """Everything random about an epoch: (sequences' plan, batches of pairs)."""
-        plan = edges = None
+        """Everything random about an epoch: (plan of the sequences, items to hide,
+        batches of pairs)."""
+        plan = hidden = edges = None
         if self.sequences is not None:
             lengths = self.sequences.lengths
             plan = packing.plan_epoch(lengths, self.layout, self.seed, epoch)
+            if self.model.objective == "masked":
+                share = self.config.train.mask
+                hidden = packing.hide(self.sequences, share, self.seed, epoch)
         if self.with_edges:
             edges = self._edges(plan, epoch)
-        return plan, edges
+        return plan, hidden, edges
 
     def _edges(self, plan, epoch):
-        graph, method = self.config.graph, self.config.method
-        encoder = graph.encoder if method == "create" else method
+        graph = self.config.graph
         size = graph.batch_size
         if plan is None:  # one pass over the pairs
             size = -(-len(self.pairs.users) // self.steps)
@@ -64,7 +70,7 @@ class Feed:
             seed=self.seed,
             epoch=epoch,
         )
-        if encoder == "ultragcn":
+        if self.model.graph == "ultragcn":
             own = graph.ultragcn
             shape = (own.negatives,) if own.shared_negatives else (size, own.negatives)
             repeat = plan is not None
@@ -81,10 +87,16 @@ class Feed:
     def batch(self, plan, chunk: int) -> StepBatch:
         """The stacked arrays of dispatch `chunk`."""
         start, stop = chunk * self.chunk_steps, (chunk + 1) * self.chunk_steps
-        packed, edges = plan
+        packed, hidden, edges = plan
         if packed is not None:
             part = packing.steps_of(packed, start, stop)
-            packed = packing.fill(part, self.sequences, self.layout, shift=True)
+            packed = packing.fill(
+                part,
+                self.sequences,
+                self.layout,
+                shift=hidden is None,
+                hidden=hidden,
+            )
         if edges is not None:
             edges = graphs.EdgeBatch(*(field[start:stop] for field in edges))
         return StepBatch(packed, edges)

@@ -156,6 +156,96 @@ def _backward(item_chunk, residuals, cotangent):
 _streamed_cross_entropy.defvjp(_forward, _backward)
 
 
+def sampled_losses(
+    states, table, targets, negatives, *, kind, gbce_t=0.75, n_items=0, axis_name=None
+):
+    """Next-item losses against sampled items instead of the catalogue.
+
+    Args:
+      states: [M, D]; table: [V, D]; targets: [M], 0 = no loss.
+      negatives: [N] items shared by all tokens, or [M, N] for each; one that is the
+        token's own target does not count.
+      kind: `sampled`: softmax over the target and the N (Klenitskiy and Vasilev 2023).
+        `bce`: -log s(r+) - sum log(1 - s(r-)) (SASRec's own with N = 1). `gbce`: the
+        same with s(r+)^beta, and the mean over the 1 + N (gSASRec, arXiv 2308.07192).
+      gbce_t: t of gBCE, 0 = plain BCE, 1 = fully corrected for sampling.
+      n_items: I, for gBCE's sampling rate.
+
+    Returns:
+      Scalar mean over tokens that have a target.
+    """
+    positive = jnp.sum(states * table[targets], -1)  # [M]
+    others = table[negatives]
+    if negatives.ndim == 1:
+        scores = states @ others.T
+    else:
+        scores = jnp.einsum("md,mnd->mn", states, others)
+    same = jnp.broadcast_to(negatives, scores.shape) == targets[:, None]
+    scores = jnp.where(same, -jnp.inf, scores)  # [M, N]
+    if kind == "sampled":
+        logits = jnp.concatenate([positive[:, None], scores], axis=1)
+        values = jax.nn.logsumexp(logits, axis=-1) - positive
+    else:
+        n = scores.shape[1]
+        beta = 1.0
+        if kind == "gbce":
+            rate = n / (n_items - 1)
+            beta = rate * (gbce_t * (1 - 1 / rate) + 1 / rate)
+        values = beta * jax.nn.softplus(-positive) + jax.nn.softplus(scores).sum(-1)
+        values = values / (1 + n) if kind == "gbce" else values
+    return weighted_mean(values, (targets > 0).astype(states.dtype), axis_name)
+
+
+def scalable_cross_entropy(
+    states,
+    table,
+    targets,
+    key,
+    *,
+    n_items: int,
+    buckets: int,
+    bucket_states: int,
+    bucket_items: int,
+    mix: bool,
+    axis_name=None,
+):
+    """SCE (arXiv 2409.18721): softmax inside buckets of close states and items.
+
+    Random directions pick, for each bucket, the states and the items with the largest
+    projections. A state in several buckets keeps its largest loss, one in none counts
+    nowhere. Equal to the full softmax where every bucket holds everything.
+
+    Args:
+      states: [M, D]; targets: [M], 0 = no loss: never selected.
+      buckets, bucket_states, bucket_items: n_b, b_x, b_y.
+      mix: directions are random mixtures of the states themselves (Omega^T X), so that
+        buckets follow the data.
+    """
+    items = table[1 : n_items + 1]
+    real = targets > 0
+    m, d = states.shape
+    still, still_items = lax.stop_gradient(states), lax.stop_gradient(items)
+    shape = (m, buckets) if mix else (d, buckets)
+    directions = jax.random.normal(key, shape) / d**0.25
+    if mix:
+        directions = (still * real[:, None]).T @ directions
+    near_states = jnp.where(real, (still @ directions).T, -jnp.inf)  # [n_b, M]
+    _, rows = lax.top_k(near_states, min(bucket_states, m))
+    _, columns = lax.top_k((still_items @ directions).T, min(bucket_items, n_items))
+
+    x, y = states[rows], items[columns]  # [n_b, b_x, D], [n_b, b_y, D]
+    own = targets[rows]  # [n_b, b_x]
+    positive = jnp.sum(x * table[own], -1)
+    logits = jnp.einsum("bxd,byd->bxy", x, y)
+    logits = jnp.where(columns[:, None, :] + 1 == own[..., None], -jnp.inf, logits)
+    logits = jnp.concatenate([logits, positive[..., None]], axis=-1)
+    values = jnp.where(own > 0, jax.nn.logsumexp(logits, axis=-1) - positive, -jnp.inf)
+    largest = jnp.full(m, -jnp.inf).at[rows.reshape(-1)].max(values.reshape(-1))
+    covered = largest > -jnp.inf
+    kept = jnp.where(covered, largest, 0.0)
+    return weighted_mean(kept, covered.astype(states.dtype), axis_name)
+
+
 # --- graph ----------------------------------------------------------------------------
 
 
@@ -219,7 +309,7 @@ def barlow_twins(
     return loss / len(diagonal) if reduce == "mean_dim" else loss
 
 
-def info_nce(a, b, weights, *, temperature=1.0, axis_name=None):
+def infonce(a, b, weights, *, temperature=1.0, axis_name=None):
     """Symmetric InfoNCE over 2B L2-normalised views, half the mean (MRGSRec's form).
 
     Each row's partner is its positive, the other 2B - 2 rows are its negatives.
@@ -249,3 +339,48 @@ def info_nce(a, b, weights, *, temperature=1.0, axis_name=None):
 def l2_normalise(x, epsilon=1e-12):
     """Rows of unit length; zero rows stay zero, with a finite gradient."""
     return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + epsilon)
+
+
+def vicreg(
+    a, b, weights, *, similarity=25.0, variance=25.0, covariance=1.0, axis_name=None
+):
+    """Variance, invariance, covariance (Bardes et al. 2022, eq. 6).
+
+    similarity * mean |a - b|^2 + variance * (hinge of each column's deviation at 1, of
+    both views) + covariance * (squared off-diagonal covariances / D, of both views).
+    """
+    count = jnp.maximum(global_sum(weights.sum(), axis_name), 2.0)
+    d = a.shape[1]
+    distance = weighted_mean(jnp.mean((a - b) ** 2, -1), weights, axis_name)
+    spread, redundancy = 0.0, 0.0
+    for x in (a, b):
+        mean, moment = _moments(x, weights, axis_name)
+        unbiased = moment * count / (count - 1)
+        spread += jnp.mean(jax.nn.relu(1 - jnp.sqrt(unbiased + 1e-4)))
+        centred = (x - mean) * weights[:, None]
+        covariances = global_sum(centred.T @ centred, axis_name) / (count - 1)
+        diagonal = jnp.diagonal(covariances)
+        redundancy += (jnp.sum(covariances**2) - jnp.sum(diagonal**2)) / d
+    return similarity * distance + variance * spread + covariance * redundancy
+
+
+def nwj(a, b, weights, *, temperature=0.5, axis_name=None):
+    """Minus a lower bound on the mutual information of the views (NWJ: Nguyen et al.
+    2010; Poole et al. 2019, eq. 5): 1 + E_joint[f] - E_product[exp f].
+
+    The critic is f(a, b) = cos(a, b) / temperature, one constant lower than the paper's
+    f, so that the bound reads as written here. The product of marginals is estimated
+    over all pairs of different rows.
+    """
+
+    def gather(x):
+        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+
+    a, b = l2_normalise(a), l2_normalise(b)
+    joint = weighted_mean(jnp.sum(a * b, -1) / temperature, weights, axis_name)
+    others, real = gather(b), gather(weights)
+    n = len(a)
+    me = jnp.arange(n) + (0 if axis_name is None else lax.axis_index(axis_name) * n)
+    pairs = weights[:, None] * real * (jnp.arange(len(others))[None] != me[:, None])
+    product = weighted_mean(jnp.exp(a @ others.T / temperature), pairs, axis_name)
+    return -(1 + joint - product)

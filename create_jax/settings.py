@@ -1,13 +1,17 @@
 """Checks a config before anything is loaded, and builds models and phases from it."""
 
+import importlib
+
 from create_jax.data.splits import TARGETS, VALIDATIONS
 from create_jax.errors import InputError
-from create_jax.models import create, sasrec
+from create_jax.models import create
 from create_jax.steps import Phase
 
-MODEL_FREE = ("mostpop", "poprnd", "random")
+COUNTING = ("mostpop", "poprnd", "random")
+MODEL_FREE = ("svd", *COUNTING)
 GRAPH_ONLY = ("lightgcn", "ultragcn")
-METHODS = ("create", "sasrec", *GRAPH_ONLY, *MODEL_FREE)
+SEQUENCE_ONLY = ("sasrec", "bert4rec", "esasrec")
+METHODS = ("create", *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
 
 ONE_OF = {
     "method": METHODS,
@@ -19,25 +23,28 @@ ONE_OF = {
     "eval.cold_items": ("drop", "keep_as_miss"),
     "eval.candidates": ("train", "all"),
     "eval.history": ("full", "train"),
+    "svd.history": ("full", "train"),
     "item_source.input": ("ego", "propagated"),
     "item_source.output": ("ego", "propagated"),
-    "seq.encoder": ("sasrec",),
-    "graph.encoder": GRAPH_ONLY,
+    "graph.encoder": (*GRAPH_ONLY, "none"),
     "graph.reduce": ("mean", "sum"),
     "graph.batch_source": ("edges", "batch_users"),
-    "align.kind": ("none", "infonce", "bt"),
+    "align.kind": ("none", "infonce", "barlow_twins", "vicreg", "nwj"),
     "align.positions": ("last", "all"),
     "align.user_source": ("propagated", "ego"),
     "align.stop_grad": ("none", "global", "local"),
     "align.bt.reduce": ("mean_dim", "sum"),
+    "align.bert_state": ("appended_mask", "last_position"),
+    "loss.local": ("ce", "sce", "sampled", "gbce", "bce"),
     "warmup.eval": ("graph", "sequential"),
     "retrain.epochs": ("best", "scaled", "none"),
 }
-# (lowest, highest); open ends are excluded where the text says so.
 RANGES = {
     "split.q_test": ("between 0 and 1", lambda x: 0 < x < 1),
     "split.q_val": ("between 0 and 1", lambda x: 0 < x < 1),
     "seq.dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "train.mask": ("above 0 and below 1", lambda x: 0 < x < 1),
+    "loss.gbce_t": ("between 0 and 1", lambda x: 0 <= x <= 1),
     "graph.last_frac": ("above 0 and at most 1", lambda x: 0 < x <= 1),
     "optim.lr": ("above 0", lambda x: x > 0),
     "optim.clip": ("0 (off) or more", lambda x: x >= 0),
@@ -51,7 +58,9 @@ AT_LEAST_ONE = (
     *("model.dim", "seq.blocks", "seq.heads", "seq.max_len", "graph.batch_size"),
     *("graph.ultragcn.neighbours", "graph.ultragcn.negatives", "graph.lightgcn.layers"),
     *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
-    *("eval.every", "loss.token_chunk", "loss.item_chunk"),
+    *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.negatives"),
+    *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
+    *("seq.feed_forward",),
 )
 AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds")
 
@@ -83,6 +92,8 @@ def check(config) -> None:
             value("seq.heads"),
             f"a divisor of model.dim = {config.model.dim}",
         )
+    if config.method not in (*GRAPH_ONLY, *MODEL_FREE):
+        encoder_module(config)
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
     names = [
@@ -118,40 +129,66 @@ def _bad(key, found, expected):
     )
 
 
+def encoder_module(config):
+    """The module of the sequence encoder: its `Encoder` and `OBJECTIVE`.
+
+    A name without a dot is one of ours, one with dots is any importable module.
+    """
+    name = config.seq.encoder if config.method == "create" else config.method
+    path = name if "." in name else f"create_jax.models.{name}"
+    try:
+        module = importlib.import_module(path)
+        if module.OBJECTIVE not in ("next", "masked"):
+            raise AttributeError(f"OBJECTIVE is {module.OBJECTIVE!r}")
+        return module, module.Encoder
+    except (ImportError, AttributeError) as error:
+        ours = ", ".join(SEQUENCE_ONLY)
+        raise _bad(
+            "seq.encoder",
+            name,
+            f"one of {ours}, or a module with OBJECTIVE and Encoder ({error})",
+        ) from None
+
+
 def make_model(config, n_users: int, n_items: int) -> create.Model:
     """The encoders that `config.method` needs."""
-    method, seq = config.method, config.seq
-    graph = {"create": config.graph.encoder, "sasrec": "none"}.get(method, method)
-    encoder = None
+    method = config.method
+    encoder, objective = None, "next"
     if method not in GRAPH_ONLY:
-        encoder = sasrec.Encoder(seq.blocks, seq.heads, seq.dropout, seq.max_len)
+        module, encoder_class = encoder_module(config)
+        fields = {k: v for k, v in config.seq.items() if k != "encoder"}
+        encoder, objective = encoder_class(**fields), module.OBJECTIVE
+    graph = config.graph.encoder if method == "create" else method
+    if method in SEQUENCE_ONLY:
+        graph = "none"
     own = config.graph[graph].to_dict() if graph != "none" else {}
     for host_side in ("neighbours", "negatives", "shared_negatives"):
         own.pop(host_side, None)
+    local = config.loss.to_dict()
     return create.Model(
         n_users=n_users,
         n_items=n_items,
         dim=config.model.dim,
         encoder=encoder,
+        objective=objective,
         graph=graph,
         graph_settings=own | {"reduce": config.graph.reduce},
         align=config.align.to_dict(),
+        local=local | {"kind": local["local"]},
         input_items=config.item_source.input if method == "create" else "ego",
         output_items=config.item_source.output if method == "create" else "ego",
         item_std=config.model.item_std,
         user_std=config.model.user_std,
-        token_chunk=config.loss.token_chunk,
-        item_chunk=config.loss.item_chunk,
     )
 
 
 def make_phases(config) -> list[Phase]:
-    """Warm-up and joint training as data; a graph encoder or SASRec alone has one."""
+    """Warm-up and joint training as data; an encoder alone has one phase."""
     epochs = config.train.epochs
-    if config.method == "sasrec":
-        return [Phase("joint", epochs, 1.0, 0.0, 0.0)]
     if config.method in GRAPH_ONLY:
         return [Phase("graph", epochs, 0.0, 1.0, 0.0)]
+    if config.method in SEQUENCE_ONLY or config.graph.encoder == "none":
+        return [Phase("joint", epochs, 1.0, 0.0, 0.0)]
     w_align = config.loss.w_bt if config.align.kind != "none" else 0.0
     joint = Phase("joint", epochs, 1.0, config.loss.w_global, w_align)
     warmup = Phase("warmup", config.warmup.epochs, 0.0, 1.0, 0.0)

@@ -73,9 +73,16 @@ def total_loss(
     if phase.local:
         source, output = create.item_vectors(model, params, items)
         sequences = batch.sequences
-        states = create.encode(model, params, source, sequences, train=True, key=key)
-        parts["local"] = create.local_loss(model, states, output, sequences, axis_name)
+        view = create.training_view(model, sequences)
+        states = create.encode(model, params, source, view, train=True, key=key)
+        parts["local"] = create.local_loss(
+            model, states, output, sequences, key, axis_name
+        )
         if phase.w_align:
+            if model.objective == "masked":
+                states, sequences = create.masked_states(
+                    model, params, source, sequences, states, key
+                )
             parts["align"] = create.alignment_loss(
                 model, params, states, users, sequences, axis_name
             )

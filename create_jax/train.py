@@ -79,7 +79,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         epoch = progress["epoch"]
         phase = _phase_at(phases, epoch)
         if phase != current:
-            feed = feeds.Feed(config, phase, train, pairs, mesh.size)
+            feed = feeds.Feed(config, model, phase, train, pairs, mesh.size)
             batch = _place(run, model, feed.batch(feed.plan(epoch), 0))
             with _timed(seconds, "compile"):
                 dispatch = steps.compile_phase(
@@ -194,7 +194,7 @@ def _settle(pending: list, sums: dict, step: int, phase) -> int:
 def _validator(run, model, phases, holdout):
     """(params, graph, phase) -> metrics. A warm-up is scored with the graph's users."""
     config = run.config
-    asker = evaluate.make_asker(config, holdout, run.mesh)
+    asker = evaluate.make_asker(config, holdout, run.mesh, model.mask)
     by_name = {}
 
     def validate(params, graph, phase):
@@ -209,6 +209,7 @@ def _validator(run, model, phases, holdout):
                 holdout.candidates,
                 run.mesh,
                 top_k=max(config.eval.ks) if needs_lists else 0,
+                hide_seen=config.eval.filter_seen,
             )
         ranking = evaluate.ask(by_name[by_graph], asker, params, graph)
         return evaluate.summarise(ranking, holdout, config.eval.ks, model.n_items)

@@ -29,9 +29,9 @@ def test_config_and_model(name, method):
     if method not in settings.MODEL_FREE:
         model = settings.make_model(config, n_users=5, n_items=7)
         params = jax.eval_shape(lambda: create.init(model, 0))
-        assert params["item_table"].shape == (8, config.model.dim)
-        assert ("sequence" in params) == (method in ("create", "sasrec"))
-        assert ("user_table" in params) == (method != "sasrec")
+        assert params["item_table"].shape == (model.n_rows, config.model.dim)
+        assert ("sequence" in params) == (method not in settings.GRAPH_ONLY)
+        assert ("user_table" in params) == (method not in settings.SEQUENCE_ONLY)
 
 
 BAD = {

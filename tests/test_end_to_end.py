@@ -152,7 +152,7 @@ def test_every_switch_reaches_a_step_of_its_own(log, changes):
         pairs = feeds.make_pairs(config, train)
         graph = feeds.make_graph(config, model, pairs, shards=1)
         phase = settings.make_phases(config)[-1]
-        feed = feeds.Feed(config, phase, train, pairs, shards=1)
+        feed = feeds.Feed(config, model, phase, train, pairs, shards=1)
         batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
         params, key = create.init(model, seed=0), jax.random.key(0)
         loss = partial(

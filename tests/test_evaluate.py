@@ -50,11 +50,13 @@ def rank_with(mesh, holdout, scores, params, *, filter_seen, top_k, batch=16, ch
         holdout,
         mesh,
         max_len=MAX_LEN,
-        filter_seen=filter_seen,
+        pairs=filter_seen,
         batch=batch,
         chunk=chunk,
     )
-    rank = evaluate.compile_ranker(scores, holdout.candidates, mesh, top_k=top_k)
+    rank = evaluate.compile_ranker(
+        scores, holdout.candidates, mesh, top_k=top_k, hide_seen=filter_seen
+    )
     return evaluate.ask(rank, asker, params, ())
 
 
@@ -106,11 +108,11 @@ def test_the_whole_history_is_hidden_and_not_only_the_window():
 def test_many_small_dispatches_give_the_same_ranking_twice():
     """More dispatches than stay on the devices; asked twice, as in training."""
     mesh = mesh_of(8)
-    asker = evaluate.Asker(
-        HOLDOUT, mesh, max_len=MAX_LEN, filter_seen=True, batch=8, chunk=1
-    )
+    asker = evaluate.Asker(HOLDOUT, mesh, max_len=MAX_LEN, pairs=True, batch=8, chunk=1)
     assert asker.layout.steps == 7
-    rank = evaluate.compile_ranker(given_scores, HOLDOUT.candidates, mesh, top_k=0)
+    rank = evaluate.compile_ranker(
+        given_scores, HOLDOUT.candidates, mesh, top_k=0, hide_seen=True
+    )
     ranks, _ = by_argsort(HOLDOUT, SCORES, filter_seen=True, top_k=1)
     for _ in range(2):
         ranking = evaluate.ask(rank, asker, SCORES, ())

@@ -231,7 +231,7 @@ def test_barlow_twins_is_the_paper_formula(off_diagonal):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_info_nce_is_the_loop_over_pairs(temperature):
-    found = losses.info_nce(*VIEWS, ONES, temperature=temperature)
+    found = losses.infonce(*VIEWS, ONES, temperature=temperature)
     close(found, nce(*VIEWS, temperature))
 
 
@@ -271,10 +271,10 @@ def compiled(loss):
     return loss, jax.jit(jax.value_and_grad(loss, (0, 1)))
 
 
-BT, NCE = losses.barlow_twins, partial(losses.info_nce, temperature=0.5)
+BT, NCE = losses.barlow_twins, partial(losses.infonce, temperature=0.5)
 LOSSES = [
     pytest.param(*compiled(BT), id="barlow_twins"),
-    pytest.param(*compiled(NCE), id="info_nce"),
+    pytest.param(*compiled(NCE), id="infonce"),
 ]
 
 
@@ -320,7 +320,7 @@ def test_a_single_user_and_no_user_give_finite_numbers(loss, with_slopes):
         assert all(np.isfinite(slope).all() for slope in slopes)
 
 
-@pytest.mark.parametrize("loss", [BT, NCE], ids=["barlow_twins", "info_nce"])
+@pytest.mark.parametrize("loss", [BT, NCE], ids=["barlow_twins", "infonce"])
 def test_alignment_split_over_devices_is_the_unsplit_one(loss):
     inputs, heads = normal(0, 4, 3, 6), (normal(1, 6, 5), normal(2, 6, 5))
     # Three, one, none and two users on the four devices.

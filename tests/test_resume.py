@@ -86,30 +86,39 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def uninterrupted(log, tmp_path_factory):
-    """(workdir, compilation cache, seconds) of a run that nobody kills."""
+    """(workdir, compilation cache) of a run that nobody kills."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    began = time.monotonic()
     finish(start(folder / "run", log, folder / "cache"))
-    return folder / "run", folder / "cache", time.monotonic() - began
+    return folder / "run", folder / "cache"
+
+
+def epochs_done(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def test_killed_runs_end_identically(log, uninterrupted, tmp_path):
-    reference, cache, seconds = uninterrupted
+    reference, cache = uninterrupted
     moments = random.Random(os.environ.get("KILL_SEED", "0"))
     for kill in range(KILLS):
         workdir = tmp_path / str(kill)
         checkpoints = workdir / "checkpoints"
         process = start(workdir, log, cache)
-        while not checkpoints.exists() and process.poll() is None:
-            time.sleep(0.01)  # nothing to resume before the first checkpoint
-        time.sleep(moments.uniform(0, 0.5 * seconds))
+        # Anywhere from the first epoch of the warm-up to the test after the refit.
+        epochs = moments.randint(1, epochs_done(reference))
+        while epochs_done(workdir) < epochs and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
         saving = [p.name for p in checkpoints.glob("*/*") if not p.name.isdigit()]
         finished = (workdir / "result.json").exists()
         output = finish(start(workdir, log, cache))
         told = [line for line in output.splitlines() if "continuing" in line]
-        print(f"kill {kill}: {told}, inside a save: {saving}, finished: {finished}")
+        print(
+            f"kill {kill} after {epochs} epochs of {epochs_done(reference)}: {told}, "
+            f"inside a save: {saving}, finished: {finished}"
+        )
         assert metrics(workdir) == metrics(reference)
         assert same(final_state(workdir), final_state(reference))
         written = [w / "metrics.jsonl" for w in (workdir, reference)]
@@ -117,7 +126,7 @@ def test_killed_runs_end_identically(log, uninterrupted, tmp_path):
 
 
 def test_a_finished_run_prints_its_result_at_once(log, uninterrupted):
-    workdir, cache, _ = uninterrupted
+    workdir, cache = uninterrupted
     before = (workdir / "result.json").read_text()
     output = finish(start(workdir, log, cache))
     assert "finished run" in output and "ndcg@10" in output
@@ -126,7 +135,7 @@ def test_a_finished_run_prints_its_result_at_once(log, uninterrupted):
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
 def test_a_damaged_checkpoint_falls_back(log, uninterrupted, tmp_path, damage):
-    reference, cache, _ = uninterrupted
+    reference, cache = uninterrupted
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
     (workdir / "result.json").unlink()

@@ -64,7 +64,7 @@ def prepare(config, phase, shards):
     """(model, feed, graph) of a phase."""
     model = settings.make_model(config, USERS, ITEMS)
     pairs = feeds.make_pairs(config, LOG) if model.graph != "none" else None
-    feed = feeds.Feed(config, phase, LOG, pairs, shards)
+    feed = feeds.Feed(config, model, phase, LOG, pairs, shards)
     return model, feed, feeds.make_graph(config, model, pairs, shards)
 
 

@@ -18,16 +18,18 @@ class Sequences(NamedTuple):
     """n slices of one log: `log[begin[i]:end[i]]`, oldest first.
 
     owners: [n] int32, the user (training) or the query (evaluation) of each slice.
+    mask: id of the [MASK] that follows each slice, 0 = none follows.
     """
 
     owners: np.ndarray
     log: np.ndarray
     begin: np.ndarray
     end: np.ndarray
+    mask: int = 0
 
     @property
     def lengths(self) -> np.ndarray:
-        return self.end - self.begin
+        return self.end - self.begin + (self.mask > 0)
 
 
 class Batch(NamedTuple):
@@ -38,7 +40,7 @@ class Batch(NamedTuple):
     """
 
     items: np.ndarray  # [R, T] input item, 0 = empty slot
-    targets: np.ndarray  # [R, T] next item, 0 = no loss here
+    targets: np.ndarray  # [R, T] next or hidden item, 0 = no loss here
     positions: np.ndarray  # [R, T] index inside its own sequence
     segments: np.ndarray  # [R, T] 1, 2, ... per sequence in the row, 0 = empty
     users: np.ndarray  # [B] owner of each sequence
@@ -67,16 +69,24 @@ class Plan(NamedTuple):
     segment: np.ndarray
 
 
-def training_sequences(train: Interactions, max_len: int) -> Sequences:
-    """The last `max_len` + 1 items of each user with two or more.
+def training_sequences(train: Interactions, max_len: int, mask: int = 0) -> Sequences:
+    """The newest items of each user with two or more, in at most `max_len` slots.
 
-    Slices leave out the newest item: it is only a target (`fill` shifts by one).
+    Without a mask, a slice leaves out the newest item, which is only a target (`fill`
+    shifts by one). With one, the last slot is the [MASK] after the newest item.
     """
     counts = np.bincount(train.users, minlength=train.n_users)
     end = np.cumsum(counts)
-    begin = end - np.minimum(counts, max_len + 1)
+    begin = end - np.minimum(counts, max_len - 1 if mask else max_len + 1)
     users = np.flatnonzero(counts >= 2)
-    return Sequences(users.astype(np.int32), train.items, begin[users], end[users] - 1)
+    last = end[users] if mask else end[users] - 1
+    return Sequences(users.astype(np.int32), train.items, begin[users], last, mask)
+
+
+def hide(sequences: Sequences, probability: float, seed: int, epoch: int) -> np.ndarray:
+    """[slots of all sequences] bool: which items BERT4Rec hides in an epoch."""
+    rng = np.random.default_rng((seed, epoch, 0x68696465))
+    return rng.random(sequences.lengths.sum()) < probability
 
 
 def make_layout(
@@ -224,12 +234,21 @@ def _move_overflow(plan, lengths, layout):
         used[to_s, to_d, to_row] += lengths[index]
 
 
-def fill(plan: Plan, sequences: Sequences, layout: Layout, *, shift: bool) -> Batch:
+def fill(
+    plan: Plan,
+    sequences: Sequences,
+    layout: Layout,
+    *,
+    shift: bool = False,
+    hidden: np.ndarray | None = None,
+) -> Batch:
     """The arrays of the steps in `plan` (slice it for a chunk).
 
     Args:
-      shift: training: the target of a token is the item after it in the log. Otherwise
-        there are no targets.
+      shift: the target of a slot is the item after it in the log.
+      hidden: from `hide`: those items are targets. They stay in `items`, from where the
+        model takes them out; a [MASK] is never a target.
+      Without either there are no targets.
     """
     steps = len(plan.index)
     shards, width, rows, length = layout[1:5]
@@ -242,6 +261,17 @@ def fill(plan: Plan, sequences: Sequences, layout: Layout, *, shift: bool) -> Ba
     within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     to = np.repeat(start, size) + within
     source = np.repeat(sequences.begin[index], size) + within
+    ends = start + size - 1
+    items = np.take(sequences.log, source, mode="clip")
+    targets = np.zeros_like(items)
+    if sequences.mask:
+        items[np.cumsum(size) - 1] = sequences.mask
+    if shift:
+        targets = sequences.log[source + 1]
+    elif hidden is not None:
+        first = (np.cumsum(sequences.lengths) - sequences.lengths)[index]
+        chosen = hidden[np.repeat(first, size) + within] & (items != sequences.mask)
+        targets[chosen] = items[chosen]
 
     def slots(values):
         out = np.zeros(steps * shards * rows * length, np.int32)
@@ -253,10 +283,9 @@ def fill(plan: Plan, sequences: Sequences, layout: Layout, *, shift: bool) -> Ba
         out[real] = values
         return out.reshape(steps, shards * width)
 
-    ends = start + size - 1
     return Batch(
-        items=slots(sequences.log[source]),
-        targets=slots(sequences.log[source + 1] if shift else 0),
+        items=slots(items),
+        targets=slots(targets),
         positions=slots(within),
         segments=slots(np.repeat(plan.segment[real], size)),
         users=per_sequence(sequences.owners[index]),

@@ -21,9 +21,10 @@ class Model:
     """What is fixed while a program runs: shapes, encoders, the choices of the paper.
 
     encoder: Linen module (x, positions, segments, train) -> states, or None.
+    objective: `next` item, or `masked` items (then a row after the items is [MASK]).
     graph: `none | lightgcn | ultragcn`.
     graph_settings: keywords of the graph encoder's loss.
-    align: keywords, as in the config's `align`.
+    align, local: the config's `align` and `loss`; `local["kind"]` is `loss.local`.
     input_items, output_items: item vectors the transformer reads and scores with:
       `ego` (the table) or `propagated` (through the graph).
     """
@@ -32,19 +33,24 @@ class Model:
     n_items: int
     dim: int
     encoder: nn.Module | None
+    objective: str
     graph: str
     graph_settings: dict
     align: dict
+    local: dict
     input_items: str = "ego"
     output_items: str = "ego"
     item_std: float = 0.02
     user_std: float = 0.02
-    token_chunk: int = 256
-    item_chunk: int = 65536
+
+    @property
+    def mask(self) -> int:
+        """Id of [MASK]; 0 where the objective needs none."""
+        return self.n_items + 1 if self.objective == "masked" else 0
 
     @property
     def n_rows(self) -> int:
-        return self.n_items + 1
+        return self.n_items + 1 + (self.mask > 0)
 
 
 class Projector(nn.Module):
@@ -110,17 +116,52 @@ def encode(model: Model, params: dict, table, batch, *, train=False, key=None):
     return states.reshape(-1, model.dim)
 
 
-def local_loss(model: Model, states, table, batch, axis_name=None):
-    """Next-item loss over all positions, L_local."""
-    return losses.softmax_cross_entropy(
-        states,
-        table,
-        batch.targets.reshape(-1),
-        n_items=model.n_items,
-        axis_name=axis_name,
-        token_chunk=model.token_chunk,
-        item_chunk=model.item_chunk,
-    )
+def training_view(model: Model, batch):
+    """What the encoder reads to learn: everything (`next`), or the history with the
+    targets hidden and without the [MASK] at its end, which only queries have."""
+    if model.objective == "next":
+        return batch
+    ends = jnp.where(batch.weights > 0, batch.last, batch.items.size)
+    shape = batch.items.shape
+    segments = batch.segments.reshape(-1).at[ends].set(0, mode="drop").reshape(shape)
+    items = jnp.where(batch.targets > 0, model.mask, batch.items)
+    return batch._replace(items=items, segments=segments)
+
+
+def masked_states(model: Model, params: dict, table, batch, states, key):
+    """States to align where items were hidden (choice 32), and the batch they are of.
+
+    `appended_mask`: one more pass over the whole history with a [MASK] at its end, as a
+    query is posed. `last_position`: the states at hand; a history ends before its mask.
+    """
+    if model.align["bert_state"] == "appended_mask":
+        key = jax.random.fold_in(key, 1)
+        return encode(model, params, table, batch, train=True, key=key), batch
+    return states, batch._replace(last=batch.last - (batch.weights > 0))
+
+
+def local_loss(model: Model, states, table, batch, key, axis_name=None):
+    """Next-item loss over all positions with a target, L_local.
+
+    Args:
+      key: for the losses that sample items or directions.
+    """
+    own, targets = model.local, batch.targets.reshape(-1)
+    common = dict(n_items=model.n_items, axis_name=axis_name)
+    if own["kind"] == "ce":
+        chunks = {k: own[k] for k in ("token_chunk", "item_chunk")}
+        return losses.softmax_cross_entropy(states, table, targets, **chunks, **common)
+    key = jax.random.fold_in(key, 2)
+    if own["kind"] == "sce":
+        return losses.scalable_cross_entropy(
+            states, table, targets, key, **own["sce"], **common
+        )
+    shape = (own["negatives"],)
+    if not own["shared_negatives"]:
+        shape = (len(targets), *shape)
+    negatives = jax.random.randint(key, shape, 1, model.n_items + 1)
+    kinds = dict(kind=own["kind"], gbce_t=own["gbce_t"])
+    return losses.sampled_losses(states, table, targets, negatives, **kinds, **common)
 
 
 def global_loss(model: Model, params: dict, vectors, batch, graph, axis_name=None):
@@ -169,18 +210,17 @@ def alignment_loss(model: Model, params: dict, states, users, batch, axis_name=N
         heads = params["projectors"]
         local = projector.apply({"params": heads["local"]}, local)
         world = projector.apply({"params": heads["global"]}, world)
-    if align["kind"] == "infonce":
-        return losses.info_nce(
-            *(local, world, weights),
-            temperature=align["temperature"],
-            axis_name=axis_name,
-        )
-    return losses.barlow_twins(
-        *(local, world, weights),
-        off_diagonal=align["bt"]["lambda"],
-        reduce=align["bt"]["reduce"],
-        axis_name=axis_name,
-    )
+    settings = {
+        "barlow_twins": {
+            "off_diagonal": align["bt"]["lambda"],
+            "reduce": align["bt"]["reduce"],
+        },
+        "infonce": {"temperature": align["temperature"]},
+        "nwj": {"temperature": align["temperature"]},
+        "vicreg": align["vicreg"],
+    }[align["kind"]]
+    align_views = getattr(losses, align["kind"])
+    return align_views(local, world, weights, **settings, axis_name=axis_name)
 
 
 def sequence_of_slot(batch):

@@ -5,19 +5,23 @@ import jax.numpy as jnp
 
 from create_jax.models.transformer import Attention, initializer, segment_mask
 
+OBJECTIVE = "next"
+
 
 class Encoder(nn.Module):
     """Causal transformer; the state at a position predicts the item after it.
 
     Uneven pre-norm, as in the public code: queries are normalised, keys and values are
     not, and the residual adds to the normalised query:
-    q = LN(x); a = q + MHA(q, x, x); y = LN(a); x' = y + Drop(W2 relu(Drop(W1 y))).
+    q = LN(x); a = q + MHA(q, x, x); y = LN(a); x' = y + Drop(W2 relu(Drop(W1 y))),
+    with W1 of width m d.
     """
 
     blocks: int
     heads: int
     dropout: float
     max_len: int
+    feed_forward: int = 1
 
     @nn.compact
     def __call__(self, x, positions, segments, train: bool):
@@ -30,8 +34,8 @@ class Encoder(nn.Module):
         def drop(x):
             return nn.Dropout(self.dropout)(x, deterministic=not train)
 
-        def dense(name):
-            return nn.Dense(width, kernel_init=initializer, name=name)
+        def dense(name, multiple=1):
+            return nn.Dense(multiple * width, kernel_init=initializer, name=name)
 
         table = self.param("positions", initializer, (self.max_len, width))
         real = (segments > 0)[..., None]
@@ -41,6 +45,7 @@ class Encoder(nn.Module):
             q = norm(f"attention_norm_{block}")(x)
             attention = Attention(self.heads, self.dropout, name=f"attention_{block}")
             y = norm(f"feed_forward_norm_{block}")(q + attention(q, x, mask, train))
-            inner = drop(nn.relu(dense(f"feed_forward_in_{block}")(y)))
+            inner = dense(f"feed_forward_in_{block}", self.feed_forward)(y)
+            inner = drop(nn.relu(inner))
             x = (y + drop(dense(f"feed_forward_out_{block}")(inner))) * real
         return norm("final_norm")(x)

@@ -1,0 +1,45 @@
+"""BERT4Rec (Sun et al. 2019): both directions, masked items; full cross-entropy."""
+
+from functools import partial
+
+import flax.linen as nn
+
+from create_jax.models.transformer import Attention, initializer, segment_mask
+
+OBJECTIVE = "masked"
+
+
+class Encoder(nn.Module):
+    """Post-norm BERT blocks over item + position, as in the Hugging Face encoder.
+
+    a = LN(x + Drop(MHA(x))); x' = LN(a + Drop(W2 gelu(W1 a))), W1 of width m d.
+    """
+
+    blocks: int
+    heads: int
+    dropout: float
+    max_len: int
+    feed_forward: int
+
+    @nn.compact
+    def __call__(self, x, positions, segments, train: bool):
+        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D]."""
+        width = x.shape[-1]
+        norm = partial(nn.LayerNorm, epsilon=1e-12)
+        dense = partial(nn.Dense, kernel_init=initializer)
+
+        def drop(x):
+            return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+        table = self.param("positions", initializer, (self.max_len, width))
+        mask = segment_mask(segments, causal=False)
+        x = drop(norm(name="embedding_norm")(x + table[positions]))
+        for block in range(self.blocks):
+            attention = Attention(self.heads, self.dropout, name=f"attention_{block}")
+            mixed = drop(attention(x, x, mask, train))
+            a = norm(name=f"attention_norm_{block}")(x + mixed)
+            inner = dense(self.feed_forward * width, name=f"feed_forward_in_{block}")(a)
+            inner = nn.gelu(inner, approximate=False)
+            outer = dense(width, name=f"feed_forward_out_{block}")(inner)
+            x = norm(name=f"feed_forward_norm_{block}")(a + drop(outer))
+        return x

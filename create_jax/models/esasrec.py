@@ -1,0 +1,51 @@
+"""eSASRec (arXiv 2508.06450): SASRec's objective on LiGR blocks (arXiv 2502.03417)."""
+
+from functools import partial
+
+import flax.linen as nn
+
+from create_jax.models.transformer import Attention, initializer, segment_mask
+
+OBJECTIVE = "next"
+
+
+class Encoder(nn.Module):
+    """Pre-norm blocks whose residuals pass a gate computed from the block's input.
+
+    x += s(Wg1 x) * Drop(MHA(LN x)); x += s(Wg2 x) * Drop(SwiGLU(LN x)), without bias in
+    the SwiGLU of width m d.
+    """
+
+    blocks: int
+    heads: int
+    dropout: float
+    max_len: int
+    feed_forward: int
+
+    @nn.compact
+    def __call__(self, x, positions, segments, train: bool):
+        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D]."""
+        width = x.shape[-1]
+        norm = partial(nn.LayerNorm, epsilon=1e-5)
+        dense = partial(nn.Dense, kernel_init=initializer)
+        plain = partial(dense, use_bias=False)
+
+        def drop(x):
+            return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+        table = self.param("positions", initializer, (self.max_len, width))
+        mask = segment_mask(segments, causal=True)
+        x = drop(x + table[positions])
+        for block in range(self.blocks):
+            y = norm(name=f"attention_norm_{block}")(x)
+            attention = Attention(self.heads, self.dropout, name=f"attention_{block}")
+            gate = nn.sigmoid(dense(width, name=f"attention_gate_{block}")(x))
+            x += gate * drop(attention(y, y, mask, train))
+            y = norm(name=f"feed_forward_norm_{block}")(x)
+            inner = self.feed_forward * width
+            up = nn.silu(plain(inner, name=f"feed_forward_gate_{block}")(y))
+            up *= plain(inner, name=f"feed_forward_in_{block}")(y)
+            outer = plain(width, name=f"feed_forward_out_{block}")(drop(up))
+            gate = nn.sigmoid(dense(width, name=f"gate_{block}")(x))
+            x += gate * drop(outer)
+        return x
