@@ -120,11 +120,12 @@ class Asker:
 
 
 def make_asker(config, holdout: Holdout, mesh, mask: int = 0) -> Asker:
+    folds_in = config.method == "svd" and config.svd.history == "full"
     return Asker(
         holdout,
         mesh,
         max_len=config.seq.max_len,
-        pairs=config.eval.filter_seen or config.svd.history == "full",
+        pairs=config.eval.filter_seen or folds_in,
         batch=config.eval.batch,
         mask=mask,
     )
@@ -195,9 +196,9 @@ def factor_scores(*, fold_in: bool) -> Callable:
         items = params["items"]
         if not fold_in:
             return params["users"][queries.histories.users] @ items.T
-        q = jnp.zeros((len(queries.query), items.shape[1]))
-        q = q.at[queries.seen_row].add(items[queries.seen_item], mode="drop")
-        return q @ items.T
+        rows = jnp.zeros((len(queries.query), len(items)))
+        pairs = queries.seen_row, queries.seen_item
+        return (rows.at[pairs].set(1.0, mode="drop") @ items) @ items.T
 
     return score
 

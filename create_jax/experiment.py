@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from create_jax import evaluate, parallel, protocol, settings
+from create_jax.data.graph import make_pairs
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
-from create_jax.feeds import make_pairs
 from create_jax.models import svd
 from create_jax.train import Fitted, Run, fit, say
 from create_jax.writers import JsonLines, check_writable, read_json, write_json
@@ -123,7 +123,7 @@ def _fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
         )
 
     def params(train, rank):
-        pairs = make_pairs(config, train)
+        pairs = make_pairs(train)
         shape = train.n_users, train.n_items + 1
         items = svd.item_factors(*pairs[:2], *shape, rank, config.svd.power)
         return {"items": items, "users": svd.user_vectors(*pairs[:2], shape[0], items)}

@@ -346,8 +346,9 @@ def vicreg(
 ):
     """Variance, invariance, covariance (Bardes et al. 2022, eq. 6).
 
-    similarity * mean |a - b|^2 + variance * (hinge of each column's deviation at 1, of
-    both views) + covariance * (squared off-diagonal covariances / D, of both views).
+    similarity * mean of (a - b)^2, over dimensions too as in the published code,
+    + variance * (hinge of each column's deviation at 1, of both views)
+    + covariance * (squared off-diagonal covariances / D, of both views).
     """
     count = jnp.maximum(global_sum(weights.sum(), axis_name), 2.0)
     d = a.shape[1]
@@ -364,7 +365,7 @@ def vicreg(
     return similarity * distance + variance * spread + covariance * redundancy
 
 
-def nwj(a, b, weights, *, temperature=0.5, axis_name=None):
+def nwj(a, b, weights, *, temperature=1.0, axis_name=None):
     """Minus a lower bound on the mutual information of the views (NWJ: Nguyen et al.
     2010; Poole et al. 2019, eq. 5): 1 + E_joint[f] - E_product[exp f].
 

@@ -141,7 +141,7 @@ def encoder_module(config):
         if module.OBJECTIVE not in ("next", "masked"):
             raise AttributeError(f"OBJECTIVE is {module.OBJECTIVE!r}")
         return module, module.Encoder
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         ours = ", ".join(SEQUENCE_ONLY)
         raise _bad(
             "seq.encoder",
@@ -165,6 +165,12 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
     for host_side in ("neighbours", "negatives", "shared_negatives"):
         own.pop(host_side, None)
     local = config.loss.to_dict()
+    if local["local"] == "gbce" and local["negatives"] >= n_items - 1:
+        raise _bad(
+            "loss.negatives",
+            local["negatives"],
+            f"fewer than the {n_items} items of the log, as gbce samples them",
+        )
     return create.Model(
         n_users=n_users,
         n_items=n_items,

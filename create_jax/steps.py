@@ -81,7 +81,7 @@ def total_loss(
         if phase.w_align:
             if model.objective == "masked":
                 states, sequences = create.masked_states(
-                    model, params, source, sequences, states, key
+                    model, params, source, sequences, view, states, key
                 )
             parts["align"] = create.alignment_loss(
                 model, params, states, users, sequences, axis_name

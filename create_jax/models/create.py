@@ -128,16 +128,17 @@ def training_view(model: Model, batch):
     return batch._replace(items=items, segments=segments)
 
 
-def masked_states(model: Model, params: dict, table, batch, states, key):
+def masked_states(model: Model, params: dict, table, batch, view, states, key):
     """States to align where items were hidden (choice 32), and the batch they are of.
 
     `appended_mask`: one more pass over the whole history with a [MASK] at its end, as a
-    query is posed. `last_position`: the states at hand; a history ends before its mask.
+    query is posed. `last_position`: the states at hand, of the training view; there a
+    history ends one slot before its [MASK].
     """
     if model.align["bert_state"] == "appended_mask":
         key = jax.random.fold_in(key, 1)
         return encode(model, params, table, batch, train=True, key=key), batch
-    return states, batch._replace(last=batch.last - (batch.weights > 0))
+    return states, view._replace(last=batch.last - (batch.weights > 0))
 
 
 def local_loss(model: Model, states, table, batch, key, axis_name=None):

@@ -1,0 +1,133 @@
+"""RecTools' SASRecModel, trained a little, and its logits; see sasrec.py, esasrec.py.
+
+How its frame differs from ours, whatever the blocks, and the exact mapping:
+
+* It counts positions from the newest item, ours from the oldest; our encoders are given
+  the positions, so they get the reversed ones.
+* It pads on the left, ours on the right; with a padding mask that does not matter. The
+  mask is off by default, and then items attend to padding.
+* Its items are numbered by appearance; `Net.ids` holds its number of our item.
+"""
+
+import logging
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import SASRecModel
+
+from benchmarks.parity import histories
+from create_jax.data.splits import take
+
+DIM, BLOCKS, HEADS = 64, 2, 2
+
+
+class Net(NamedTuple):
+    """torch: the network. ids: [I + 1] its item ids, 0 = unknown or padding."""
+
+    torch: torch.nn.Module
+    ids: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        return np.flatnonzero(self.ids)
+
+    @property
+    def blocks(self):
+        return self.torch.transformer_layers.transformer_blocks
+
+    def table(self):
+        """[I + 1, D], the padding row zero."""
+        table = histories.array(self.torch.item_model.get_all_embeddings())[self.ids]
+        return table.at[0].set(0)
+
+    def positions(self):
+        return histories.array(self.torch.pos_encoding_layer.pos_emb.weight)
+
+    def attention(self, block):
+        layer = block.multi_head_attn
+        weights, biases = layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3)
+        inputs = zip(weights, biases, strict=True)
+        output = layer.out_proj.weight, layer.out_proj.bias
+        return histories.attention(HEADS, *inputs, output)
+
+    def logits(self, past) -> np.ndarray:
+        """[N, known items] of the filled slots, row by row."""
+        rows = histories.pad(past, "left")
+        with torch.no_grad():
+            x = torch.from_numpy(self.ids[rows]).long()
+            logits = self.torch({"x": x})
+        return logits.numpy()[rows > 0][:, self.ids[self.known]]
+
+    def no_padding_mask(self):
+        return [self.torch], "use_key_padding_mask", False
+
+
+def train(log, **settings) -> Net:
+    """One epoch on the last LENGTH + 1 items of each user."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    last = take(log, histories.recent(log, histories.LENGTH + 1))
+    frame = pd.DataFrame(
+        {
+            Columns.User: last.users,
+            Columns.Item: last.items,
+            Columns.Weight: 1,
+            Columns.Datetime: pd.to_datetime(last.times, unit="s"),
+        }
+    )
+    model = SASRecModel(
+        n_factors=DIM,
+        n_blocks=BLOCKS,
+        n_heads=HEADS,
+        session_max_len=histories.LENGTH,
+        use_key_padding_mask=True,
+        lr=1e-2,  # one epoch should move the weights
+        epochs=1,
+        **settings,
+    )
+    model.fit(Dataset.construct(frame))
+    ids = np.zeros(log.n_items + 1, np.int64)
+    items = np.unique(last.items)
+    ids[items] = model.data_preparator.item_id_map.convert_to_internal(items)
+    return Net(model.torch_model.cpu().eval(), ids)
+
+
+def our_logits(encoder, params, net: Net, past, newest_first: bool) -> np.ndarray:
+    """Ours with the network's weights, in the order of `Net.logits`."""
+    rows, table = histories.pad(past, "right"), net.table()
+    positions = np.tile(np.arange(histories.LENGTH), (len(rows), 1))
+    if newest_first:
+        sizes = (rows > 0).sum(1, keepdims=True)
+        positions = np.maximum(sizes - 1 - positions, 0)
+    states = histories.encode(encoder, params, table, rows, positions)
+    return states @ np.asarray(table)[net.known].T
+
+
+def compare(encoder, params, net: Net, past, defaults) -> float:
+    """The largest difference of a logit; prints it, and what is behind it.
+
+    defaults: name -> (modules, attribute, value) as RecTools has it, one at a time.
+    """
+    ours = our_logits(encoder, params, net, past, newest_first=True)
+    theirs = net.logits(past)
+    found = float(np.abs(ours - theirs).max())
+    print(f"{len(past)} histories, {ours.shape[0]:,} states, {ours.shape[1]:,} items")
+    print(f"logits: deviation {theirs.std():.2f}, largest difference {found:.1e}")
+    print("with one thing as the libraries have it by default:")
+    usual = our_logits(encoder, params, net, past, newest_first=False)
+    print(f"  ours: positions from the oldest  {np.abs(usual - theirs).max():.1e}")
+    for name, (modules, attribute, value) in defaults.items():
+        mapped = getattr(modules[0], attribute)
+        for module in modules:
+            setattr(module, attribute, value)
+        changed = np.abs(ours - net.logits(past)).max()
+        for module in modules:
+            setattr(module, attribute, mapped)
+        print(f"  RecTools: {name:22} {changed:.1e}")
+    return found
