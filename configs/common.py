@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict:
-    """METHOD: create (default), sasrec, bert4rec, esasrec, lightgcn, ultragcn, svd,
-    mostpop, poprnd, random.
+    """METHOD: create (default), sasrec, bert4rec, esasrec, gsau, lightgcn, ultragcn,
+    svd, mostpop, poprnd, random.
 
     dropout: of SASRec on this data; BERT4Rec and eSASRec have their sources' own.
     """
@@ -68,7 +68,12 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "last_n": 0,  # each user's last N rows; 0 = all (19)
                 "last_frac": 1.0,  # each user's last share of rows (19)
                 "reduce": "mean",  # or sum, over the pairs of a step (10)
-                "lightgcn": {"layers": 2, "l2": 1e-4},
+                "lightgcn": {
+                    "layers": 2,
+                    "l2": 1e-4,
+                    "loss": "bpr",  # or alignment_uniformity (GSAU)
+                    "gamma": 0.1,  # of the uniformity
+                },
                 "ultragcn": {
                     "w1": 1e-7,
                     "w2": 1.0,
@@ -101,10 +106,11 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "vicreg": {"similarity": 25.0, "variance": 25.0, "covariance": 1.0},
             },
             "loss": {
-                "local": "ce",  # sce, sampled, gbce, bce (30)
+                "local": "ce",  # sce, sampled, gbce, bce, gsau (30)
                 "negatives": 256,  # of sampled, gbce and bce
                 "shared_negatives": True,  # by all tokens of a step
                 "gbce_t": 0.75,
+                "gsau": {"gamma": 0.1, "rec": False},
                 "sce": {  # buckets, states and items in each; rule in models.md
                     "buckets": 100,
                     "bucket_states": 100,
@@ -136,6 +142,11 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
     )
     if method == "bert4rec":
         config.seq.update(heads=2, feed_forward=4, dropout=0.1)
+    elif method == "gsau":
+        config.graph.encoder = "lightgcn"
+        config.graph.lightgcn.update(loss="alignment_uniformity", l2=0.0)
+        config.loss.update(local="gsau", w_global=1.0)
+        config.align.kind, config.warmup.epochs = "none", 0
     elif method == "esasrec":
         config.seq.update(feed_forward=4, dropout=0.2)
         config.loss.local = "sampled"

@@ -19,6 +19,11 @@ def global_sum(x: jax.Array, axis_name: str | None) -> jax.Array:
     return x if axis_name is None else lax.psum(x, axis_name)
 
 
+def gather_rows(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """The rows of all devices, one device after the other."""
+    return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+
+
 def weighted_mean(values, weights, axis_name=None):
     """sum(values * weights) / sum(weights) over all devices; 0 without any weight."""
     total = global_sum(jnp.sum(values * weights), axis_name)
@@ -196,6 +201,35 @@ def sampled_losses(
     return weighted_mean(values, (targets > 0).astype(states.dtype), axis_name)
 
 
+def gsau(
+    states, table, targets, key, *, n_items, gamma, rec, axis_name=None
+) -> jax.Array:
+    """The sequence part of GSAU (arXiv 2412.04276), all vectors of unit length.
+
+    alignment(states, targets) + gamma (uniformity of both + log mean of
+    exp(-2 |state - shuffled target|^2)).
+
+    Args:
+      states: [M, D]; targets: [M], 0 = no loss.
+      rec: "GSAU (rec)": cross-entropy of the unit states over the raw table in place of
+        their alignment.
+    """
+    weights = (targets > 0).astype(states.dtype)
+    x, y = l2_normalise(states), table[targets]
+    if rec:
+        main = softmax_cross_entropy(
+            x, table, targets, n_items=n_items, axis_name=axis_name
+        )
+    else:
+        main = mean_alignment(x, y, weights, axis_name)
+    shuffled = jax.random.permutation(key, len(targets))
+    apart = jnp.sum((x - l2_normalise(y[shuffled])) ** 2, -1)
+    both = weights * weights[shuffled]
+    crossed = jnp.log(weighted_mean(jnp.exp(-2 * apart), both, axis_name))
+    spread = uniformity(x, weights, axis_name) + uniformity(y, weights, axis_name)
+    return main + gamma * (spread + crossed)
+
+
 def scalable_cross_entropy(
     states,
     table,
@@ -257,6 +291,23 @@ def bpr(positive: jax.Array, negative: jax.Array, weights, *, axis_name=None):
     return weighted_mean(jax.nn.softplus(negative - positive), weights, axis_name)
 
 
+def mean_alignment(a, b, weights, axis_name=None):
+    """Mean |a - b|^2 of unit vectors (Wang and Isola 2020): [B, D] twice -> scalar."""
+    distance = jnp.sum((l2_normalise(a) - l2_normalise(b)) ** 2, -1)
+    return weighted_mean(distance, weights, axis_name)
+
+
+def uniformity(x, weights, axis_name=None):
+    """log mean exp(-2 |x - x'|^2) over pairs of different rows, of unit length."""
+    x = l2_normalise(x)
+    others, real = gather_rows(x, axis_name), gather_rows(weights, axis_name)
+    start = 0 if axis_name is None else lax.axis_index(axis_name) * len(x)
+    other = jnp.arange(len(others)) != start + jnp.arange(len(x))[:, None]
+    closeness = jnp.exp(4 * (x @ others.T) - 4)  # |x - x'|^2 = 2 - 2 x . x'
+    pairs = weights[:, None] * real * other
+    return jnp.log(weighted_mean(closeness, pairs, axis_name))
+
+
 def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
     """Elementwise BCE of logits against 1 or 0."""
     return jax.nn.softplus(-scores) if label else jax.nn.softplus(scores)
@@ -315,13 +366,15 @@ def infonce(a, b, weights, *, temperature=1.0, axis_name=None):
     Each row's partner is its positive, the other 2B - 2 rows are its negatives.
     """
 
-    def gather(x):
-        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
-
     views = jnp.concatenate([l2_normalise(a), l2_normalise(b)])
     real = jnp.concatenate([weights, weights])
-    others = jnp.concatenate([gather(l2_normalise(a)), gather(l2_normalise(b))])
-    mask = jnp.concatenate([gather(weights), gather(weights)])
+    others = jnp.concatenate(
+        [
+            gather_rows(l2_normalise(a), axis_name),
+            gather_rows(l2_normalise(b), axis_name),
+        ]
+    )
+    mask = jnp.tile(gather_rows(weights, axis_name), 2)
     n_all, n = len(others) // 2, len(a)
     me = jnp.arange(n) + (0 if axis_name is None else lax.axis_index(axis_name) * n)
     own = jnp.concatenate([me, me + n_all])
@@ -374,12 +427,9 @@ def nwj(a, b, weights, *, temperature=1.0, axis_name=None):
     over all pairs of different rows.
     """
 
-    def gather(x):
-        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
-
     a, b = l2_normalise(a), l2_normalise(b)
     joint = weighted_mean(jnp.sum(a * b, -1) / temperature, weights, axis_name)
-    others, real = gather(b), gather(weights)
+    others, real = gather_rows(b, axis_name), gather_rows(weights, axis_name)
     n = len(a)
     me = jnp.arange(n) + (0 if axis_name is None else lax.axis_index(axis_name) * n)
     pairs = weights[:, None] * real * (jnp.arange(len(others))[None] != me[:, None])

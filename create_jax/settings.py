@@ -11,7 +11,8 @@ COUNTING = ("mostpop", "poprnd", "random")
 MODEL_FREE = ("svd", *COUNTING)
 GRAPH_ONLY = ("lightgcn", "ultragcn")
 SEQUENCE_ONLY = ("sasrec", "bert4rec", "esasrec")
-METHODS = ("create", *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
+JOINT = ("create", "gsau")
+METHODS = (*JOINT, *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
 
 ONE_OF = {
     "method": METHODS,
@@ -35,7 +36,8 @@ ONE_OF = {
     "align.stop_grad": ("none", "global", "local"),
     "align.bt.reduce": ("mean_dim", "sum"),
     "align.bert_state": ("appended_mask", "last_position"),
-    "loss.local": ("ce", "sce", "sampled", "gbce", "bce"),
+    "loss.local": ("ce", "sce", "sampled", "gbce", "bce", "gsau"),
+    "graph.lightgcn.loss": ("bpr", "alignment_uniformity"),
     "warmup.eval": ("graph", "sequential"),
     "retrain.epochs": ("best", "scaled", "none"),
 }
@@ -134,7 +136,7 @@ def encoder_module(config):
 
     A name without a dot is one of ours, one with dots is any importable module.
     """
-    name = config.seq.encoder if config.method == "create" else config.method
+    name = config.seq.encoder if config.method in JOINT else config.method
     path = name if "." in name else f"create_jax.models.{name}"
     try:
         module = importlib.import_module(path)
@@ -158,7 +160,7 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
         module, encoder_class = encoder_module(config)
         fields = {k: v for k, v in config.seq.items() if k != "encoder"}
         encoder, objective = encoder_class(**fields), module.OBJECTIVE
-    graph = config.graph.encoder if method == "create" else method
+    graph = config.graph.encoder if method in JOINT else method
     if method in SEQUENCE_ONLY:
         graph = "none"
     own = config.graph[graph].to_dict() if graph != "none" else {}
@@ -181,8 +183,8 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
         graph_settings=own | {"reduce": config.graph.reduce},
         align=config.align.to_dict(),
         local=local | {"kind": local["local"]},
-        input_items=config.item_source.input if method == "create" else "ego",
-        output_items=config.item_source.output if method == "create" else "ego",
+        input_items=config.item_source.input if method in JOINT else "ego",
+        output_items=config.item_source.output if method in JOINT else "ego",
         item_std=config.model.item_std,
         user_std=config.model.user_std,
     )

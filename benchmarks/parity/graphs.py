@@ -30,7 +30,7 @@ ULTRAGCN = dict(
     **dict(item_weight=1e-3, norm_weight=1e-4, reduce="sum"),
 )
 # gusye1234/LightGCN-PyTorch, defaults.
-LIGHTGCN = dict(layers=3, l2=1e-4, reduce="mean")
+LIGHTGCN = dict(layers=3, l2=1e-4, reduce="mean", loss="bpr", gamma=0.0)
 SETTINGS = {
     "ultragcn": dict(dim=128, batch=1024, std=1e-3, epochs=86, graph=ULTRAGCN),
     "lightgcn": dict(dim=64, batch=2048, std=0.1, epochs=1000, graph=LIGHTGCN),

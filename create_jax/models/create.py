@@ -157,6 +157,8 @@ def local_loss(model: Model, states, table, batch, key, axis_name=None):
         return losses.scalable_cross_entropy(
             states, table, targets, key, **own["sce"], **common
         )
+    if own["kind"] == "gsau":
+        return losses.gsau(states, table, targets, key, **own["gsau"], **common)
     shape = (own["negatives"],)
     if not own["shared_negatives"]:
         shape = (len(targets), *shape)
@@ -176,8 +178,13 @@ def global_loss(model: Model, params: dict, vectors, batch, graph, axis_name=Non
         )
     users, items = vectors
     u, i, j = users[batch.users], items[batch.items], items[batch.negatives]
-    scores = jnp.sum(u * i, -1), jnp.sum(u * j, -1)
-    ranking = losses.bpr(*scores, batch.weights, axis_name=axis_name)
+    if settings["loss"] == "bpr":
+        scores = jnp.sum(u * i, -1), jnp.sum(u * j, -1)
+        ranking = losses.bpr(*scores, batch.weights, axis_name=axis_name)
+    else:  # GSAU's graph part
+        common = batch.weights, axis_name
+        spread = losses.uniformity(u, *common) + losses.uniformity(i, *common)
+        ranking = losses.mean_alignment(u, i, *common) + settings["gamma"] * spread
     ego_users, ego_items = params["user_table"], params["item_table"]
     rows = (ego_users[batch.users], ego_items[batch.items], ego_items[batch.negatives])
     norms = 0.5 * sum(jnp.sum(x * x, -1) for x in rows)
