@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from create_jax import evaluate, parallel, protocol, settings
+from create_jax import curves, evaluate, parallel, protocol, settings
 from create_jax.data.graph import make_pairs
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
@@ -47,6 +47,10 @@ def train_and_evaluate(config, workdir: str) -> dict:
     opened = _open(config, directory)
     fitted, selection = _select_and_refit(opened)
     result = _test(opened, fitted, selection)
+    opened.run.lines.close()
+    if jax.process_index() == 0:
+        picture, by = directory / "curves.png", config.eval.select_by
+        curves.draw(opened.run.lines.path, picture, by)
     write_json(directory / "result.json", result)
     return result
 

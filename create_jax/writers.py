@@ -11,10 +11,13 @@ from create_jax.errors import InputError
 
 
 class JsonLines:
-    """Appends one JSON object a line to `path`."""
+    """Appends one JSON object a line to `path`.
+
+    With the extra `tensorboard`, numbers also go to event files beside it.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.events = path, None
 
     def rewind(self, keep) -> None:
         """Drops lines for which `keep(record)` is false: those that a resumed run is
@@ -32,9 +35,32 @@ class JsonLines:
         write_text(self.path, "".join(line + "\n" for line in lines))
 
     def write(self, record: dict) -> None:
-        if jax.process_index() == 0:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+        """Args: record: with `stage` and `epoch`, and numbers by name."""
+        if jax.process_index():
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.events is None:
+            self.events = _open_events(self.path.parent / "tensorboard")
+        for name, value in record.items():
+            if self.events and isinstance(value, float):
+                self.events.add_scalar(
+                    f"{record['stage']}/{name}", value, record["epoch"]
+                )
+
+    def close(self) -> None:
+        """Hands on what TensorBoard's writer still holds."""
+        if self.events:
+            self.events.close()
+
+
+def _open_events(directory: Path):
+    """A writer of TensorBoard events; False without the extra `tensorboard`."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return False
+    return SummaryWriter(str(directory))
 
 
 def write_text(path: Path, text: str) -> None:
