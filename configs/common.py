@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict:
-    """METHOD: create (default), sasrec, bert4rec, esasrec, gsau, lightgcn, ultragcn,
-    svd, mostpop, poprnd, random.
+    """METHOD: create (default), sasrec, bert4rec, esasrec, bt_sr, gsau, lightgcn,
+    ultragcn, svd, mostpop, poprnd, random.
 
     dropout: of SASRec on this data; BERT4Rec and eSASRec have their sources' own.
     """
@@ -95,6 +95,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             "item_source": {"input": "ego", "output": "ego"},  # or propagated (3, 4)
             "align": {
                 "kind": "barlow_twins",  # infonce, vicreg, nwj, none (31)
+                "partner": "graph",  # or same_target: BT-SR's second sequence
                 "positions": "last",  # or all (1)
                 "user_source": "propagated",  # or ego (2)
                 "stop_grad": "none",  # global, local (11)
@@ -142,6 +143,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
     )
     if method == "bert4rec":
         config.seq.update(heads=2, feed_forward=4, dropout=0.1)
+    elif method == "bt_sr":
+        config.graph.encoder, config.warmup.epochs = "none", 0
+        config.align.update(partner="same_target", l2_normalize=True)
     elif method == "gsau":
         config.graph.encoder = "lightgcn"
         config.graph.lightgcn.update(loss="alignment_uniformity", l2=0.0)

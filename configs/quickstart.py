@@ -15,7 +15,8 @@ def get_config(method: str | None = None):
     config.seq.max_len = 50
     config.split.validation = "none"  # a fixed number of epochs, to be quick
     config.train.epochs = 20
-    config.warmup.epochs = 5
+    if config.method == "create":
+        config.warmup.epochs = 5
     config.compare = ("sasrec", "mostpop")
     config.example = True
     return config

@@ -200,7 +200,7 @@ def _rank(opened: Opened, fitted, holdout, rank) -> evaluate.Ranking:
 
 def _test(opened: Opened, fitted: Fitted | None, selection: dict | None) -> dict:
     """Ranks the test queries of every target rule; the whole content of result.json."""
-    (config, _, mesh, _), split, facts = opened
+    config, split, facts = opened.run.config, opened.split, opened.facts
     start = time.monotonic()
     rank = _ranker(opened, fitted, split.test[config.eval.target].candidates)
     by_target = {}

@@ -4,6 +4,8 @@ A feed is made once for a phase. `plan(epoch)` is a pure function of (seed, epoc
 `batch(plan, chunk)` gives the stacked arrays of one dispatch.
 """
 
+import numpy as np
+
 from create_jax.data import graph as graphs
 from create_jax.data import packing
 from create_jax.models import lightgcn, ultragcn
@@ -24,6 +26,7 @@ class Feed:
         self.model = model
         self.n_items, self.seed = train.n_items, config.seed
         self.with_edges, self.sequences = phase.w_global > 0, None
+        self.train, self.view_layout = train, None
         limit = config.train.chunk
         if phase.local:
             self.sequences = packing.training_sequences(
@@ -38,6 +41,8 @@ class Feed:
             )
             steps, self.chunk_steps = self.layout.steps, self.layout.chunk
             self.chunks = steps // self.chunk_steps
+            if phase.w_align and config.align.partner == "same_target":
+                self.view_layout = self._layout_of_views()
         else:
             steps = -(-len(pairs.users) // config.graph.batch_size)
             self.chunks, self.chunk_steps = packing.equal_chunks(steps, limit)
@@ -45,8 +50,8 @@ class Feed:
 
     def plan(self, epoch: int):
         """Everything random about an epoch: (plan of the sequences, items to hide,
-        batches of pairs)."""
-        plan = hidden = edges = None
+        batches of pairs, (plan, sequences) of the views)."""
+        plan = hidden = edges = views = None
         if self.sequences is not None:
             lengths = self.sequences.lengths
             plan = packing.plan_epoch(lengths, self.layout, self.seed, epoch)
@@ -55,7 +60,26 @@ class Feed:
                 hidden = packing.hide(self.sequences, share, self.seed, epoch)
         if self.with_edges:
             edges = self._edges(plan, epoch)
-        return plan, hidden, edges
+        if self.view_layout is not None:
+            others = self._views(epoch)
+            views = packing.pack_along(plan, others.lengths, self.view_layout), others
+        return plan, hidden, edges, views
+
+    def _views(self, epoch):
+        rng = np.random.default_rng((self.seed, epoch, 0x76696577))
+        return packing.same_target(
+            self.train, self.sequences, self.config.seq.max_len, rng
+        )
+
+    def _layout_of_views(self):
+        """As many rows as three epochs need, and one more."""
+        lengths, length = self.sequences.lengths, self.config.seq.max_len
+        rows = 0
+        for epoch in range(3):
+            plan = packing.plan_epoch(lengths, self.layout, self.seed, epoch)
+            views = self._views(epoch)
+            rows = max(rows, packing.rows_along(plan, views.lengths, length))
+        return self.layout._replace(rows=rows + 1)
 
     def _edges(self, plan, epoch):
         graph = self.config.graph
@@ -87,7 +111,7 @@ class Feed:
     def batch(self, plan, chunk: int) -> StepBatch:
         """The stacked arrays of dispatch `chunk`."""
         start, stop = chunk * self.chunk_steps, (chunk + 1) * self.chunk_steps
-        packed, hidden, edges = plan
+        packed, hidden, edges, views = plan
         if packed is not None:
             part = packing.steps_of(packed, start, stop)
             packed = packing.fill(
@@ -99,7 +123,10 @@ class Feed:
             )
         if edges is not None:
             edges = graphs.EdgeBatch(*(field[start:stop] for field in edges))
-        return StepBatch(packed, edges)
+        if views is not None:
+            part = packing.steps_of(views[0], start, stop)
+            views = packing.fill(part, views[1], self.view_layout)
+        return StepBatch(packed, edges, views)
 
 
 def make_pairs(config, train):

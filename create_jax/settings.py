@@ -11,7 +11,7 @@ COUNTING = ("mostpop", "poprnd", "random")
 MODEL_FREE = ("svd", *COUNTING)
 GRAPH_ONLY = ("lightgcn", "ultragcn")
 SEQUENCE_ONLY = ("sasrec", "bert4rec", "esasrec")
-JOINT = ("create", "gsau")
+JOINT = ("create", "bt_sr", "gsau")
 METHODS = (*JOINT, *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
 
 ONE_OF = {
@@ -31,6 +31,7 @@ ONE_OF = {
     "graph.reduce": ("mean", "sum"),
     "graph.batch_source": ("edges", "batch_users"),
     "align.kind": ("none", "infonce", "barlow_twins", "vicreg", "nwj"),
+    "align.partner": ("graph", "same_target"),
     "align.positions": ("last", "all"),
     "align.user_source": ("propagated", "ego"),
     "align.stop_grad": ("none", "global", "local"),
@@ -95,7 +96,10 @@ def check(config) -> None:
             f"a divisor of model.dim = {config.model.dim}",
         )
     if config.method not in (*GRAPH_ONLY, *MODEL_FREE):
-        encoder_module(config)
+        module, _ = encoder_module(config)
+        views = config.method in JOINT and config.align.partner == "same_target"
+        if views and module.OBJECTIVE != "next":
+            raise _bad("align.partner", "same_target", "graph, with masked items")
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
     names = [
@@ -195,9 +199,10 @@ def make_phases(config) -> list[Phase]:
     epochs = config.train.epochs
     if config.method in GRAPH_ONLY:
         return [Phase("graph", epochs, 0.0, 1.0, 0.0)]
-    if config.method in SEQUENCE_ONLY or config.graph.encoder == "none":
-        return [Phase("joint", epochs, 1.0, 0.0, 0.0)]
     w_align = config.loss.w_bt if config.align.kind != "none" else 0.0
+    if config.method in SEQUENCE_ONLY or config.graph.encoder == "none":
+        views = config.method in JOINT and config.align.partner == "same_target"
+        return [Phase("joint", epochs, 1.0, 0.0, w_align if views else 0.0)]
     joint = Phase("joint", epochs, 1.0, config.loss.w_global, w_align)
     warmup = Phase("warmup", config.warmup.epochs, 0.0, 1.0, 0.0)
     return [warmup, joint] if config.warmup.epochs else [joint]

@@ -35,16 +35,16 @@ class Phase(NamedTuple):
     w_global: float
     w_align: float
 
-    @property
-    def uses_graph(self) -> bool:
-        return self.w_global > 0 or self.w_align > 0
-
 
 class StepBatch(NamedTuple):
-    """What one step sees: packed sequences, pairs of the graph, or both."""
+    """What one step sees: packed sequences, pairs of the graph, or both.
+
+    views: for each sequence a second one to align with, where no graph is.
+    """
 
     sequences: tuple | None
     edges: tuple | None
+    views: tuple | None = None
 
 
 def init(model: create.Model, tx, seed: int) -> TrainState:
@@ -68,7 +68,7 @@ def total_loss(
     """
     parts = {}
     users = items = None
-    if phase.uses_graph or "propagated" in (model.input_items, model.output_items):
+    if uses_graph(model, phase):
         users, items = create.graph_vectors(model, params, graph, axis_name)
     if phase.local:
         source, output = create.item_vectors(model, params, items)
@@ -83,9 +83,21 @@ def total_loss(
                 states, sequences = create.masked_states(
                     model, params, source, sequences, view, states, key
                 )
-            parts["align"] = create.alignment_loss(
-                model, params, states, users, sequences, axis_name
-            )
+            if batch.views is None:
+                parts["align"] = create.alignment_loss(
+                    model, params, states, users, sequences, axis_name
+                )
+            else:
+                parts["align"] = create.views_loss(
+                    model,
+                    params,
+                    source,
+                    states,
+                    sequences,
+                    batch.views,
+                    key,
+                    axis_name,
+                )
     if phase.w_global:
         parts["global"] = create.global_loss(
             model, params, (users, items), batch.edges, graph, axis_name
@@ -94,13 +106,19 @@ def total_loss(
     return sum(weights[name] * value for name, value in parts.items()), parts
 
 
+def uses_graph(model: create.Model, phase: Phase) -> bool:
+    """Whether a phase reads, and so trains, the graph's vectors."""
+    propagates = "propagated" in (model.input_items, model.output_items)
+    wanted = phase.w_global > 0 or phase.w_align > 0 or propagates
+    return model.graph != "none" and wanted
+
+
 def groups_of(model: create.Model, phase: Phase) -> list[str]:
     """The parameter groups a phase trains."""
     groups = ["item_table"]
     if phase.local:
         groups.append("sequence")
-    propagates = "propagated" in (model.input_items, model.output_items)
-    if phase.uses_graph or propagates:
+    if uses_graph(model, phase):
         groups.append("user_table")
     if phase.w_align and model.align["projector_dims"]:
         groups.append("projectors")

@@ -31,7 +31,8 @@ def test_config_and_model(name, method):
         params = jax.eval_shape(lambda: create.init(model, 0))
         assert params["item_table"].shape == (model.n_rows, config.model.dim)
         assert ("sequence" in params) == (method not in settings.GRAPH_ONLY)
-        assert ("user_table" in params) == (method not in settings.SEQUENCE_ONLY)
+        assert ("user_table" in params) == (model.graph != "none")
+        assert (model.graph == "none") == (method in (*settings.SEQUENCE_ONLY, "bt_sr"))
 
 
 BAD = {

@@ -89,6 +89,48 @@ def hide(sequences: Sequences, probability: float, seed: int, epoch: int) -> np.
     return rng.random(sequences.lengths.sum()) < probability
 
 
+def same_target(train: Interactions, sequences: Sequences, max_len: int, rng):
+    """For each sequence another history that led to the same item (BT-SR's pairs).
+
+    Drawn uniformly from all rows of the log with that item and a history before them; a
+    sequence whose target nobody else reached is its own partner.
+
+    Args:
+      sequences: training sequences without a mask; `log[end]` is the last target.
+    """
+    counts = np.bincount(train.users, minlength=train.n_users)
+    first = np.repeat(np.cumsum(counts) - counts, counts)  # of the row's user
+    rows = np.flatnonzero(np.arange(len(first)) > first)
+    rows = rows[np.argsort(train.items[rows], kind="stable")]
+    items = np.arange(train.n_items + 2)
+    start = np.searchsorted(train.items[rows], items)
+    target = train.items[sequences.end]
+    choices = np.diff(start)[target]
+    place = np.empty(len(first), np.int64)
+    place[rows] = np.arange(len(rows))
+    own = place[sequences.end] - start[target]
+    drawn = rng.integers(0, np.maximum(choices - 1, 1))
+    drawn = np.where(choices > 1, drawn + (drawn >= own), own)
+    end = rows[start[target] + drawn]
+    return sequences._replace(begin=np.maximum(first[end], end - max_len), end=end)
+
+
+def pack_along(plan: Plan, lengths: np.ndarray, layout: Layout) -> Plan:
+    """Packs other sequences of the same numbers into the same shards, each at the place
+    b of its namesake; one that does not fit is left out."""
+    sizes = _length_of(plan.index, lengths)
+    order = np.argsort(-sizes, axis=-1, kind="stable")
+    packed = _pack(np.take_along_axis(sizes, order, -1), layout)
+    back = np.argsort(order, axis=-1)
+    row, column, segment = (np.take_along_axis(x, back, -1) for x in packed)
+    return Plan(np.where(row >= 0, plan.index, -1), row, column, segment)
+
+
+def rows_along(plan: Plan, lengths: np.ndarray, row_length: int) -> int:
+    """Rows that `pack_along` needs to leave nothing out."""
+    return _rows_needed(-np.sort(-_length_of(plan.index, lengths), axis=-1), row_length)
+
+
 def make_layout(
     lengths: np.ndarray, *, batch: int, row_length: int, shards: int = 1, chunk: int = 1
 ) -> Layout:

@@ -79,12 +79,12 @@ def init(model: Model, seed: int) -> dict:
     if model.graph != "none":
         shape = (model.n_users, model.dim)
         params["user_table"] = model.user_std * jax.random.normal(keys[2], shape)
-        if model.align["projector_dims"] and model.encoder is not None:
-            projector = Projector(tuple(model.align["projector_dims"]))
-            params["projectors"] = {
-                name: projector.init(jax.random.fold_in(keys[3], n), x[0])["params"]
-                for n, name in enumerate(("local", "global"))
-            }
+    if model.align["projector_dims"] and model.encoder is not None:
+        projector = Projector(tuple(model.align["projector_dims"]))
+        params["projectors"] = {
+            name: projector.init(jax.random.fold_in(keys[3], n), x[0])["params"]
+            for n, name in enumerate(("local", "global"))
+        }
     return params
 
 
@@ -211,6 +211,22 @@ def alignment_loss(model: Model, params: dict, states, users, batch, axis_name=N
         world = jax.lax.stop_gradient(world)
     elif align["stop_grad"] == "local":
         local = jax.lax.stop_gradient(local)
+    return compare(model, params, local, world, weights, axis_name)
+
+
+def views_loss(model, params, table, states, batch, views, key, axis_name=None):
+    """Aligns the end of each sequence with the end of its view (BT-SR,
+    arXiv 2510.26407: another history with the same next item)."""
+    key = jax.random.fold_in(key, 3)
+    others = encode(model, params, table, views, train=True, key=key)
+    weights = batch.weights * views.weights
+    ends = states[batch.last], others[views.last]
+    return compare(model, params, *ends, weights, axis_name)
+
+
+def compare(model: Model, params: dict, local, world, weights, axis_name=None):
+    """The alignment of `align.kind` between two vectors of each user, [B, D] each."""
+    align = model.align
     if align["l2_normalize"]:
         local, world = losses.l2_normalise(local), losses.l2_normalise(world)
     if align["projector_dims"]:
