@@ -74,7 +74,7 @@ class Asker:
         if not self.pairs:
             return 1
         sizes = self.holdout.end - self.holdout.begin
-        return int(packing._length_of(self.plan.index, sizes).sum(-1).max())
+        return int(packing.lengths_at(self.plan.index, sizes).sum(-1).max())
 
     def chunks(self):
         """Queries of each dispatch, on the devices."""
@@ -108,14 +108,11 @@ class Asker:
             number = index[real]
             size = (holdout.end - holdout.begin)[number]
             bins, row = np.nonzero(real)
-            within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
             per_bin = np.bincount(bins, size, len(rows)).astype(np.int64)
-            in_bin = np.arange(size.sum()) - np.repeat(
-                np.cumsum(per_bin) - per_bin, per_bin
-            )
-            to = (np.repeat(bins, size), in_bin)
+            to = (np.repeat(bins, size), packing.count_within(per_bin))
             rows[to] = np.repeat(row, size)
-            items[to] = holdout.log[np.repeat(holdout.begin[number], size) + within]
+            begin = np.repeat(holdout.begin[number], size)
+            items[to] = holdout.log[begin + packing.count_within(size)]
         return rows.reshape(steps_, -1), items.reshape(steps_, -1)
 
 

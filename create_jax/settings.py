@@ -97,8 +97,7 @@ def check(config) -> None:
         )
     if config.method not in (*GRAPH_ONLY, *MODEL_FREE):
         module, _ = encoder_module(config)
-        views = config.method in JOINT and config.align.partner == "same_target"
-        if views and module.OBJECTIVE != "next":
+        if _aligns_views(config) and module.OBJECTIVE != "next":
             raise _bad("align.partner", "same_target", "graph, with masked items")
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
@@ -123,6 +122,11 @@ def check(config) -> None:
         raise _bad(
             "item_source", "propagated", "ego, unless LightGCN propagates (create)"
         )
+
+
+def _aligns_views(config) -> bool:
+    """Whether a sequence is aligned with a second one instead of the graph's user."""
+    return config.method in JOINT and config.align.partner == "same_target"
 
 
 def _bad(key, found, expected):
@@ -201,8 +205,9 @@ def make_phases(config) -> list[Phase]:
         return [Phase("graph", epochs, 0.0, 1.0, 0.0)]
     w_align = config.loss.w_bt if config.align.kind != "none" else 0.0
     if config.method in SEQUENCE_ONLY or config.graph.encoder == "none":
-        views = config.method in JOINT and config.align.partner == "same_target"
-        return [Phase("joint", epochs, 1.0, 0.0, w_align if views else 0.0)]
+        return [
+            Phase("joint", epochs, 1.0, 0.0, w_align if _aligns_views(config) else 0.0)
+        ]
     joint = Phase("joint", epochs, 1.0, config.loss.w_global, w_align)
     warmup = Phase("warmup", config.warmup.epochs, 0.0, 1.0, 0.0)
     return [warmup, joint] if config.warmup.epochs else [joint]

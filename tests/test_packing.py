@@ -155,7 +155,7 @@ def test_an_overflowing_sequence_moves_to_a_step_with_room():
     before = packing._deal(
         lengths, layout._replace(sequences=2), np.random.default_rng(0)
     )
-    assert packing._overflows(packing._length_of(before, lengths), 1, 10)
+    assert packing._overflows(packing.lengths_at(before, lengths), 1, 10)
     for epoch in range(5):
         plan = packing.plan_epoch(lengths, layout, 0, epoch)
         check_epoch(make_sequences(lengths), layout, plan)

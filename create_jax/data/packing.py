@@ -118,7 +118,7 @@ def same_target(train: Interactions, sequences: Sequences, max_len: int, rng):
 def pack_along(plan: Plan, lengths: np.ndarray, layout: Layout) -> Plan:
     """Packs other sequences of the same numbers into the same shards, each at the place
     b of its namesake; one that does not fit is left out."""
-    sizes = _length_of(plan.index, lengths)
+    sizes = lengths_at(plan.index, lengths)
     order = np.argsort(-sizes, axis=-1, kind="stable")
     packed = _pack(np.take_along_axis(sizes, order, -1), layout)
     back = np.argsort(order, axis=-1)
@@ -128,7 +128,7 @@ def pack_along(plan: Plan, lengths: np.ndarray, layout: Layout) -> Plan:
 
 def rows_along(plan: Plan, lengths: np.ndarray, row_length: int) -> int:
     """Rows that `pack_along` needs to leave nothing out."""
-    return _rows_needed(-np.sort(-_length_of(plan.index, lengths), axis=-1), row_length)
+    return _rows_needed(-np.sort(-lengths_at(plan.index, lengths), axis=-1), row_length)
 
 
 def make_layout(
@@ -152,7 +152,7 @@ def make_layout(
     need = 1
     for epoch in range(3):
         index = _deal(lengths, layout, np.random.default_rng((0, epoch)))
-        need = max(need, _rows_needed(_length_of(index, lengths), row_length))
+        need = max(need, _rows_needed(lengths_at(index, lengths), row_length))
     return layout._replace(rows=need, sequences=sequences + 2)
 
 
@@ -174,7 +174,7 @@ def plan_epoch(lengths: np.ndarray, layout: Layout, seed: int, epoch: int) -> Pl
     index = _deal(lengths, layout._replace(sequences=layout.sequences - 2), rng)
     spare = np.full((*index.shape[:2], 2), -1, index.dtype)
     index = np.concatenate([index, spare], axis=2)
-    row, column, segment = _pack(_length_of(index, lengths), layout)
+    row, column, segment = _pack(lengths_at(index, lengths), layout)
     plan = Plan(index, row, column, segment)
     _move_overflow(plan, lengths, layout)
     return plan
@@ -196,8 +196,14 @@ def _deal(lengths, layout, rng):
     return hands.transpose(0, 2, 1).copy()
 
 
-def _length_of(index, lengths):
+def lengths_at(index: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The length of each numbered sequence, 0 where the number is -1."""
     return np.where(index >= 0, lengths[index], 0)
+
+
+def count_within(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... inside each of the groups that stand one after the other."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 def _rows_needed(lengths, row_length):
@@ -300,7 +306,7 @@ def fill(
     bin_number = np.arange(steps * shards).reshape(steps, shards, 1)
     start = ((bin_number * rows + plan.row) * length + plan.column)[real]
 
-    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    within = count_within(size)
     to = np.repeat(start, size) + within
     source = np.repeat(sequences.begin[index], size) + within
     ends = start + size - 1

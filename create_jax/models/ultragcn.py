@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
+from create_jax.data.packing import count_within
 from create_jax.losses import binary_cross_entropy, global_sum
 
 
@@ -35,13 +36,12 @@ def prepare(users, items, n_users: int, n_rows: int, n_neighbours: int) -> Const
     ratings = scipy.sparse.csr_matrix((ones, (users, items)), shape=(n_users, n_rows))
     together = (ratings.T @ ratings).tocsr()
     g = np.asarray(together.sum(1)).ravel()
-    rows = np.repeat(np.arange(n_rows), np.diff(together.indptr))
+    sizes = np.diff(together.indptr)
+    rows = np.repeat(np.arange(n_rows), sizes)
     columns = together.indices
     omega = together.data * np.sqrt(g[rows] + 1) / g[rows] / np.sqrt(g[columns] + 1)
     order = np.lexsort((columns, -omega, rows))
-    rank = np.arange(len(rows)) - np.repeat(
-        together.indptr[:-1], np.diff(together.indptr)
-    )
+    rank = count_within(sizes)
     best = rank < n_neighbours
     neighbours = np.zeros((n_rows, n_neighbours), np.int32)
     weights = np.zeros((n_rows, n_neighbours), np.float32)
