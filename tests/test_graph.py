@@ -257,6 +257,27 @@ def test_the_ultragcn_loss_is_the_loop_over_pairs(negatives, reduce):
     close(found, ultragcn_by_loops(TABLES, negatives, reduce))
 
 
+@pytest.mark.parametrize("rows", [8, 64, 65, 300])  # up to 32 * n, and above
+def test_scores_of_negatives_are_the_products_however_they_are_found(rows):
+    rng = np.random.default_rng(1)
+    u, items = rng.normal(size=(6, 5)), rng.normal(size=(rows, 5))
+    drawn = rng.integers(0, rows, (6, 2))
+
+    def scores(u, items):
+        return jnp.sum(jnp.sin(ultragcn.scores_of_negatives(u, items, drawn)))
+
+    expected = np.einsum("pd,pnd->pn", u, items[drawn])
+    close(
+        ultragcn.scores_of_negatives(jnp.asarray(u), jnp.asarray(items), drawn),
+        expected,
+    )
+    gradient = np.zeros_like(items)
+    for p in range(6):
+        for j, score in zip(drawn[p], expected[p], strict=True):
+            gradient[j] += np.cos(score) * u[p]
+    close(jax.grad(scores, 1)(jnp.asarray(u), jnp.asarray(items)), gradient)
+
+
 # --- pairs ----------------------------------------------------------------------------
 
 

@@ -58,6 +58,20 @@ def prepare(users, items, n_users: int, n_rows: int, n_neighbours: int) -> Const
     )
 
 
+def scores_of_negatives(u: jax.Array, item_table: jax.Array, negatives: jax.Array):
+    """u [P, D] with items [n], or with items [P, n] of its own: [P, n].
+
+    Where the catalogue is not much larger than n, scoring all of it and picking is less
+    work than gathering n rows for each pair, and its gradient has no scatter of rows
+    (2.6 times faster at 3,533 items, n = 200, D = 128; even at 32 items a negative).
+    """
+    if negatives.ndim == 1:
+        return u @ item_table[negatives].T
+    if len(item_table) <= 32 * negatives.shape[1]:
+        return jnp.take_along_axis(u @ item_table.T, negatives, axis=1)
+    return jnp.einsum("pd,pnd->pn", u, item_table[negatives])
+
+
 def loss(
     user_table: jax.Array,
     item_table: jax.Array,
@@ -89,9 +103,7 @@ def loss(
     beta = user_factor * constraints.item_factor[batch.items]
     positive = binary_cross_entropy(jnp.sum(u * i, -1), 1) * (w1 + w2 * beta)
 
-    negatives = item_table[batch.negatives]  # [n, D] or [P, n, D]
-    shared = batch.negatives.ndim == 1
-    scores = u @ negatives.T if shared else jnp.einsum("pd,pnd->pn", u, negatives)
+    scores = scores_of_negatives(u, item_table, batch.negatives)
     negative_beta = user_factor[:, None] * constraints.item_factor[batch.negatives]
     negative = binary_cross_entropy(scores, 0) * (w3 + w4 * negative_beta)
 
