@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict:
-    """METHOD: create (default), sasrec, bert4rec, esasrec, bt_sr, gsau, lightgcn,
-    ultragcn, svd, mostpop, poprnd, random.
+    """METHOD: create (default), create_pone, create_uni, bt_sr, gsau, sasrec, bert4rec,
+    esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd, random.
 
     dropout: of SASRec on this data; BERT4Rec and eSASRec have their sources' own.
     """
@@ -29,8 +29,14 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                     "format": "auto",  # csv, jsonl, parquet; auto: by the file's name
                     "separator": ",",
                     "header": True,  # without one, columns are numbers from 0
-                    "columns": {"user": "user", "item": "item", "time": "time"},
+                    "columns": {
+                        "user": "user",
+                        "item": "item",
+                        "time": "time",
+                        "rating": "",  # of the signed graph; "" = none
+                    },
                     "time_unit": "auto",  # s, ms, iso
+                    "has_clock": True,  # False: times only say what came before what
                 },
             },
             "split": {
@@ -62,7 +68,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "feed_forward": 1,  # width, as a multiple of dim
             },
             "graph": {
-                "encoder": "ultragcn",  # of CREATE; lightgcn, none
+                "encoder": "ultragcn",  # of CREATE; lightgcn, signed, hypergraph, none
                 "batch_size": 2048,  # pairs a step (26)
                 "batch_source": "edges",  # or batch_users (14; LightGCN)
                 "last_n": 0,  # each user's last N rows; 0 = all (19)
@@ -86,6 +92,19 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                     "item_weight": 2.75,  # lambda of L_I, as published for Amazon books
                     "norm_weight": 1e-4,  # gamma
                 },
+                "signed": {  # CREATE-Pone
+                    "layers": 2,
+                    "liked_from": 4.0,  # the lowest rating that is a like
+                    "averse_weight": 1.0,  # b, of disliked items
+                    "contrastive": 0.1,  # weight of L_CL
+                    "temperature": 1.0,
+                },
+                "hypergraph": {  # CREATE-Uni
+                    "layers": 2,
+                    "window_hours": 168.0,
+                    "convolution": "gcn",  # gin, gat: UniGCN, UniGIN, UniGAT
+                    "l2": 1e-4,
+                },
             },
             "svd": {
                 "ranks": (16, 32, 64, 128, 256, 512),  # the best on validation is used
@@ -104,6 +123,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "bert_state": "appended_mask",  # or last_position (32)
                 "temperature": 1.0,  # of infonce and nwj
                 "bt": {"lambda": 0.05, "reduce": "mean_dim"},  # (6, 5)
+                "orthogonality": 1.0,  # mu, of h_u and a signed graph's disinterest
                 "vicreg": {"similarity": 25.0, "variance": 25.0, "covariance": 1.0},
             },
             "loss": {
@@ -143,6 +163,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
     )
     if method == "bert4rec":
         config.seq.update(heads=2, feed_forward=4, dropout=0.1)
+    elif method in ("create_pone", "create_uni"):
+        config.graph.encoder = "signed" if method == "create_pone" else "hypergraph"
+        config.item_source.update(input="propagated", output="propagated")
     elif method == "bt_sr":
         config.graph.encoder, config.warmup.epochs = "none", 0
         config.align.update(partner="same_target", l2_normalize=True)

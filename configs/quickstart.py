@@ -15,8 +15,9 @@ def get_config(method: str | None = None):
     config.seq.max_len = 50
     config.split.validation = "none"  # a fixed number of epochs, to be quick
     config.train.epochs = 20
-    if config.method == "create":
+    if config.method.startswith("create"):
         config.warmup.epochs = 5
+    config.graph.signed.liked_from = 8.0  # of 10
     config.compare = ("sasrec", "mostpop")
     config.example = True
     return config

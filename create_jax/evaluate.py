@@ -134,16 +134,17 @@ def compile_ranker(
     """(params, graph, Queries) -> (ranks [S, B], top [S, B, K]).
 
     Args:
-      score: (params, graph, queries of one step) -> [B, V] scores.
+      score: (params, graph) -> (queries of one step -> [B, V] scores); what all queries
+        share, a propagation say, is made in the first call.
       candidates: [I + 1] bool, items that may be ranked.
       top_k: length of the lists; 0 = ranks only.
       hide_seen: do not rank the items of the history.
     """
     bias = np.where(candidates, 0.0, -np.inf).astype(np.float32)
 
-    def step(params, graph, queries):
+    def step(score_queries, queries):
         # A [MASK] row after the items is no candidate.
-        scores = score(params, graph, queries)[:, : len(bias)] + bias
+        scores = score_queries(queries)[:, : len(bias)] + bias
         if hide_seen:
             pairs = queries.seen_row, queries.seen_item
             scores = scores.at[pairs].set(-jnp.inf, mode="drop")
@@ -158,7 +159,8 @@ def compile_ranker(
         return ranks, jnp.where(best > -jnp.inf, top, 0)
 
     def run(params, graph, queries):
-        return lax.map(lambda q: step(params, graph, q), queries)
+        score_queries = score(params, graph)
+        return lax.map(lambda q: step(score_queries, q), queries)
 
     compiled = {}
 
@@ -174,11 +176,18 @@ def compile_ranker(
 def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
     """Scores of a model: the transformer's state, or the graph's user, on the items."""
 
-    def score(params, graph, queries):
-        q, items = create.query_vectors(
-            model, params, graph, queries.histories, by_graph=by_graph
-        )
-        return q @ items.T
+    def score(params, graph):
+        common = dict(by_graph=by_graph)
+        tables = create.query_tables(model, params, graph, axis_name=DATA, **common)
+        source, items = tables
+
+        def of(queries):
+            return (
+                create.query_vectors(model, params, source, queries.histories, **common)
+                @ items.T
+            )
+
+        return of
 
     return score
 
@@ -189,13 +198,17 @@ def factor_scores(*, fold_in: bool) -> Callable:
     fold_in: the user's row is the whole history of the query, not the training rows.
     """
 
-    def score(params, graph, queries):
+    def score(params, graph):
         items = params["items"]
-        if not fold_in:
-            return params["users"][queries.histories.users] @ items.T
-        rows = jnp.zeros((len(queries.query), len(items)))
-        pairs = queries.seen_row, queries.seen_item
-        return (rows.at[pairs].set(1.0, mode="drop") @ items) @ items.T
+
+        def of(queries):
+            if not fold_in:
+                return params["users"][queries.histories.users] @ items.T
+            rows = jnp.zeros((len(queries.query), len(items)))
+            pairs = queries.seen_row, queries.seen_item
+            return (rows.at[pairs].set(1.0, mode="drop") @ items) @ items.T
+
+        return of
 
     return score
 
@@ -213,17 +226,16 @@ def counting_scores(counts: np.ndarray, method: str, seed: int) -> Callable:
             "random": np.zeros(len(counts), np.float32),
         }[method]
 
-    def score(params, graph, queries):
+    def noise(number):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        return jax.random.gumbel(key, logits.shape)
+
+    def of(queries):
         if method == "mostpop":
             return jnp.broadcast_to(logits, (len(queries.query), len(logits)))
-
-        def noise(number):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            return jax.random.gumbel(key, logits.shape)
-
         return logits + jax.vmap(noise)(queries.query)
 
-    return score
+    return lambda params, graph: of
 
 
 def ask(rank: Callable, asker: Asker, params, graph) -> Ranking:

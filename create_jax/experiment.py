@@ -71,6 +71,7 @@ def evaluate_again(config, workdir: str) -> dict:
 
 def _open(config, directory: Path) -> Opened:
     log = protocol.load(config)
+    settings.check_log(config, log)
     split = protocol.make_split(config, log)
     facts = protocol.describe(config, log, split)
     data, started = facts["data"], read_json(directory / "config.json")

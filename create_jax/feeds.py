@@ -8,7 +8,7 @@ import numpy as np
 
 from create_jax.data import graph as graphs
 from create_jax.data import packing
-from create_jax.models import lightgcn, ultragcn
+from create_jax.models.graph_encoder import Draw
 from create_jax.steps import Phase, StepBatch
 
 
@@ -17,13 +17,13 @@ class Feed:
 
     Args:
       train: Interactions to learn from.
-      pairs: the user-item graph, or None where the phase needs none.
+      rows, pairs: of the user-item graph, None without one.
       shards: devices that share a step.
     """
 
-    def __init__(self, config, model, phase: Phase, train, pairs, shards: int):
-        self.config, self.pairs, self.shards = config, pairs, shards
-        self.model = model
+    def __init__(self, config, model, phase: Phase, train, rows, pairs, shards: int):
+        self.config, self.model, self.shards = config, model, shards
+        self.rows, self.pairs = rows, pairs
         self.n_items, self.seed = train.n_items, config.seed
         self.with_edges, self.sequences = phase.w_global > 0, None
         self.train, self.view_layout = train, None
@@ -86,27 +86,21 @@ class Feed:
         size = graph.batch_size
         if plan is None:  # one pass over the pairs
             size = -(-len(self.pairs.users) // self.steps)
-        size = -(-size // self.shards) * self.shards
-        common = dict(
+        owners = None
+        if graph.batch_source == "batch_users" and plan is not None:
+            index = plan.index.reshape(self.steps, -1)
+            owners = np.where(index < 0, -1, self.sequences.owners[index])
+        draw = Draw(
             steps=self.steps,
-            size=size,
+            size=-(-size // self.shards) * self.shards,
             n_items=self.n_items,
             seed=self.seed,
             epoch=epoch,
+            joint=plan is not None,
+            owners=owners,
         )
-        if self.model.graph == "ultragcn":
-            own = graph.ultragcn
-            shape = (own.negatives,) if own.shared_negatives else (size, own.negatives)
-            repeat = plan is not None
-            return graphs.shuffled_pass(
-                self.pairs, negatives=shape, repeat=repeat, **common
-            )
-        batch_users = None
-        if graph.batch_source == "batch_users" and plan is not None:
-            index = plan.index.reshape(self.steps, -1)
-            batch_users = self.sequences.owners[index]
-            batch_users[index < 0] = -1
-        return graphs.uniform_users(self.pairs, batch_users=batch_users, **common)
+        settings = self.model.graph_settings
+        return self.model.graph.batches(self.rows, self.pairs, settings, draw)
 
     def batch(self, plan, chunk: int) -> StepBatch:
         """The stacked arrays of dispatch `chunk`."""
@@ -122,25 +116,24 @@ class Feed:
                 hidden=hidden,
             )
         if edges is not None:
-            edges = graphs.EdgeBatch(*(field[start:stop] for field in edges))
+            edges = type(edges)(*(field[start:stop] for field in edges))
         if views is not None:
             part = packing.steps_of(views[0], start, stop)
             views = packing.fill(part, views[1], self.view_layout)
         return StepBatch(packed, edges, views)
 
 
-def make_pairs(config, train):
-    """The graph's pairs under the config's choice of rows (paper.md, choice 19)."""
-    return graphs.make_pairs(
-        train, last_n=config.graph.last_n, last_frac=config.graph.last_frac
+def make_graph(config, model, train, shards: int):
+    """(rows of the graph, their pairs, the encoder's arrays); (None, None, ()) without.
+
+    The rows are those of the config's choice (paper.md, choice 19).
+    """
+    if model.graph is None:
+        return None, None, ()
+    choice = dict(last_n=config.graph.last_n, last_frac=config.graph.last_frac)
+    rows = graphs.graph_rows(train, **choice)
+    pairs = graphs.make_pairs(rows)
+    arrays = model.graph.prepare(
+        rows, pairs, model.n_rows, model.graph_settings, shards
     )
-
-
-def make_graph(config, model, pairs, shards: int):
-    """The arrays that the model's graph encoder needs; () without one."""
-    if model.graph == "none":
-        return ()
-    sizes = pairs.users, pairs.items, model.n_users, model.n_rows
-    if model.graph == "lightgcn":
-        return lightgcn.prepare(*sizes, shards)
-    return ultragcn.prepare(*sizes, config.graph.ultragcn.neighbours)
+    return rows, pairs, arrays

@@ -32,6 +32,9 @@ def load(config) -> Interactions:
 def _table_form(table) -> dict:
     """Columns of a file without a header are numbers, given as text."""
     form = table.to_dict()
+    del form["has_clock"]
+    if not form["columns"]["rating"]:
+        del form["columns"]["rating"]
     if not table.header:
         for key, column in form["columns"].items():
             if not column.isdecimal():

@@ -2,6 +2,8 @@
 
 import importlib
 
+import numpy as np
+
 from create_jax.data.splits import TARGETS, VALIDATIONS
 from create_jax.errors import InputError
 from create_jax.models import create
@@ -9,9 +11,9 @@ from create_jax.steps import Phase
 
 COUNTING = ("mostpop", "poprnd", "random")
 MODEL_FREE = ("svd", *COUNTING)
-GRAPH_ONLY = ("lightgcn", "ultragcn")
+GRAPH_ONLY = ("lightgcn", "ultragcn", "signed", "hypergraph")
 SEQUENCE_ONLY = ("sasrec", "bert4rec", "esasrec")
-JOINT = ("create", "bt_sr", "gsau")
+JOINT = ("create", "create_pone", "create_uni", "bt_sr", "gsau")
 METHODS = (*JOINT, *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
 
 ONE_OF = {
@@ -39,6 +41,7 @@ ONE_OF = {
     "align.bert_state": ("appended_mask", "last_position"),
     "loss.local": ("ce", "sce", "sampled", "gbce", "bce", "gsau"),
     "graph.lightgcn.loss": ("bpr", "alignment_uniformity"),
+    "graph.hypergraph.convolution": ("gcn", "gin", "gat"),
     "warmup.eval": ("graph", "sequential"),
     "retrain.epochs": ("best", "scaled", "none"),
 }
@@ -54,6 +57,10 @@ RANGES = {
     "align.temperature": ("above 0", lambda x: x > 0),
     "loss.w_global": ("0 or more", lambda x: x >= 0),
     "loss.w_bt": ("0 or more", lambda x: x >= 0),
+    "align.orthogonality": ("0 or more", lambda x: x >= 0),
+    "graph.signed.contrastive": ("0 or more", lambda x: x >= 0),
+    "graph.signed.temperature": ("above 0", lambda x: x > 0),
+    "graph.hypergraph.window_hours": ("1 or more", lambda x: x >= 1),
     "model.item_std": ("0 or more", lambda x: x >= 0),
     "model.user_std": ("0 or more", lambda x: x >= 0),
 }
@@ -63,7 +70,7 @@ AT_LEAST_ONE = (
     *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
     *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.negatives"),
     *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
-    *("seq.feed_forward",),
+    *("seq.feed_forward", "graph.signed.layers", "graph.hypergraph.layers"),
 )
 AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds")
 
@@ -116,11 +123,46 @@ def check(config) -> None:
             "retrain.epochs", "scaled", "best, as there is no validation to scale"
         )
     propagated = "propagated" in (config.item_source.input, config.item_source.output)
+    encoder = graph_module(config)
     if propagated and not (
-        config.method == "create" and config.graph.encoder == "lightgcn"
+        config.method in JOINT and encoder is not None and encoder.PROPAGATES
     ):
         raise _bad(
-            "item_source", "propagated", "ego, unless LightGCN propagates (create)"
+            "item_source", "propagated", "ego, unless a graph encoder propagates"
+        )
+    if not config.data.table.has_clock:
+        needs = []
+        if config.split.kind == "global_temporal":
+            needs.append("split.kind=global_temporal")
+        if encoder is not None and "clock" in encoder.NEEDS:
+            needs.append(f"the {_graph_name(config)} encoder")
+        if needs:
+            raise InputError(
+                "config.data.table.has_clock is False, but "
+                f"{' and '.join(needs)} needs real times; use "
+                "--config.split.kind=leave_one_out and a graph without times"
+            )
+
+
+def check_log(config, log) -> None:
+    """Raises InputError where the method needs what the log does not have."""
+    encoder = graph_module(config)
+    if encoder is None or "ratings" not in encoder.NEEDS:
+        return
+    name = f"the {_graph_name(config)} encoder"
+    if log.ratings is None:
+        raise InputError(
+            f"{config.data.name}: found no ratings in the log; {name} needs likes and "
+            "dislikes: bring a log with ratings (config.data.table.columns.rating) or "
+            "choose another --config.graph.encoder="
+        )
+    low, high = np.nanmin(log.ratings), np.nanmax(log.ratings)
+    liked_from = config.graph.signed.liked_from
+    if not low < liked_from <= high:
+        raise _bad(
+            "graph.signed.liked_from",
+            liked_from,
+            f"above {low:g} and at most {high:g}, the ratings of the log",
         )
 
 
@@ -137,6 +179,20 @@ def _bad(key, found, expected):
     return InputError(
         f"config.{key} is {found!r}; expected {expected}; set it with --config.{key}="
     )
+
+
+def _graph_name(config) -> str:
+    if config.method in GRAPH_ONLY:
+        return config.method
+    return config.graph.encoder if config.method in JOINT else "none"
+
+
+def graph_module(config):
+    """The module of the graph encoder, or None."""
+    name = _graph_name(config)
+    if name == "none":
+        return None
+    return importlib.import_module(f"create_jax.models.{name}")
 
 
 def encoder_module(config):
@@ -168,12 +224,9 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
         module, encoder_class = encoder_module(config)
         fields = {k: v for k, v in config.seq.items() if k != "encoder"}
         encoder, objective = encoder_class(**fields), module.OBJECTIVE
-    graph = config.graph.encoder if method in JOINT else method
-    if method in SEQUENCE_ONLY:
-        graph = "none"
-    own = config.graph[graph].to_dict() if graph != "none" else {}
-    for host_side in ("neighbours", "negatives", "shared_negatives"):
-        own.pop(host_side, None)
+    graph, own = graph_module(config), {}
+    if graph is not None:
+        own = config.graph[_graph_name(config)].to_dict()
     local = config.loss.to_dict()
     if local["local"] == "gbce" and local["negatives"] >= n_items - 1:
         raise _bad(

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from create_jax import optim, parallel
 from create_jax.models import create
+from create_jax.models.propagation import Rows
 from create_jax.parallel import DATA
 
 
@@ -67,11 +67,12 @@ def total_loss(
       (L, {"local", "global", "align"}), equal on every device.
     """
     parts = {}
-    users = items = None
+    vectors = None
     if uses_graph(model, phase):
-        users, items = create.graph_vectors(model, params, graph, axis_name)
+        vectors = create.graph_vectors(model, params, graph, axis_name)
     if phase.local:
-        source, output = create.item_vectors(model, params, items)
+        propagated = vectors.items if vectors is not None else None
+        source, output = create.item_vectors(model, params, propagated)
         sequences = batch.sequences
         view = create.training_view(model, sequences)
         states = create.encode(model, params, source, view, train=True, key=key)
@@ -85,7 +86,7 @@ def total_loss(
                 )
             if batch.views is None:
                 parts["align"] = create.alignment_loss(
-                    model, params, states, users, sequences, axis_name
+                    model, params, states, vectors, sequences, axis_name
                 )
             else:
                 parts["align"] = create.views_loss(
@@ -100,7 +101,7 @@ def total_loss(
                 )
     if phase.w_global:
         parts["global"] = create.global_loss(
-            model, params, (users, items), batch.edges, graph, axis_name
+            model, params, vectors, batch.edges, graph, axis_name
         )
     weights = {"local": phase.local, "global": phase.w_global, "align": phase.w_align}
     return sum(weights[name] * value for name, value in parts.items()), parts
@@ -110,16 +111,16 @@ def uses_graph(model: create.Model, phase: Phase) -> bool:
     """Whether a phase reads, and so trains, the graph's vectors."""
     propagates = "propagated" in (model.input_items, model.output_items)
     wanted = phase.w_global > 0 or phase.w_align > 0 or propagates
-    return model.graph != "none" and wanted
+    return model.graph is not None and wanted
 
 
 def groups_of(model: create.Model, phase: Phase) -> list[str]:
-    """The parameter groups a phase trains."""
+    """The parameter groups a phase trains, where the model has them."""
     groups = ["item_table"]
     if phase.local:
         groups.append("sequence")
     if uses_graph(model, phase):
-        groups.append("user_table")
+        groups += ["user_table", "graph"]
     if phase.w_align and model.align["projector_dims"]:
         groups.append("projectors")
     return groups
@@ -135,7 +136,7 @@ def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
         return total_loss(model, phase, params, batch, graph, key, axis_name)
 
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    groups = groups_of(model, phase)
+    groups = [group for group in groups_of(model, phase) if group in grads]
     grads = {group: grads[group] for group in groups}
     if axis_name is not None:
         grads = lax.pmean(grads, axis_name)
@@ -159,26 +160,24 @@ def compile_phase(model, phase, tx, seed, mesh, batch: StepBatch, graph):
 
         return lax.scan(body, state, batches)
 
-    in_specs = (P(), batch_specs(model, batch), graph_specs(graph))
+    in_specs = (P(), batch_specs(batch), graph_specs(graph))
     return parallel.compile_step(run, mesh, in_specs, (P(), P()), donate=(0,))
 
 
-def batch_specs(model: create.Model, batch: StepBatch) -> StepBatch:
-    """Stacked batches are split over devices along their second axis; negatives that
-    all pairs of a step share ([S, n], UltraGCN) are not."""
-    specs = jax.tree.map(lambda _: P(None, DATA), batch)
-    edges = batch.edges
-    if edges is not None and model.graph == "ultragcn" and edges.negatives.ndim == 2:
-        specs = specs._replace(edges=specs.edges._replace(negatives=P()))
-    return specs
+def batch_specs(batch: StepBatch) -> StepBatch:
+    """Stacked batches are split over devices along their second axis; what all pairs of
+    a step share ([S, 1, ...], negatives of UltraGCN) is everywhere."""
+    return jax.tree.map(lambda x: P() if x.shape[1] == 1 else P(None, DATA), batch)
 
 
 def graph_specs(graph):
-    """Edges of a propagation are split over devices, everything else is everywhere."""
-    if isinstance(graph, jraph.GraphsTuple):
-        edges = dict(senders=P(DATA), receivers=P(DATA), edges=P(DATA))
-        return jax.tree.map(lambda _: P(), graph)._replace(**edges)
-    return jax.tree.map(lambda _: P(), graph)
+    """Terms of a propagation are split over devices, everything else is everywhere."""
+
+    def specs(x):
+        split = P(DATA) if isinstance(x, Rows) else P()
+        return jax.tree.map(lambda _: split, x)
+
+    return jax.tree.map(specs, graph, is_leaf=lambda x: isinstance(x, Rows))
 
 
 def first_bad_step(losses: dict[str, np.ndarray]) -> tuple[int, str] | None:

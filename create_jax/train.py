@@ -44,8 +44,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
     config, mesh = run.config, run.mesh
     model = settings.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
-    pairs = feeds.make_pairs(config, train) if model.graph != "none" else None
-    graph = feeds.make_graph(config, model, pairs, mesh.size)
+    rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
     graph = parallel.place(mesh, graph, steps.graph_specs(graph))
     state = parallel.place(mesh, steps.init(model, tx, config.seed))
     validate = _validator(run, model, phases, holdout) if holdout is not None else None
@@ -79,8 +78,8 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         epoch = progress["epoch"]
         phase = _phase_at(phases, epoch)
         if phase != current:
-            feed = feeds.Feed(config, model, phase, train, pairs, mesh.size)
-            batch = _place(run, model, feed.batch(feed.plan(epoch), 0))
+            feed = feeds.Feed(config, model, phase, train, rows, pairs, mesh.size)
+            batch = _place(run, feed.batch(feed.plan(epoch), 0))
             with _timed(seconds, "compile"):
                 dispatch = steps.compile_phase(
                     model, phase, tx, config.seed, mesh, batch, graph
@@ -96,7 +95,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
             plan = feed.plan(epoch)
             for chunk in range(progress["chunk"], feed.chunks):
                 # Made while the dispatch before it runs.
-                batch = _place(run, model, feed.batch(plan, chunk))
+                batch = _place(run, feed.batch(plan, chunk))
                 step = _settle(pending, progress["sums"], step, phase)
                 state, losses = dispatch(state, batch, graph)
                 pending.append(losses)
@@ -166,8 +165,8 @@ def _phase_at(phases, epoch):
     raise ValueError("no phase has that epoch")
 
 
-def _place(run, model, batch):
-    return parallel.place(run.mesh, batch, steps.batch_specs(model, batch))
+def _place(run, batch):
+    return parallel.place(run.mesh, batch, steps.batch_specs(batch))
 
 
 def _settle(pending: list, sums: dict, step: int, phase) -> int:

@@ -58,7 +58,7 @@ def test_views_stay_with_their_sequences_and_reach_the_loss():
     model = settings.make_model(config, 6, 7)
     (phase,) = settings.make_phases(config)
     assert (phase.local, phase.w_global, phase.w_align) == (1.0, 0.0, 0.2)
-    feed = feeds.Feed(config, model, phase, LOG, None, 1)
+    feed = feeds.Feed(config, model, phase, LOG, None, None, 1)
     batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
     np.testing.assert_array_equal(batch.views.weights, batch.sequences.weights)
     flat = [x.items.reshape(-1) for x in (batch.sequences, batch.views)]

@@ -31,8 +31,8 @@ def test_config_and_model(name, method):
         params = jax.eval_shape(lambda: create.init(model, 0))
         assert params["item_table"].shape == (model.n_rows, config.model.dim)
         assert ("sequence" in params) == (method not in settings.GRAPH_ONLY)
-        assert ("user_table" in params) == (model.graph != "none")
-        assert (model.graph == "none") == (method in (*settings.SEQUENCE_ONLY, "bt_sr"))
+        assert ("user_table" in params) == (model.graph is not None)
+        assert (model.graph is None) == (method in (*settings.SEQUENCE_ONLY, "bt_sr"))
 
 
 BAD = {
@@ -45,7 +45,10 @@ BAD = {
     "loss.w_bt": (-0.1, "config.loss.w_bt is -0.1; expected 0 or more"),
     "eval.target": ("middle", "config.eval.target is 'middle'; expected one of last"),
     "eval.select_by": ("map@10", "config.eval.select_by is 'map@10'"),
-    "item_source.input": ("propagated", "expected ego, unless LightGCN propagates"),
+    "item_source.input": (
+        "propagated",
+        "expected ego, unless a graph encoder propagates",
+    ),
 }
 
 

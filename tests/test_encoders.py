@@ -369,7 +369,7 @@ def test_queries_end_with_a_mask_after_the_newest_items():
     # And the state at the end, the one that is scored, is that of the [MASK].
     model, params = MODELS["bert4rec"], PARAMS["bert4rec"]
     query = jax.jit(partial(create.query_vectors, model, by_graph=False))
-    vectors, _ = query(params, (), batch)
+    vectors = query(params, params["item_table"], batch)
     place = np.flatnonzero(batch.users == 2)[0]
     newest = [8, 9, 10, 11, 12, 1]
     assert batch.weights[place] == 1
@@ -383,12 +383,11 @@ def test_queries_end_with_a_mask_after_the_newest_items():
 def make_inputs(config):
     """(model, params, graph, one batch) of the tiny log."""
     model = settings.make_model(config, USERS, ITEMS)
-    pairs = feeds.make_pairs(config, TRAIN)
-    graph = feeds.make_graph(config, model, pairs, shards=1)
+    rows, pairs, graph = feeds.make_graph(config, model, TRAIN, shards=1)
     phase = settings.make_phases(config)[-1]
     config.train.batch = 4
     config.train.mask = 0.4
-    feed = feeds.Feed(config, model, phase, TRAIN, pairs, shards=1)
+    feed = feeds.Feed(config, model, phase, TRAIN, rows, pairs, shards=1)
     batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
     return model, make_params(model), graph, batch
 

@@ -149,10 +149,9 @@ def test_every_switch_reaches_a_step_of_its_own(log, changes):
         settings.check(config)
         train = protocol.load(config)
         model = settings.make_model(config, train.n_users, train.n_items)
-        pairs = feeds.make_pairs(config, train)
-        graph = feeds.make_graph(config, model, pairs, shards=1)
+        rows, pairs, graph = feeds.make_graph(config, model, train, shards=1)
         phase = settings.make_phases(config)[-1]
-        feed = feeds.Feed(config, model, phase, train, pairs, shards=1)
+        feed = feeds.Feed(config, model, phase, train, rows, pairs, shards=1)
         batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
         params, key = create.init(model, seed=0), jax.random.key(0)
         loss = partial(

@@ -1,13 +1,18 @@
 """Streaming ranking against np.argsort over dense scores."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from create_jax import evaluate
+from configs import table
+from create_jax import evaluate, parallel, settings, steps
+from create_jax.data.graph import Pairs
 from create_jax.data.splits import Holdout
+from create_jax.models import create
 
 QUERIES, ITEMS, LONGEST, MAX_LEN = 53, 30, 14, 6
 
@@ -41,8 +46,8 @@ SCORES = (
 )
 
 
-def given_scores(params, graph, queries):
-    return params[queries.query]
+def given_scores(params, graph):
+    return lambda queries: params[queries.query]
 
 
 def rank_with(mesh, holdout, scores, params, *, filter_seen, top_k, batch=16, chunk=32):
@@ -151,7 +156,10 @@ def test_scores_see_the_newest_items_and_the_user_of_their_query(devices):
         "user": rng.normal(size=(QUERIES, ITEMS + 1)).astype(np.float32),
     }
 
-    def score(params, graph, queries):
+    def score(params, graph):
+        return partial(score_queries, params)
+
+    def score_queries(params, queries):
         batch = queries.histories
         items, segments = batch.items.ravel(), batch.segments
         row = batch.last // segments.shape[1]
@@ -235,8 +243,8 @@ def test_poprnd_draws_by_count_and_only_what_was_seen():
 def test_first_places_are_drawn_with_the_right_probabilities(method):
     n = 4000
     queries = evaluate.Queries(None, None, jnp.arange(n), None, None)
-    score = jax.jit(evaluate.counting_scores(COUNTS, method, 0))
-    scores = np.array(score({}, (), queries))
+    score = jax.jit(evaluate.counting_scores(COUNTS, method, 0)({}, ()))
+    scores = np.array(score(queries))
     scores[:, 0] = -np.inf  # padding is no candidate
     drawn = np.bincount(scores.argmax(1), minlength=ITEMS + 1) / n
     chance = COUNTS / 150 if method == "poprnd" else (np.arange(ITEMS + 1) > 0) / ITEMS
@@ -249,3 +257,33 @@ def test_random_lists_do_not_depend_on_devices():
     np.testing.assert_array_equal(ranking.top, counting("random", mesh_of(1)).top)
     assert (np.sort(ranking.top, axis=1) == np.arange(1, ITEMS + 1)).all()
     assert len(np.unique(ranking.top[:, 0])) > 15
+
+
+# --- the graph's own scores -----------------------------------------------------------
+
+
+def test_a_graph_ranks_alike_on_one_device_and_on_eight():
+    """Its propagation is split over the devices that split the queries."""
+    config = table.get_config("lightgcn")
+    model = settings.make_model(config, QUERIES, ITEMS)
+    params = create.init(model, 0)
+    users, items = HOLDOUT.users, HOLDOUT.log[HOLDOUT.begin]
+    order = np.argsort(users)
+    pairs = Pairs(users[order], items[order], np.arange(QUERIES + 1))
+    found = []
+    for devices in (1, 8):
+        mesh = mesh_of(devices)
+        arguments = None, pairs, model.n_rows, model.graph_settings, devices
+        graph = model.graph.prepare(*arguments)
+        asker = evaluate.Asker(HOLDOUT, mesh, max_len=MAX_LEN, pairs=True, batch=16)
+        rank = evaluate.compile_ranker(
+            evaluate.model_scores(model, by_graph=True),
+            HOLDOUT.candidates,
+            mesh,
+            top_k=5,
+            hide_seen=True,
+        )
+        graph = parallel.place(mesh, graph, steps.graph_specs(graph))
+        found.append(evaluate.ask(rank, asker, parallel.place(mesh, params), graph))
+    np.testing.assert_array_equal(found[0].ranks, found[1].ranks)
+    np.testing.assert_array_equal(found[0].top, found[1].top)

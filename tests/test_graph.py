@@ -14,12 +14,16 @@ from jax.sharding import PartitionSpec as P
 from create_jax import parallel, steps
 from create_jax.data.graph import (
     EdgeBatch,
+    Pairs,
+    graph_rows,
     make_pairs,
     shuffled_pass,
     uniform_users,
 )
 from create_jax.data.interactions import Interactions
 from create_jax.models import lightgcn, ultragcn
+from create_jax.models.graph_encoder import Draw, Vectors
+from create_jax.models.propagation import Matrix, lay_out, product
 from create_jax.parallel import DATA
 
 USERS, ROWS, D = 5, 8, 3
@@ -69,9 +73,22 @@ def some_loss(encoded):
     return jnp.sum(weights * jnp.tanh(encoded)) + jnp.sum(encoded**2)
 
 
+def as_params(tables):
+    return dict(zip(("user_table", "item_table"), tables, strict=True))
+
+
 def sparse_loss(tables, graph, layers, axis_name=None):
-    encoded = lightgcn.encode(*tables, graph, layers=layers, axis_name=axis_name)
-    return some_loss(jnp.concatenate(encoded))
+    vectors = lightgcn.encode(as_params(tables), graph, {"layers": layers}, axis_name)
+    return some_loss(jnp.concatenate(vectors[:2]))
+
+
+def pairs_of_edges():
+    users, items = EDGES.T
+    return Pairs(users, items, np.searchsorted(users, np.arange(USERS + 1)))
+
+
+def prepare_lightgcn(shards=1):
+    return lightgcn.prepare(None, pairs_of_edges(), ROWS, {}, shards)
 
 
 TABLES = normal(0, USERS, D), normal(1, ROWS, D)
@@ -85,9 +102,8 @@ def dense():
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 def test_lightgcn_is_the_mean_of_dense_matrix_powers(layers):
-    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS)
-    encode = jax.jit(partial(lightgcn.encode, layers=layers))
-    users, items = encode(*TABLES, graph)
+    encode = jax.jit(partial(lightgcn.encode, settings={"layers": layers}))
+    users, items = encode(as_params(TABLES), prepare_lightgcn())[:2]
     assert (users.shape, items.shape) == ((USERS, D), (ROWS, D))
     close(jnp.concatenate([users, items]), dense_encode(TABLES, layers))
     # Nodes without edges keep their share of layer 0, and nothing else.
@@ -95,27 +111,24 @@ def test_lightgcn_is_the_mean_of_dense_matrix_powers(layers):
     close(items[6], TABLES[1][6] / (layers + 1))
 
 
-@pytest.mark.parametrize("shards", [1, 3, 8])
-def test_the_lightgcn_gradient_is_autodiff_of_the_dense_one(dense, shards):
-    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards)
-    assert len(graph.edges) % shards == 0  # 26 edges: some are padding for 3 and 8
-    value, slopes = jax.jit(
-        jax.value_and_grad(partial(sparse_loss, layers=3), argnums=0)
-    )(TABLES, graph)
+def test_the_adjacency_is_a_jraph_graph_of_both_directions():
+    graph = lightgcn.adjacency(*EDGES.T, USERS, ROWS)
+    dense = np.zeros((USERS + ROWS, USERS + ROWS))
+    dense[graph.receivers, graph.senders] = graph.edges
+    close(dense, dense_adjacency())
+    assert graph.n_node.tolist() == [13] and graph.n_edge.tolist() == [26]
+    x = jnp.concatenate(TABLES)
+    messages = graph.edges[:, None] * x[graph.senders]
+    expected = jraph.segment_sum(messages, graph.receivers, USERS + ROWS)
+    close(product(x, prepare_lightgcn()), expected)
+
+
+def test_the_lightgcn_gradient_is_autodiff_of_the_dense_one(dense):
+    slope = jax.jit(jax.value_and_grad(partial(sparse_loss, layers=3), argnums=0))
+    value, slopes = slope(TABLES, prepare_lightgcn())
     close(value, dense[0])
     for found, expected in zip(slopes, dense[1], strict=True):
         close(found, expected, 1e-5)
-
-
-def test_padding_edges_weigh_nothing_and_stay_sorted():
-    plain = lightgcn.prepare(*EDGES.T, USERS, ROWS)
-    padded = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards=8)
-    assert len(plain.edges) == 26 and len(padded.edges) == 32
-    assert (np.diff(padded.receivers) >= 0).all()  # propagate promises it
-    assert not padded.edges[26:].any()
-    np.testing.assert_array_equal(padded.edges[:26], plain.edges)
-    assert padded.n_edge.tolist() == [32]
-    close(plain.edges.sum(), dense_adjacency().sum())
 
 
 def on_each_device(tables, graph):
@@ -124,22 +137,9 @@ def on_each_device(tables, graph):
 
 
 def test_edges_split_by_vmap_give_the_dense_values_and_gradients(dense):
-    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards=8)
-    parts = {
-        name: getattr(graph, name).reshape(8, -1)
-        for name in ("edges", "senders", "receivers")
-    }
-    axes = jraph.GraphsTuple(
-        nodes=None,
-        edges=0,
-        senders=0,
-        receivers=0,
-        n_node=None,
-        n_edge=None,
-        globals=None,
-    )
-    mapped = jax.vmap(on_each_device, in_axes=(None, axes), axis_name=DATA)
-    values, slopes = jax.jit(mapped)(TABLES, graph._replace(**parts))
+    parts = jax.tree.map(lambda x: x[:, None], prepare_lightgcn(8))
+    mapped = jax.vmap(on_each_device, in_axes=(None, 0), axis_name=DATA)
+    values, slopes = jax.jit(mapped)(TABLES, parts)
     close(values, np.full(8, dense[0]), 1e-5)
     for found, expected in zip(slopes, dense[1], strict=True):
         close(found, np.broadcast_to(expected, found.shape), 1e-5)
@@ -148,10 +148,10 @@ def test_edges_split_by_vmap_give_the_dense_values_and_gradients(dense):
 def test_edges_split_over_devices_give_the_dense_values_and_gradients(dense):
     mesh = parallel.make_mesh()
     assert mesh.size == 8
-    graph = lightgcn.prepare(*EDGES.T, USERS, ROWS, shards=8)
+    graph = prepare_lightgcn(8)
     specs = steps.graph_specs(graph)
     placed = parallel.place(mesh, graph, specs)
-    assert placed.edges.sharding.shard_shape((32,)) == (4,)
+    assert placed.rows.place.sharding.shard_shape((8, 13)) == (1, 13)
     mapped = parallel.compile_step(on_each_device, mesh, (P(), specs), (P(), P()))
     value, slopes = mapped(TABLES, placed)
     close(value, dense[0], 1e-5)
@@ -159,11 +159,61 @@ def test_edges_split_over_devices_give_the_dense_values_and_gradients(dense):
         close(found, expected, 1e-5)
 
 
+# --- sparse products ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_product_and_its_gradient_are_those_of_the_dense_matrix(symmetric, shards):
+    """Rows of 0 to 700 terms: of no block, of several, and sums of sums of sums."""
+    rng = np.random.default_rng(2)
+    n, m = (900, 900) if symmetric else (40, 900)
+    dense = np.zeros((n, m), np.float32)
+    for row, terms in enumerate([0, 700, 1, 2, 3, 5, 16, 17, 33, 256, 257, 400]):
+        dense[row, rng.permutation(m)[:terms]] = rng.normal(size=terms)
+    if symmetric:
+        dense += dense.T
+    receivers, senders = np.nonzero(dense)
+    graph = jraph.GraphsTuple(
+        *(None, dense[receivers, senders], receivers, senders, None, None, None)
+    )
+    turned = graph._replace(senders=receivers, receivers=senders)
+    columns = None if symmetric else lay_out(turned, m, shards)
+    matrix = Matrix(lay_out(graph, n, shards), columns)
+    assert len(matrix.rows.levels) == 3
+    x, weights = normal(3, m, D), normal(4, n, D)
+
+    def loss(x, matrix, axis_name=None):
+        found = product(x, matrix, axis_name)
+        return jnp.sum(weights * jnp.tanh(found)), found
+
+    slope = jax.value_and_grad(loss, has_aux=True)
+    if shards == 1:
+        (_, found), slopes = jax.jit(slope)(x, matrix)
+    else:
+
+        def own(x, matrix):
+            value, slopes = slope(x, matrix, DATA)
+            return value, lax.pmean(slopes, DATA)
+
+        parts = jax.tree.map(lambda x: x[:, None], matrix)
+        mapped = jax.jit(jax.vmap(own, in_axes=(None, 0), axis_name=DATA))
+        (_, found), slopes = jax.tree.map(lambda x: x[0], mapped(x, parts))
+    exact = dense.astype(np.float64) @ x
+    close(found, exact, 2e-5)
+    close(slopes, dense.T @ (weights / np.cosh(exact) ** 2), 2e-5)
+
+
 # --- UltraGCN -------------------------------------------------------------------------
 
 
+def prepare_ultragcn(neighbours):
+    settings = {"neighbours": neighbours}
+    return ultragcn.prepare(None, pairs_of_edges(), ROWS, settings)
+
+
 def test_beta_is_the_paper_formula_and_zero_without_edges():
-    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, 3)
+    constraints = prepare_ultragcn(3)
     d_u = np.bincount(EDGES[:, 0], minlength=USERS)
     d_i = np.bincount(EDGES[:, 1], minlength=ROWS)
     beta = np.outer(constraints.user_factor, constraints.item_factor)
@@ -176,7 +226,7 @@ def test_beta_is_the_paper_formula_and_zero_without_edges():
 
 @pytest.mark.parametrize("n_neighbours", [2, 10])
 def test_omega_and_neighbours_are_the_loop_of_the_published_code(n_neighbours):
-    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, n_neighbours)
+    constraints = prepare_ultragcn(n_neighbours)
     ratings = np.zeros((USERS, ROWS))
     ratings[EDGES[:, 0], EDGES[:, 1]] = 1
     together = ratings.T @ ratings  # with its diagonal
@@ -211,7 +261,7 @@ WEIGHTS = dict(
 )
 PAIRS = np.array([(0, 1), (0, 5), (1, 4), (2, 2), (4, 5), (1, 1)])
 PAIR_WEIGHTS = np.array([1, 1, 1, 1, 0, 1], np.float32)
-SHARED = np.array([7, 1, 3, 3])
+SHARED = np.array([[7, 1, 3, 3]])
 OWN = np.random.default_rng(0).integers(1, ROWS, (6, 4))
 
 
@@ -220,7 +270,7 @@ def ultragcn_by_loops(tables, negatives, reduce):
     ratings = np.zeros((USERS, ROWS))
     ratings[EDGES[:, 0], EDGES[:, 1]] = 1
     d_u, d_i = ratings.sum(1), ratings.sum(0)
-    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, 3)
+    constraints = prepare_ultragcn(3)
 
     def minus_log_sigmoid(score):
         return np.log1p(np.exp(-score))
@@ -230,7 +280,7 @@ def ultragcn_by_loops(tables, negatives, reduce):
 
     total = 0.0
     for p, (u, i) in enumerate(PAIRS):
-        drawn = negatives if negatives.ndim == 1 else negatives[p]
+        drawn = negatives[p % len(negatives)]
         pair = (0.3 + 1.1 * beta(u, i)) * minus_log_sigmoid(users[u] @ items[i])
         pair += 5.0 * np.mean(
             [
@@ -250,10 +300,10 @@ def ultragcn_by_loops(tables, negatives, reduce):
 @pytest.mark.parametrize("negatives", [SHARED, OWN], ids=["shared", "per_pair"])
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_the_ultragcn_loss_is_the_loop_over_pairs(negatives, reduce):
-    constraints = ultragcn.prepare(*EDGES.T, USERS, ROWS, 3)
+    constraints = prepare_ultragcn(3)
     batch = EdgeBatch(*PAIRS.T, negatives, PAIR_WEIGHTS)
-    loss = jax.jit(partial(ultragcn.loss, **WEIGHTS, reduce=reduce))
-    found = loss(*TABLES, batch, constraints)
+    loss = jax.jit(partial(ultragcn.loss, settings=WEIGHTS | {"reduce": reduce}))
+    found = loss({}, Vectors(*TABLES), batch, constraints)
     close(found, ultragcn_by_loops(TABLES, negatives, reduce))
 
 
@@ -309,7 +359,7 @@ def make_log(*histories, n_items=9):
 def test_pairs_are_distinct_and_of_the_newest_rows(choice, expected):
     # User 0 meets item 1 twice, user 3 meets item 8 twice.
     log = make_log([1, 3, 2, 5, 1], [], [9], [8, 7, 8, 6])
-    pairs = make_pairs(log, **choice)
+    pairs = make_pairs(graph_rows(log, **choice))
     found = [
         pairs.items[start:stop].tolist()
         for start, stop in zip(pairs.offsets[:-1], pairs.offsets[1:], strict=True)
@@ -326,11 +376,11 @@ def pairs_of(*histories):
 # Users with 1, 8, 3 and no items of nine.
 SOME = pairs_of([4], [1, 2, 3, 4, 5, 6, 7, 8], [2, 5, 9], [])
 KNOWN = set(zip(SOME.users.tolist(), SOME.items.tolist(), strict=True))
-DRAW = dict(n_items=9, seed=0, epoch=0)
+DRAW = Draw(20, 300, n_items=9, seed=0, epoch=0, joint=False, owners=None)
 
 
 def test_uniform_users_gives_own_positives_and_foreign_negatives():
-    batch = uniform_users(SOME, steps=20, size=300, **DRAW)
+    batch = uniform_users(SOME, DRAW)
     users, items, negatives, weights = map(np.ravel, batch)
     positives = set(zip(users.tolist(), items.tolist(), strict=True))
     assert positives == KNOWN  # all of them turn up, and no others
@@ -341,7 +391,7 @@ def test_uniform_users_gives_own_positives_and_foreign_negatives():
 
 
 def test_uniform_users_draws_users_not_pairs():
-    batch = uniform_users(SOME, steps=20, size=300, **DRAW)
+    batch = uniform_users(SOME, DRAW)
     users = batch.users.ravel()
     # 2000 each of the 6000, whatever their number of items; deviation 37.
     np.testing.assert_allclose(np.bincount(users), 2000, atol=150)
@@ -356,13 +406,14 @@ def test_uniform_users_draws_users_not_pairs():
 
 def test_a_user_with_everything_does_not_hang():
     pairs = pairs_of([1, 2, 3, 4, 5, 6, 7, 8, 9], [1])
-    batch = uniform_users(pairs, steps=2, size=8, **DRAW)
+    batch = uniform_users(pairs, DRAW._replace(steps=2, size=8))
     assert ((batch.negatives >= 1) & (batch.negatives <= 9)).all()
 
 
 def test_batch_users_are_the_only_ones_drawn():
     batch_users = np.array([[2, -1, 0, -1], [-1, 1, -1, -1], [0, 1, 2, -1]])
-    batch = uniform_users(SOME, steps=3, size=200, batch_users=batch_users, **DRAW)
+    draw = DRAW._replace(steps=3, size=200, joint=True, owners=batch_users)
+    batch = uniform_users(SOME, draw)
     drawn = [np.bincount(users, minlength=4).tolist() for users in batch.users]
     assert [np.flatnonzero(counts).tolist() for counts in drawn] == [
         [0, 2],
@@ -376,9 +427,7 @@ def test_batch_users_are_the_only_ones_drawn():
 
 @pytest.mark.parametrize("steps_, size", [(4, 3), (3, 5), (5, 4)])
 def test_a_pass_has_each_pair_once_and_fills_up_with_weight_zero(steps_, size):
-    batch = shuffled_pass(
-        SOME, steps=steps_, size=size, negatives=(2,), repeat=False, **DRAW
-    )
+    batch = shuffled_pass(SOME, (1, 2), DRAW._replace(steps=steps_, size=size))
     real = batch.weights.ravel() == 1
     assert (batch.weights.ravel()[~real] == 0).all()
     pairs = np.stack([batch.users.ravel(), batch.items.ravel()], 1)[real].tolist()
@@ -390,7 +439,7 @@ def test_a_pass_has_each_pair_once_and_fills_up_with_weight_zero(steps_, size):
 
 
 def test_a_repeated_pass_starts_the_order_again():
-    batch = shuffled_pass(SOME, steps=5, size=6, negatives=(2,), repeat=True, **DRAW)
+    batch = shuffled_pass(SOME, (1, 2), DRAW._replace(steps=5, size=6, joint=True))
     assert (batch.weights == 1).all()
     pairs = zip(batch.users.ravel().tolist(), batch.items.ravel().tolist(), strict=True)
     counts = {}
@@ -400,9 +449,9 @@ def test_a_repeated_pass_starts_the_order_again():
     assert set(counts.values()) <= {2, 3}  # 30 draws of 12 pairs
 
 
-@pytest.mark.parametrize("shape", [(50,), (6, 7)])
+@pytest.mark.parametrize("shape", [(1, 50), (6, 7)])
 def test_negatives_have_their_shape_and_cover_all_items(shape):
-    batch = shuffled_pass(SOME, steps=5, size=6, negatives=shape, repeat=True, **DRAW)
+    batch = shuffled_pass(SOME, shape, DRAW._replace(steps=5, size=6, joint=True))
     assert batch.negatives.shape == (5, *shape)
     assert set(batch.negatives.ravel().tolist()) == set(range(1, 10))
 
@@ -410,11 +459,11 @@ def test_negatives_have_their_shape_and_cover_all_items(shape):
 @pytest.mark.parametrize("draw", ["shuffled_pass", "uniform_users"])
 def test_edge_batches_are_a_function_of_seed_and_epoch(draw):
     def users(seed, epoch):
-        common = dict(steps=3, size=4, n_items=9, seed=seed, epoch=epoch)
+        now = DRAW._replace(steps=3, size=4, seed=seed, epoch=epoch)
         if draw == "uniform_users":
-            batch = uniform_users(SOME, **common)
+            batch = uniform_users(SOME, now)
         else:
-            batch = shuffled_pass(SOME, negatives=(2,), repeat=False, **common)
+            batch = shuffled_pass(SOME, (1, 2), now)
         return [field.tolist() for field in batch[:3]]
 
     assert users(0, 1) == users(0, 1)

@@ -7,6 +7,7 @@ import pytest
 
 from configs import table
 from create_jax import losses, settings
+from create_jax.models import lightgcn
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(2, 8, 5)).astype(np.float32)
@@ -80,5 +81,5 @@ def test_the_method_is_both_encoders_without_warm_up_or_twins():
     (phase,) = settings.make_phases(config)
     assert (phase.local, phase.w_global, phase.w_align) == (1.0, 1.0, 0.0)
     model = settings.make_model(config, n_users=5, n_items=7)
-    assert model.graph == "lightgcn" and model.local["kind"] == "gsau"
+    assert model.graph is lightgcn and model.local["kind"] == "gsau"
     assert model.graph_settings["loss"] == "alignment_uniformity"

@@ -9,9 +9,9 @@ import pytest
 
 from configs.common import get_config
 from create_jax import losses, settings
-from create_jax.data.graph import EdgeBatch
+from create_jax.data.graph import EdgeBatch, Pairs
 from create_jax.data.packing import Batch
-from create_jax.models import create, lightgcn, ultragcn
+from create_jax.models import create
 
 USERS, ITEMS, LENGTH = 6, 12, 7
 
@@ -233,17 +233,22 @@ EDGES = np.array([(0, 1), (0, 3), (1, 2), (1, 11), (2, 7), (4, 5), (4, 3), (5, 9
 
 
 def make_graph(model):
-    sizes = *EDGES.T, USERS, ITEMS + 1
-    if model.graph == "lightgcn":
-        return lightgcn.prepare(*sizes)
-    return ultragcn.prepare(*sizes, 3)
+    users, items = EDGES.T
+    pairs = Pairs(users, items, np.searchsorted(users, np.arange(USERS + 1)))
+    return model.graph.prepare(None, pairs, ITEMS + 1, model.graph_settings)
 
 
 @pytest.mark.parametrize("encoder", ["ultragcn", "lightgcn"])
 def test_the_user_table_does_not_matter_for_recommendations(encoder):
     model = make_model(encoder=encoder)
     params, graph = make_params(model), make_graph(model)
-    query = jax.jit(partial(create.query_vectors, model), static_argnames="by_graph")
+
+    @partial(jax.jit, static_argnames="by_graph")
+    def query(params, graph, batch, by_graph):
+        source, items = create.query_tables(model, params, graph, by_graph=by_graph)
+        found = create.query_vectors(model, params, source, batch, by_graph=by_graph)
+        return found, items
+
     other = params | {"user_table": params["user_table"] + 1}
     vectors, items = query(params, graph, BATCH, by_graph=False)
     again, items_again = query(other, graph, BATCH, by_graph=False)
@@ -254,8 +259,8 @@ def test_the_user_table_does_not_matter_for_recommendations(encoder):
     changed, _ = query(other, graph, BATCH, by_graph=True)
     assert by_graph.shape == vectors.shape
     assert (by_graph != changed).any()  # whereas the graph's own scores need it
-    users, _ = jax.jit(partial(create.graph_vectors, model))(params, graph)
-    np.testing.assert_allclose(by_graph, users[BATCH.users], rtol=1e-6)
+    found = jax.jit(partial(create.graph_vectors, model))(params, graph)
+    np.testing.assert_allclose(by_graph, found.users[BATCH.users], rtol=1e-6)
 
 
 def test_groups_start_the_same_in_every_model():
@@ -278,9 +283,9 @@ def test_groups_start_the_same_in_every_model():
 
 
 def alignment(model, params, graph, batch):
-    users, _ = create.graph_vectors(model, params, graph)
+    vectors = create.graph_vectors(model, params, graph)
     states = create.encode(model, params, params["item_table"], batch)
-    return create.alignment_loss(model, params, states, users, batch)
+    return create.alignment_loss(model, params, states, vectors, batch)
 
 
 def largest(tree):
@@ -400,7 +405,7 @@ def test_the_lightgcn_loss_is_bpr_on_propagated_and_decay_on_ego_vectors():
     vectors = jax.jit(partial(create.graph_vectors, model))(params, graph)
     loss = jax.jit(partial(create.global_loss, model))
     found = loss(params, vectors, batch, graph)
-    users, items = map(np.asarray, vectors)
+    users, items = map(np.asarray, vectors[:2])
     gap = (users[u] * items[i]).sum(1) - (users[u] * items[j]).sum(1)
     own_users, own_items = (
         np.asarray(params[name]) for name in ("user_table", "item_table")

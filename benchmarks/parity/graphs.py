@@ -22,12 +22,13 @@ from create_jax.data import graph as graphs
 from create_jax.data.packing import equal_chunks
 from create_jax.data.splits import Holdout
 from create_jax.models import create, lightgcn, ultragcn
+from create_jax.models.graph_encoder import Draw
 
 K = 20
 # xue-pai/UltraGCN, ml-1m_config.ini; its code sums over the batch.
 ULTRAGCN = dict(
-    **dict(w1=1e-7, w2=1.0, w3=1e-7, w4=1.0, negative_weight=200.0),
-    **dict(item_weight=1e-3, norm_weight=1e-4, reduce="sum"),
+    **dict(w1=1e-7, w2=1.0, w3=1e-7, w4=1.0, negative_weight=200.0, negatives=200),
+    **dict(item_weight=1e-3, norm_weight=1e-4, neighbours=10, reduce="sum"),
 )
 # gusye1234/LightGCN-PyTorch, defaults.
 LIGHTGCN = dict(layers=3, l2=1e-4, reduce="mean", loss="bpr", gamma=0.0)
@@ -35,7 +36,7 @@ SETTINGS = {
     "ultragcn": dict(dim=128, batch=1024, std=1e-3, epochs=86, graph=ULTRAGCN),
     "lightgcn": dict(dim=64, batch=2048, std=0.1, epochs=1000, graph=LIGHTGCN),
 }
-NEGATIVES, NEIGHBOURS = 200, 10
+ENCODERS = {"ultragcn": ultragcn, "lightgcn": lightgcn}
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +93,7 @@ def main() -> None:
         dim=own["dim"],
         encoder=None,
         objective="next",
-        graph=flags.encoder,
+        graph=ENCODERS[flags.encoder],
         graph_settings=own["graph"],
         align={"projector_dims": ()},
         local={},
@@ -100,11 +101,7 @@ def main() -> None:
         user_std=own["std"],
     )
     mesh = parallel.make_mesh()
-    shape = (*train, n_users, model.n_rows)
-    if flags.encoder == "ultragcn":
-        graph = ultragcn.prepare(*shape, NEIGHBOURS)
-    else:
-        graph = lightgcn.prepare(*shape, mesh.size)
+    graph = model.graph.prepare(None, pairs, model.n_rows, own["graph"], mesh.size)
     graph = parallel.place(mesh, graph, steps.graph_specs(graph))
 
     tx = optim.make(lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, clip=0.0)
@@ -112,16 +109,17 @@ def main() -> None:
     phase = steps.Phase("graph", 1, 0.0, 1.0, 0.0)
     chunks, chunk = equal_chunks(-(-len(train[0]) // own["batch"]), 16)
     size = -(-len(train[0]) // (chunks * chunk) // mesh.size) * mesh.size
-    common = dict(steps=chunk, size=size, n_items=n_items, seed=flags.seed)
 
     def edges(epoch, number):
         if flags.encoder == "ultragcn":
             batch = whole[number * chunk : (number + 1) * chunk]
             rng = np.random.default_rng((flags.seed, epoch, number))
-            drawn = rng.integers(1, n_items + 1, (*batch.shape, NEGATIVES), np.int32)
+            drawn = rng.integers(1, n_items + 1, (*batch.shape, 200), np.int32)
             weights = np.ones(batch.shape, np.float32)
             return graphs.EdgeBatch(train[0][batch], train[1][batch], drawn, weights)
-        return graphs.uniform_users(pairs, epoch=epoch * chunks + number, **common)
+        place = epoch * chunks + number
+        draw = Draw(chunk, size, n_items, flags.seed, place, joint=False, owners=None)
+        return graphs.uniform_users(pairs, draw)
 
     held = holdout(train, test, n_users, n_items)
     asker = evaluate.Asker(held, mesh, max_len=1, pairs=True, batch=256)
@@ -135,7 +133,7 @@ def main() -> None:
         whole = np.resize(order, chunks * chunk * size).reshape(-1, size)
         for number in range(chunks):
             batch = steps.StepBatch(None, edges(epoch, number))
-            batch = parallel.place(mesh, batch, steps.batch_specs(model, batch))
+            batch = parallel.place(mesh, batch, steps.batch_specs(batch))
             if run is None:
                 run = steps.compile_phase(
                     model, phase, tx, flags.seed, mesh, batch, graph

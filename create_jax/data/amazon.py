@@ -20,7 +20,12 @@ def load(
     """Loads `reviews_<category>_5.json.gz`; see `from_frame`."""
     return table.load(
         path,
-        columns={"user": "reviewerID", "item": "asin", "time": "unixReviewTime"},
+        columns={
+            "user": "reviewerID",
+            "item": "asin",
+            "time": "unixReviewTime",
+            "rating": "overall",
+        },
         format="jsonl",
         time_unit="s",
         k_core=k_core,

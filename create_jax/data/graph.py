@@ -4,24 +4,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from create_jax.data.interactions import Interactions
+from create_jax.data.interactions import Interactions, take
 
 
 class Pairs(NamedTuple):
     """Distinct (user, item) pairs sorted by user, then item.
 
     users: [E] int32; items: [E] int32; offsets: [U + 1], user u's pairs are a slice.
+    ratings: [E] float32, or None where the log has none.
     """
 
     users: np.ndarray
     items: np.ndarray
     offsets: np.ndarray
+    ratings: np.ndarray | None = None
 
 
 class EdgeBatch(NamedTuple):
     """P positive pairs of a step, stacked [S, ...] for S steps.
 
-    negatives: [P] one for each pair (BPR), [P, n] many, or [n] shared by the step.
+    negatives: [P] one for each pair (BPR), [P, n] many, or [1, n] shared by the step.
     weights: [P] 1 = real, 0 = filler.
     """
 
@@ -31,10 +33,8 @@ class EdgeBatch(NamedTuple):
     weights: np.ndarray
 
 
-def make_pairs(
-    train: Interactions, *, last_n: int = 0, last_frac: float = 1.0
-) -> Pairs:
-    """All training pairs, or those of each user's last rows (CREATE, section 5.4).
+def graph_rows(train: Interactions, *, last_n: int = 0, last_frac: float = 1.0):
+    """All training rows, or the last of each user (CREATE, section 5.4).
 
     Args:
       last_n: keep the last N rows of each user; 0 = all.
@@ -44,74 +44,76 @@ def make_pairs(
     keep = np.minimum(counts, last_n or counts.max())
     keep = np.minimum(keep, np.ceil(counts * last_frac).astype(np.int64))
     from_end = np.cumsum(counts)[train.users] - 1 - np.arange(len(train.users))
-    rows = from_end < np.maximum(keep, 1)[train.users]
-    keys = train.users[rows].astype(np.int64) * (train.n_items + 1) + train.items[rows]
-    users, items = np.divmod(np.unique(keys), train.n_items + 1)
-    offsets = np.searchsorted(users, np.arange(train.n_users + 1))
-    return Pairs(users.astype(np.int32), items.astype(np.int32), offsets)
+    return take(train, from_end < np.maximum(keep, 1)[train.users])
 
 
-def shuffled_pass(
-    pairs: Pairs,
-    *,
-    steps: int,
-    size: int,
-    n_items: int,
-    seed: int,
-    epoch: int,
-    negatives: tuple[int, ...],
-    repeat: bool,
-) -> EdgeBatch:
+def make_pairs(rows: Interactions) -> Pairs:
+    """The distinct pairs of a log; the last rating counts."""
+    keys = rows.users.astype(np.int64) * (rows.n_items + 1) + rows.items
+    found, last = np.unique(keys[::-1], return_index=True)
+    users, items = np.divmod(found, rows.n_items + 1)
+    offsets = np.searchsorted(users, np.arange(rows.n_users + 1))
+    ratings = None if rows.ratings is None else rows.ratings[::-1][last]
+    return Pairs(users.astype(np.int32), items.astype(np.int32), offsets, ratings)
+
+
+def part_of(pairs: Pairs, chosen: np.ndarray) -> Pairs:
+    """The pairs where `chosen` [E] holds."""
+    users, items = pairs.users[chosen], pairs.items[chosen]
+    offsets = np.searchsorted(users, np.arange(len(pairs.offsets)))
+    return Pairs(users, items, offsets)
+
+
+def shuffled_pass(pairs: Pairs, negatives: tuple[int, int], draw) -> EdgeBatch:
     """UltraGCN's epoch: pairs in random order, uniform negatives.
 
     Args:
-      steps, size: S batches of P pairs.
-      negatives: shape in a step: (n,) shared, or (P, n).
-      repeat: where S * P is above E, start the order again; otherwise fill up with
-        pairs of weight 0, at the ends of the batches.
+      negatives: shape in a step: (1, n) shared, or (P, n).
+      draw: graph_encoder.Draw. Where S * P is above E, a joint epoch starts the order
+        again; one of the graph alone fills up with pairs of weight 0, at the ends of
+        the batches.
     """
-    rng = np.random.default_rng((seed, epoch, 0x65646765))
-    n_pairs, wanted = len(pairs.users), steps * size
-    order = np.resize(rng.permutation(n_pairs), wanted).reshape(size, steps).T
-    weights = np.ones((size, steps), np.float32)
-    if not repeat:
+    rng = np.random.default_rng((draw.seed, draw.epoch, 0x65646765))
+    n_pairs, wanted = len(pairs.users), draw.steps * draw.size
+    order = np.resize(rng.permutation(n_pairs), wanted)
+    order = order.reshape(draw.size, draw.steps).T
+    weights = np.ones((draw.size, draw.steps), np.float32)
+    if not draw.joint:
         weights.reshape(-1)[n_pairs:] = 0
-    weights = weights.T
-    drawn = rng.integers(1, n_items + 1, (steps, *negatives), dtype=np.int32)
-    return EdgeBatch(pairs.users[order], pairs.items[order], drawn, weights)
+    shape = (draw.steps, *negatives)
+    drawn = rng.integers(1, draw.n_items + 1, shape, dtype=np.int32)
+    return EdgeBatch(pairs.users[order], pairs.items[order], drawn, weights.T)
 
 
-def uniform_users(
-    pairs: Pairs,
-    *,
-    steps: int,
-    size: int,
-    n_items: int,
-    seed: int,
-    epoch: int,
-    batch_users: np.ndarray | None = None,
-) -> EdgeBatch:
+def uniform_users(pairs: Pairs, draw, known: Pairs | None = None) -> EdgeBatch:
     """LightGCN's epoch: a uniform user, one of its items, one item it does not have.
 
     Args:
-      batch_users: [S, B] draw only from these (-1 = none), or None for all users.
+      draw: graph_encoder.Draw; with `owners`, users are drawn from these.
+      known: pairs that no negative may be; None = `pairs`.
     """
-    rng = np.random.default_rng((seed, epoch, 0x75696A))
-    shape = (steps, size)
-    users = _draw_users(pairs, batch_users, shape, rng)
-    degree = np.diff(pairs.offsets)[users]
-    items = pairs.items[pairs.offsets[users] + rng.integers(0, degree)]
-    n_rows = n_items + 1
-    known = pairs.users.astype(np.int64) * n_rows + pairs.items
+    rng = np.random.default_rng((draw.seed, draw.epoch, 0x75696A))
+    shape = draw.steps, draw.size
+    users = _draw_users(pairs, draw.owners, shape, rng)
+    items = one_of_each(pairs, users, rng)
+    known, n_rows = known or pairs, draw.n_items + 1
+    keys = known.users.astype(np.int64) * n_rows + known.items
     negatives = rng.integers(1, n_rows, shape, dtype=np.int32)
     for _ in range(100):  # a user who has everything keeps its last draw
-        keys = users.astype(np.int64) * n_rows + negatives
-        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        taken = known[place] == keys
+        wanted = users.astype(np.int64) * n_rows + negatives
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        taken = keys[place] == wanted
         if not taken.any():
             break
         negatives[taken] = rng.integers(1, n_rows, taken.sum(), dtype=np.int32)
     return EdgeBatch(users, items, negatives, np.ones(shape, np.float32))
+
+
+def one_of_each(pairs: Pairs, users: np.ndarray, rng) -> np.ndarray:
+    """A uniform item of each user; any item where a user has none."""
+    degree = np.diff(pairs.offsets)[users]
+    place = pairs.offsets[users] + rng.integers(0, np.maximum(degree, 1))
+    return pairs.items[np.minimum(place, len(pairs.items) - 1)]
 
 
 def _draw_users(pairs, batch_users, shape, rng):

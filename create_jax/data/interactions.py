@@ -23,6 +23,7 @@ class Interactions(NamedTuple):
     times: [R] int64, seconds.
     user_ids: [U] the external names, as strings.
     item_ids: [I] the external names, as strings; item i is `item_ids[i - 1]`.
+    ratings: [R] float32, NaN where one is missing; None for a log without.
     """
 
     users: np.ndarray
@@ -30,6 +31,7 @@ class Interactions(NamedTuple):
     times: np.ndarray
     user_ids: pl.Series
     item_ids: pl.Series
+    ratings: np.ndarray | None = None
 
     @property
     def n_users(self) -> int:
@@ -38,6 +40,17 @@ class Interactions(NamedTuple):
     @property
     def n_items(self) -> int:
         return len(self.item_ids)
+
+
+def take(log: Interactions, rows: np.ndarray) -> Interactions:
+    """The same ids, other rows: a mask, or their numbers in order."""
+    ratings = None if log.ratings is None else log.ratings[rows]
+    return log._replace(
+        users=log.users[rows],
+        items=log.items[rows],
+        times=log.times[rows],
+        ratings=ratings,
+    )
 
 
 def from_frame(
@@ -54,8 +67,8 @@ def from_frame(
     2025). Codes follow the external ids sorted as strings, whatever the row order.
 
     Args:
-      frame: columns user, item (strings, integers or categoricals) and time (seconds),
-        in the order of the file, which breaks ties.
+      frame: columns user, item (strings, integers or categoricals), time (seconds) and
+        perhaps rating, in the order of the file, which breaks ties.
       source: where the log comes from, for messages.
       k_core: every user and every item keeps at least this many interactions.
       drop_repeats: of consecutive interactions of a user with one item, keep the first.
@@ -72,39 +85,45 @@ def from_frame(
     users, user_ids = _codes(frame["user"])
     items, item_ids = _codes(frame["item"])
     times = frame["time"].to_numpy().astype(np.int64, copy=False)
+    ratings = None
+    if "rating" in frame.columns and frame["rating"].null_count() < frame.height:
+        ratings = frame["rating"].to_numpy().astype(np.float32)
+    log = Interactions(users, items, times, user_ids, item_ids, ratings)
     _check_counts((len(user_ids), len(item_ids), len(times)), counts, source)
 
-    order = np.lexsort((times, users))  # stable: ties keep the order of the file
-    users, items, times = users[order], items[order], times[order]
-    del order
+    log = take(log, np.lexsort((times, users)))  # stable: ties keep the file's order
+    del users, items, times, ratings
     if drop_repeats:
-        keep = np.ones(len(users), bool)
-        keep[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-        users, items, times = users[keep], items[keep], times[keep]
+        keep = np.ones(len(log.users), bool)
+        keep[1:] = np.diff(log.users) != 0
+        keep[1:] |= np.diff(log.items) != 0
+        log = take(log, keep)
     if k_core > 1:
-        users, items, times = _k_core(users, items, times, k_core)
-        if not len(users):
+        log = _k_core(log, k_core)
+        if not len(log.users):
             raise InputError(
                 f"{source}: the {k_core}-core leaves no interactions of "
                 f"{frame.height:,}; lower k_core or bring a denser log"
             )
-        users, user_ids = _renumber(users, user_ids)
-        items, item_ids = _renumber(items, item_ids)
+        users, user_ids = _renumber(log.users, user_ids)
+        items, item_ids = _renumber(log.items, item_ids)
+        log = log._replace(
+            users=users, items=items, user_ids=user_ids, item_ids=item_ids
+        )
     if min(len(user_ids), len(item_ids)) < 2:
         after = f" after the {k_core}-core" if k_core > 1 else ""
         raise InputError(
             f"{source}: found {len(user_ids)} user(s) and {len(item_ids)} item(s)"
             f"{after}; expected at least 2 of each: are the columns right?"
         )
-    items += 1  # 0 is padding
-    return Interactions(users, items, times, user_ids, item_ids)
+    return log._replace(items=log.items + 1)  # 0 is padding
 
 
 def shuffle_ties(interactions: Interactions, seed: int) -> Interactions:
     """Puts the interactions of equal (user, time) in a random order."""
-    users, items, times = interactions[:3]
+    users, times = interactions.users, interactions.times
     draw = np.random.default_rng(seed).permutation(len(users))
-    return interactions._replace(items=items[np.lexsort((draw, times, users))])
+    return take(interactions, np.lexsort((draw, times, users)))
 
 
 def fingerprint(interactions: Interactions) -> str:
@@ -112,8 +131,10 @@ def fingerprint(interactions: Interactions) -> str:
     digest = hashlib.sha256()
     for array in interactions[:3]:
         digest.update(np.ascontiguousarray(array))
-    for ids in interactions[3:]:
+    for ids in interactions[3:5]:
         digest.update(json.dumps(ids.to_list()).encode())
+    if interactions.ratings is not None:
+        digest.update(interactions.ratings)
     return digest.hexdigest()[:16]
 
 
@@ -135,13 +156,13 @@ def _check_counts(found: Sequence[int], expected: Sequence[int], source: str) ->
         )
 
 
-def _k_core(users, items, times, k):
+def _k_core(log, k):
     while True:
-        enough = np.bincount(users)[users] >= k
-        enough &= np.bincount(items)[items] >= k
+        enough = np.bincount(log.users)[log.users] >= k
+        enough &= np.bincount(log.items)[log.items] >= k
         if enough.all():
-            return users, items, times
-        users, items, times = users[enough], items[enough], times[enough]
+            return log
+        log = take(log, enough)
 
 
 def _renumber(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -14,7 +14,7 @@ from create_jax.errors import InputError
 
 FILE = "ratings.dat"
 LAYOUT = {
-    "columns": {"user": 0, "item": 1, "time": 3},
+    "columns": {"user": 0, "item": 1, "time": 3, "rating": 2},
     "separator": "::",
     "format": "csv",
     "header": False,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from create_jax.data.interactions import Interactions
+from create_jax.data.interactions import Interactions, take
 from create_jax.errors import InputError
 
 TARGETS = ("last", "first", "random", "successive", "all")
@@ -51,13 +51,6 @@ class Split(NamedTuple):
     refit: Interactions
     test: dict[str, Holdout]
     facts: dict
-
-
-def take(log: Interactions, rows: np.ndarray) -> Interactions:
-    """The same ids, fewer rows."""
-    return log._replace(
-        users=log.users[rows], items=log.items[rows], times=log.times[rows]
-    )
 
 
 def known_items(log: Interactions) -> np.ndarray:

@@ -48,7 +48,8 @@ def load(
 
     Args:
       path: the file; its content, not its name, tells compression and format.
-      columns: the names, or 0-based indices, of the columns user, item and time.
+      columns: the names, or 0-based indices, of the columns user, item, time and,
+        if wanted, rating.
       separator: of csv; one character or more. Quoted fields need a single character.
       format: "auto" is parquet by its magic bytes, jsonl if the text starts with "{",
         csv otherwise.
@@ -87,8 +88,9 @@ def read(
     header: bool = True,
     time_unit: TimeUnit = "auto",
 ) -> pl.DataFrame:
-    """Reads user, item (categories), time (seconds) from an open file; see `load`."""
-    if set(columns) != set(KEYS):
+    """Reads user, item (categories), time (seconds) and perhaps rating (float32) from
+    an open file; see `load`."""
+    if set(columns) - {"rating"} != set(KEYS):
         raise InputError(
             f"{source}: found columns for {', '.join(columns) or 'nothing'}; "
             "expected user, item and time: name one column of the file for each"
@@ -126,7 +128,10 @@ def _combine(blocks: Iterator[Block], source: str, unit: TimeUnit) -> pl.DataFra
         ok = part.select(good.alias("ok"))["ok"]
         if not ok.all():
             row = ok.arg_min()
-            raise blame(row, _complain(part.row(row), raw["time"][row], unit))
+            found = part.select(KEYS).row(row)
+            raise blame(row, _complain(found, raw["time"][row], unit))
+        if "rating" in part.columns:  # one that is no number is a missing one
+            part = part.with_columns(pl.col("rating").cast(pl.Float32, strict=False))
         parts.append(part.with_columns(id_columns.cast(pl.Categorical)))
     if not parts:
         raise InputError(
@@ -187,7 +192,9 @@ def _parquet_blocks(file: BinaryIO, source: str, columns: dict) -> Iterator[Bloc
         frame = pl.read_parquet(file, columns=list(set(picked)))
     except pl.exceptions.PolarsError as error:
         raise OSError(one_line(error)) from error
-    frame = frame.select(pl.col(c).alias(k) for k, c in zip(KEYS, picked, strict=True))
+    frame = frame.select(
+        pl.col(c).alias(k) for k, c in zip(columns, picked, strict=True)
+    )
     for name, dtype in zip(picked, frame.dtypes, strict=True):
         if dtype.is_nested():
             raise InputError(

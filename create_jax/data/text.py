@@ -25,14 +25,14 @@ FIELD = "\x1f"  # stands in for a separator of several characters
 class Block(NamedTuple):
     """A piece of the log."""
 
-    frame: pl.DataFrame  # user, item, time as they stand in the file
+    frame: pl.DataFrame  # user, item, time, rating as they stand in the file
     blame: Callable[[int, str], InputError]  # (row, what is wrong there)
 
 
 class Parser(NamedTuple):
     """One text format."""
 
-    parse: Callable[[bytes], pl.DataFrame]  # whole records -> user, item, time
+    parse: Callable[[bytes], pl.DataFrame]  # whole records -> the columns
     complain: Callable[[bytes], str]  # a record -> what is wrong with its form, or ""
     quoted: bool  # a quoted field may hold line breaks
     skips_blank: bool  # a blank line makes no row
@@ -41,10 +41,9 @@ class Parser(NamedTuple):
 def pick_columns(
     columns: dict, names: Sequence[str | int], place: str
 ) -> list[str | int]:
-    """The names of the columns user, item and time."""
+    """The names of the columns user, item, time and, where asked for, rating."""
     picked = []
-    for key in KEYS:
-        column = columns[key]
+    for key, column in columns.items():
         if isinstance(column, int) and 0 <= column < len(names):
             column = names[column]
         if column not in names:
@@ -123,7 +122,7 @@ def _csv_parser(
             quote_char='"' if single else None,
         )
         return frame.select(
-            pl.col(str(i)).alias(key) for key, i in zip(KEYS, picked, strict=True)
+            pl.col(str(i)).alias(key) for key, i in zip(columns, picked, strict=True)
         )
 
     def complain(record: bytes) -> str:
@@ -147,11 +146,11 @@ def _jsonl_parser(columns: dict, source: str) -> Parser:
                 f"{source}: found column {column!r} for {key}; expected the name of a "
                 "field: JSON lines have no column numbers"
             )
-    schema = {columns[key]: pl.String for key in KEYS}
+    schema = {column: pl.String for column in columns.values()}
 
     def parse(text: bytes) -> pl.DataFrame:
         frame = pl.read_ndjson(text, schema=schema)
-        return frame.select(pl.col(columns[key]).alias(key) for key in KEYS)
+        return frame.select(pl.col(c).alias(key) for key, c in columns.items())
 
     def complain(record: bytes) -> str:
         try:

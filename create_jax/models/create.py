@@ -1,19 +1,20 @@
 """CREATE: one item table under a sequence encoder and a graph encoder (models.md 9).
 
 Parameters are a dict of groups: `item_table` [V, D], `sequence` (the transformer),
-`user_table` [U, D] and `projectors`. SASRec alone is this model without a graph; the
-graph encoders alone are it without a sequence encoder. Row 0 of the item table is
-padding, rows 1..I are the items.
+`user_table` [U, D], `graph` (what else the graph encoder has) and `projectors`. SASRec
+alone is this model without a graph; the graph encoders alone are it without a sequence
+encoder. Row 0 of the item table is padding, rows 1..I are the items.
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from create_jax import losses
-from create_jax.models import lightgcn, ultragcn
+from create_jax.models.graph_encoder import Shapes, Vectors
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Model:
 
     encoder: Linen module (x, positions, segments, train) -> states, or None.
     objective: `next` item, or `masked` items (then a row after the items is [MASK]).
-    graph: `none | lightgcn | ultragcn`.
-    graph_settings: keywords of the graph encoder's loss.
+    graph: module of the graph encoder (graph_encoder.py), or None.
+    graph_settings: the config's `graph` of that name, and `reduce`.
     align, local: the config's `align` and `loss`; `local["kind"]` is `loss.local`.
     input_items, output_items: item vectors the transformer reads and scores with:
       `ego` (the table) or `propagated` (through the graph).
@@ -34,7 +35,7 @@ class Model:
     dim: int
     encoder: nn.Module | None
     objective: str
-    graph: str
+    graph: ModuleType | None
     graph_settings: dict
     align: dict
     local: dict
@@ -76,9 +77,15 @@ def init(model: Model, seed: int) -> dict:
         empty = jnp.zeros((1, 1), jnp.int32)
         variables = model.encoder.init(keys[1], x, empty, empty, False)
         params["sequence"] = variables["params"]
-    if model.graph != "none":
+    if model.graph is not None:
+        stds = model.user_std, model.item_std
+        shapes = Shapes(model.n_users, model.n_rows, model.dim, *stds)
         shape = (model.n_users, model.dim)
         params["user_table"] = model.user_std * jax.random.normal(keys[2], shape)
+        own_key = jax.random.fold_in(keys[2], 1)
+        own = model.graph.init(own_key, shapes, model.graph_settings)
+        if own:
+            params["graph"] = own
     if model.align["projector_dims"] and model.encoder is not None:
         projector = Projector(tuple(model.align["projector_dims"]))
         params["projectors"] = {
@@ -88,13 +95,9 @@ def init(model: Model, seed: int) -> dict:
     return params
 
 
-def graph_vectors(model: Model, params: dict, graph, axis_name=None):
-    """Vectors of the graph encoder: users [U, D], items [V, D]."""
-    users, items = params["user_table"], params["item_table"]
-    if model.graph == "lightgcn":
-        layers = model.graph_settings["layers"]
-        return lightgcn.encode(users, items, graph, layers=layers, axis_name=axis_name)
-    return users, items
+def graph_vectors(model: Model, params: dict, graph, axis_name=None) -> Vectors:
+    """Vectors of the graph encoder."""
+    return model.graph.encode(params, graph, model.graph_settings, axis_name)
 
 
 def item_vectors(model: Model, params: dict, propagated) -> tuple[jax.Array, jax.Array]:
@@ -170,34 +173,15 @@ def local_loss(model: Model, states, table, batch, key, axis_name=None):
 def global_loss(model: Model, params: dict, vectors, batch, graph, axis_name=None):
     """The graph encoder's own loss, L_global, on a batch of pairs."""
     settings = model.graph_settings
-    if model.graph == "ultragcn":
-        return ultragcn.loss(
-            *(params["user_table"], params["item_table"], batch, graph),
-            **settings,
-            axis_name=axis_name,
-        )
-    users, items = vectors
-    u, i, j = users[batch.users], items[batch.items], items[batch.negatives]
-    if settings["loss"] == "bpr":
-        scores = jnp.sum(u * i, -1), jnp.sum(u * j, -1)
-        ranking = losses.bpr(*scores, batch.weights, axis_name=axis_name)
-    else:  # GSAU's graph part
-        common = batch.weights, axis_name
-        spread = losses.uniformity(u, *common) + losses.uniformity(i, *common)
-        ranking = losses.mean_alignment(u, i, *common) + settings["gamma"] * spread
-    ego_users, ego_items = params["user_table"], params["item_table"]
-    rows = (ego_users[batch.users], ego_items[batch.items], ego_items[batch.negatives])
-    norms = 0.5 * sum(jnp.sum(x * x, -1) for x in rows)
-    decay = losses.weighted_mean(norms, batch.weights, axis_name)
-    loss = ranking + settings["l2"] * decay
-    if settings["reduce"] == "sum":
-        loss *= losses.global_sum(batch.weights.sum(), axis_name)
-    return loss
+    return model.graph.loss(params, vectors, batch, graph, settings, axis_name)
 
 
-def alignment_loss(model: Model, params: dict, states, users, batch, axis_name=None):
+def alignment_loss(
+    model: Model, params: dict, states, vectors: Vectors, batch, axis_name=None
+):
     """L_BT (or its alternatives) between the state of a user's sequence, h_u, and the
-    user's graph vector (CREATE, eqs. 2-3)."""
+    user's graph vector (CREATE, eqs. 2-3). A signed graph adds mu times the squared
+    cross-correlations of h_u with the disinterest vector, all entries."""
     align = model.align
     if align["positions"] == "last":
         local, owner = states[batch.last], jnp.arange(len(batch.users))
@@ -205,13 +189,19 @@ def alignment_loss(model: Model, params: dict, states, users, batch, axis_name=N
     else:  # every position with its user's vector
         local, owner = states, sequence_of_slot(batch)
         weights = (batch.segments.reshape(-1) > 0).astype(states.dtype)
-    table = params["user_table"] if align["user_source"] == "ego" else users
+    ego = align["user_source"] == "ego"
+    table = params["user_table"] if ego else vectors.users
     world = table[batch.users][owner]
     if align["stop_grad"] == "global":
         world = jax.lax.stop_gradient(world)
     elif align["stop_grad"] == "local":
         local = jax.lax.stop_gradient(local)
-    return compare(model, params, local, world, weights, axis_name)
+    loss = compare(model, params, local, world, weights, axis_name)
+    if vectors.averse_users is not None:
+        averse = vectors.averse_users[batch.users][owner]
+        correlation = losses.cross_correlation(local, averse, weights, axis_name)
+        loss += align["orthogonality"] * jnp.sum(correlation**2) / model.dim
+    return loss
 
 
 def views_loss(model, params, table, states, batch, views, key, axis_name=None):
@@ -259,18 +249,27 @@ def sequence_of_slot(batch):
     return order[jnp.minimum(place, len(order) - 1)]
 
 
-def query_vectors(model: Model, params: dict, graph, batch, *, by_graph: bool):
-    """What a query is scored with: q [B, D] and item vectors [V, D]; score = q . item.
+def query_tables(
+    model: Model, params: dict, graph, *, by_graph: bool, axis_name=None
+) -> tuple[jax.Array, jax.Array]:
+    """What queries are read from and scored with, both [*, D]: made once for all.
 
     Args:
-      by_graph: score with the graph encoder's user vector (`batch.users` are users).
-        Otherwise with the state at the end of each packed history; no user is needed.
+      by_graph: users and items of the graph encoder; otherwise the item vectors that
+        the transformer reads and scores with. No user is needed then.
     """
-    users, items = None, params["item_table"]
     needs_graph = by_graph or "propagated" in (model.input_items, model.output_items)
-    if needs_graph:
-        users, items = graph_vectors(model, params, graph)
+    if not needs_graph:
+        return params["item_table"], params["item_table"]
+    vectors = graph_vectors(model, params, graph, axis_name)
     if by_graph:
-        return users[batch.users], items
-    source, target = item_vectors(model, params, items)
-    return encode(model, params, source, batch)[batch.last], target
+        return vectors.users, vectors.items
+    return item_vectors(model, params, vectors.items)
+
+
+def query_vectors(model: Model, params: dict, source, batch, *, by_graph: bool):
+    """[B, D] of a batch of queries: the graph's vectors of `batch.users`, or the state
+    at the end of each packed history. source: the first of `query_tables`."""
+    if by_graph:
+        return source[batch.users]
+    return encode(model, params, source, batch)[batch.last]

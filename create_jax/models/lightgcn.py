@@ -1,85 +1,88 @@
 """LightGCN (He et al. 2020, arXiv 2002.02126) on a jraph graph."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jax import lax
+
+from create_jax import losses
+from create_jax.data import graph as graphs
+from create_jax.models.graph_encoder import Vectors
+from create_jax.models.propagation import Matrix, lay_out, product
+
+PROPAGATES = True
+NEEDS = ()
 
 
-def prepare(users, items, n_users: int, n_rows: int, shards: int = 1):
-    """Edges of R -> jraph.GraphsTuple of A~ = D^-1/2 A D^-1/2, A = [[0, R], [R^T, 0]].
+def adjacency(users, items, n_users: int, n_rows: int) -> jraph.GraphsTuple:
+    """R -> A~ = D^-1/2 A D^-1/2, A = [[0, R], [R^T, 0]], as edges in both directions.
 
-    Nodes are users 0..U-1, then the rows of the item table. Both directions are listed,
-    sorted by receiver; weight-0 edges fill up to a multiple of `shards`.
+    Nodes are users 0..U-1, then the rows of the item table.
 
     Args:
       users, items: [E] distinct pairs.
       n_users, n_rows: U and the number of rows of the item table.
     """
-    n_nodes = n_users + n_rows
-    senders = np.concatenate([users, items + n_users])
-    receivers = np.concatenate([items + n_users, users])
-    order = np.lexsort((senders, receivers))
-    senders, receivers = senders[order], receivers[order]
-    degree = np.bincount(receivers, minlength=n_nodes)
+    senders = np.concatenate([users, items + n_users]).astype(np.int32)
+    receivers = np.concatenate([items + n_users, users]).astype(np.int32)
+    degree = np.bincount(receivers, minlength=n_users + n_rows)
     weights = 1.0 / np.sqrt(degree[senders] * degree[receivers])
-    padding = -len(senders) % shards
     return jraph.GraphsTuple(
         nodes=None,
-        edges=np.pad(weights, (0, padding)).astype(np.float32),
-        senders=np.pad(senders, (0, padding)).astype(np.int32),
-        receivers=np.pad(receivers, (0, padding), mode="edge").astype(np.int32),
-        n_node=np.array([n_nodes], np.int32),
-        n_edge=np.array([len(senders) + padding], np.int32),
+        edges=weights.astype(np.float32),
+        senders=senders,
+        receivers=receivers,
+        n_node=np.array([n_users + n_rows]),
+        n_edge=np.array([len(senders)]),
         globals=None,
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def propagate(x: jax.Array, graph: jraph.GraphsTuple, axis_name: str | None = None):
-    """A~ x for x [N, D]. With an `axis_name` each device holds a part of the edges.
-
-    A~ is symmetric, so the gradient is the same propagation of the cotangent; its edges
-    are sorted by receiver in both directions.
-    """
-    part = _propagate_own_edges(x, graph)
-    return part if axis_name is None else lax.psum(part, axis_name)
+def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1) -> Matrix:
+    """A~ of the pairs, a symmetric matrix over users and rows of the item table."""
+    n_users = len(pairs.offsets) - 1
+    graph = adjacency(pairs.users, pairs.items, n_users, n_rows)
+    return Matrix(lay_out(graph, n_users + n_rows, shards), None)
 
 
-def _propagate_own_edges(x, graph):
-    messages = graph.edges[:, None] * x[graph.senders]  # [E, D]
-    return jraph.segment_sum(
-        messages, graph.receivers, x.shape[0], indices_are_sorted=True
-    )
+def init(key, shapes, settings: dict) -> dict:
+    """No parameters beside the tables."""
+    return {}
 
 
-def _forward(x, graph, axis_name):
-    return propagate(x, graph, axis_name), graph
-
-
-def _backward(axis_name, graph, cotangent):
-    # Devices' cotangents add up; each returns the part of its own edges, and the mean
-    # over devices of the final gradients puts the parts together (parallel.py).
-    if axis_name is not None:
-        cotangent = lax.psum(cotangent, axis_name)
-    return _propagate_own_edges(cotangent, graph), None
-
-
-propagate.defvjp(_forward, _backward)
-
-
-def encode(users, items, graph, *, layers: int, axis_name: str | None = None):
-    """Mean of layers 0..K of E^(k+1) = A~ E^(k).
-
-    users [U, D], items [V, D] -> propagated users [U, D], items [V, D].
-    """
-    x = jnp.concatenate([users, items])
-    total = x
-    for _ in range(layers):
-        x = propagate(x, graph, axis_name)
+def encode(params, graph: Matrix, settings: dict, axis_name=None) -> Vectors:
+    """Mean of layers 0..K of E^(k+1) = A~ E^(k)."""
+    users, items = params["user_table"], params["item_table"]
+    x = total = jnp.concatenate([users, items])
+    for _ in range(settings["layers"]):
+        x = product(x, graph, axis_name)
         total += x
-    total /= layers + 1
-    return total[: len(users)], total[len(users) :]
+    total /= settings["layers"] + 1
+    return Vectors(total[: len(users)], total[len(users) :])
+
+
+def batches(rows, pairs, settings: dict, draw) -> graphs.EdgeBatch:
+    """A uniform user, one of its items, one item it does not have."""
+    return graphs.uniform_users(pairs, draw)
+
+
+def loss(params, vectors: Vectors, batch, graph, settings: dict, axis_name=None):
+    """BPR on propagated vectors, or GSAU's alignment and uniformity; and the L2 norm of
+    the *ego* rows of the batch."""
+    users, items = vectors[:2]
+    u, i, j = users[batch.users], items[batch.items], items[batch.negatives]
+    if settings.get("loss", "bpr") == "bpr":
+        scores = jnp.sum(u * i, -1), jnp.sum(u * j, -1)
+        ranking = losses.bpr(*scores, batch.weights, axis_name=axis_name)
+    else:
+        common = batch.weights, axis_name
+        spread = losses.uniformity(u, *common) + losses.uniformity(i, *common)
+        ranking = losses.mean_alignment(u, i, *common) + settings["gamma"] * spread
+    users, items = params["user_table"], params["item_table"]
+    ego = users[batch.users], items[batch.items], items[batch.negatives]
+    norms = 0.5 * sum(jnp.sum(x * x, -1) for x in ego)
+    total = ranking + settings["l2"] * losses.weighted_mean(
+        norms, batch.weights, axis_name
+    )
+    if settings["reduce"] == "sum":
+        total *= losses.global_sum(batch.weights.sum(), axis_name)
+    return total
