@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 
 
 def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict:
-    """METHOD: create (default), create_pone, create_uni, bt_sr, gsau, sasrec, bert4rec,
-    esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd, random.
+    """METHOD: create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, sasrec,
+    bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd,
+    random.
 
     dropout: of SASRec on this data; BERT4Rec and eSASRec have their sources' own.
     """
@@ -79,6 +80,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                     "l2": 1e-4,
                     "loss": "bpr",  # or alignment_uniformity (GSAU)
                     "gamma": 0.1,  # of the uniformity
+                    "normalise": False,  # layers of unit length (MRGSRec)
                 },
                 "ultragcn": {
                     "w1": 1e-7,
@@ -139,10 +141,13 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                     "mix": True,
                 },
                 "w_global": 0.1,  # (8)
+                "w_fused": 0.5,  # of mrgsrec's fused user
                 "w_bt": 0.2,  # of the alignment, whichever kind (7)
                 "token_chunk": 256,  # tokens whose logits exist at once
                 "item_chunk": 65536,  # items whose logits exist at once
             },
+            # causal: the published user token (leaky) shows items their next ones.
+            "mrgsrec": {"user_token_mask": "causal"},
             "warmup": {
                 "epochs": 10,  # of the graph alone (15)
                 "reset_optimizer": False,  # of the tables at the switch (17)
@@ -169,6 +174,12 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
     elif method == "bt_sr":
         config.graph.encoder, config.warmup.epochs = "none", 0
         config.align.update(partner="same_target", l2_normalize=True)
+    elif method == "mrgsrec":
+        config.graph.encoder, config.warmup.epochs = "lightgcn", 0
+        config.graph.lightgcn.update(layers=1, normalise=True)
+        config.seq.update(heads=2, feed_forward=4, dropout=0.3)
+        config.loss.update(w_global=0.1, w_bt=0.05)
+        config.align.update(kind="infonce", positions="all")
     elif method == "gsau":
         config.graph.encoder = "lightgcn"
         config.graph.lightgcn.update(loss="alignment_uniformity", l2=0.0)

@@ -178,14 +178,14 @@ def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
 
     def score(params, graph):
         common = dict(by_graph=by_graph)
-        tables = create.query_tables(model, params, graph, axis_name=DATA, **common)
+        tables = model.system.query_tables(
+            model, params, graph, axis_name=DATA, **common
+        )
         source, items = tables
 
         def of(queries):
-            return (
-                create.query_vectors(model, params, source, queries.histories, **common)
-                @ items.T
-            )
+            arguments = model, params, source, queries.histories
+            return model.system.query_vectors(*arguments, **common) @ items.T
 
         return of
 

@@ -25,12 +25,16 @@ class Feed:
         self.config, self.model, self.shards = config, model, shards
         self.rows, self.pairs = rows, pairs
         self.n_items, self.seed = train.n_items, config.seed
-        self.with_edges, self.sequences = phase.w_global > 0, None
+        self.with_edges = phase.w_global > 0 and model.system.READS_EDGES
+        self.sequences = None
         self.train, self.view_layout = train, None
         limit = config.train.chunk
         if phase.local:
             self.sequences = packing.training_sequences(
-                train, config.seq.max_len, model.mask
+                train,
+                config.seq.max_len,
+                model.mask,
+                hides=model.objective == "masked",
             )
             self.layout = packing.make_layout(
                 self.sequences.lengths,

@@ -80,6 +80,41 @@ def _streamed_cross_entropy(states, table, targets, item_chunk):
     return lax.scan(body, jnp.zeros((), states.dtype), (states, targets))[0]
 
 
+def all_item_ranking(
+    states: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    *,
+    n_items: int,
+    axis_name: str | None = None,
+    token_chunk: int = 256,
+) -> jax.Array:
+    """Mean over tokens with a target and over all items of -log s(x_target - x_item).
+
+    MRGSRec's loss of the graph's and the fused user. Streams over chunks of tokens and
+    forms their scores again for the gradient.
+
+    Args: as of `softmax_cross_entropy`.
+    """
+    table = table[1 : n_items + 1]
+    chunk = min(token_chunk, states.shape[0])
+    padding = -states.shape[0] % chunk
+    states = jnp.pad(states, ((0, padding), (0, 0))).reshape(-1, chunk, table.shape[1])
+    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk) - 1
+
+    @jax.checkpoint
+    def body(total, part):
+        x, target = part
+        scores = x @ table.T
+        own = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], 1)
+        losses = jax.nn.softplus(scores - own).mean(-1)
+        return total + jnp.sum(jnp.where(target >= 0, losses, 0)), None
+
+    total = lax.scan(body, jnp.zeros((), states.dtype), (states, targets))[0]
+    count = global_sum(jnp.sum(targets >= 0).astype(jnp.float32), axis_name)
+    return global_sum(total, axis_name) / jnp.maximum(count, 1)
+
+
 def _log_sum_exp(x, table, item_chunk):
     """log sum_i exp(x . e_i) for x [M, D], over chunks of the table [I, D] -> [M]."""
 

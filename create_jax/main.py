@@ -16,8 +16,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "configs/NAME.py[:METHOD]; change any setting with --config.x.y=value. METHOD: "
-    "create (default), create_pone, create_uni, bt_sr, gsau, sasrec, bert4rec, "
-    "esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd, random.",
+    "create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, sasrec, "
+    "bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd, "
+    "random.",
     lock_config=True,
 )
 _MODE = flags.DEFINE_enum(

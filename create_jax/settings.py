@@ -6,14 +6,14 @@ import numpy as np
 
 from create_jax.data.splits import TARGETS, VALIDATIONS
 from create_jax.errors import InputError
-from create_jax.models import create
+from create_jax.models import create, mrgsrec
 from create_jax.steps import Phase
 
 COUNTING = ("mostpop", "poprnd", "random")
 MODEL_FREE = ("svd", *COUNTING)
 GRAPH_ONLY = ("lightgcn", "ultragcn", "signed", "hypergraph")
 SEQUENCE_ONLY = ("sasrec", "bert4rec", "esasrec")
-JOINT = ("create", "create_pone", "create_uni", "bt_sr", "gsau")
+JOINT = ("create", "create_pone", "create_uni", "bt_sr", "gsau", "mrgsrec")
 METHODS = (*JOINT, *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
 
 ONE_OF = {
@@ -42,6 +42,7 @@ ONE_OF = {
     "loss.local": ("ce", "sce", "sampled", "gbce", "bce", "gsau"),
     "graph.lightgcn.loss": ("bpr", "alignment_uniformity"),
     "graph.hypergraph.convolution": ("gcn", "gin", "gat"),
+    "mrgsrec.user_token_mask": ("causal", "leaky"),
     "warmup.eval": ("graph", "sequential"),
     "retrain.epochs": ("best", "scaled", "none"),
 }
@@ -56,6 +57,7 @@ RANGES = {
     "optim.clip": ("0 (off) or more", lambda x: x >= 0),
     "align.temperature": ("above 0", lambda x: x > 0),
     "loss.w_global": ("0 or more", lambda x: x >= 0),
+    "loss.w_fused": ("0 or more", lambda x: x >= 0),
     "loss.w_bt": ("0 or more", lambda x: x >= 0),
     "align.orthogonality": ("0 or more", lambda x: x >= 0),
     "graph.signed.contrastive": ("0 or more", lambda x: x >= 0),
@@ -123,6 +125,8 @@ def check(config) -> None:
             "retrain.epochs", "scaled", "best, as there is no validation to scale"
         )
     propagated = "propagated" in (config.item_source.input, config.item_source.output)
+    if config.method == "mrgsrec" and config.graph.encoder == "none":
+        raise _bad("graph.encoder", "none", "a graph, which mrgsrec fuses")
     encoder = graph_module(config)
     if propagated and not (
         config.method in JOINT and encoder is not None and encoder.PROPAGATES
@@ -201,6 +205,8 @@ def encoder_module(config):
     A name without a dot is one of ours, one with dots is any importable module.
     """
     name = config.seq.encoder if config.method in JOINT else config.method
+    if config.method == "mrgsrec":
+        name = "mrgsrec"
     path = name if "." in name else f"create_jax.models.{name}"
     try:
         module = importlib.import_module(path)
@@ -223,6 +229,8 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
     if method not in GRAPH_ONLY:
         module, encoder_class = encoder_module(config)
         fields = {k: v for k, v in config.seq.items() if k != "encoder"}
+        if method == "mrgsrec":
+            fields |= config.mrgsrec.to_dict()
         encoder, objective = encoder_class(**fields), module.OBJECTIVE
     graph, own = graph_module(config), {}
     if graph is not None:
@@ -235,11 +243,13 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
             f"fewer than the {n_items} items of the log, as gbce samples them",
         )
     return create.Model(
+        system=mrgsrec if method == "mrgsrec" else create,
         n_users=n_users,
         n_items=n_items,
         dim=config.model.dim,
         encoder=encoder,
         objective=objective,
+        token=objective == "masked" or method == "mrgsrec",
         graph=graph,
         graph_settings=own | {"reduce": config.graph.reduce},
         align=config.align.to_dict(),
@@ -257,6 +267,8 @@ def make_phases(config) -> list[Phase]:
     if config.method in GRAPH_ONLY:
         return [Phase("graph", epochs, 0.0, 1.0, 0.0)]
     w_align = config.loss.w_bt if config.align.kind != "none" else 0.0
+    if config.method == "mrgsrec":
+        return [Phase("joint", epochs, 1.0, config.loss.w_global, w_align)]
     if config.method in SEQUENCE_ONLY or config.graph.encoder == "none":
         return [
             Phase("joint", epochs, 1.0, 0.0, w_align if _aligns_views(config) else 0.0)

@@ -48,82 +48,8 @@ class StepBatch(NamedTuple):
 
 
 def init(model: create.Model, tx, seed: int) -> TrainState:
-    params = create.init(model, seed)
+    params = model.system.init(model, seed)
     return TrainState(jnp.zeros((), jnp.int32), params, optim.init(tx, params))
-
-
-def total_loss(
-    model: create.Model,
-    phase: Phase,
-    params,
-    batch: StepBatch,
-    graph,
-    key,
-    axis_name=None,
-):
-    """L and its parts for one batch, split over the devices of `axis_name`.
-
-    Returns:
-      (L, {"local", "global", "align"}), equal on every device.
-    """
-    parts = {}
-    vectors = None
-    if uses_graph(model, phase):
-        vectors = create.graph_vectors(model, params, graph, axis_name)
-    if phase.local:
-        propagated = vectors.items if vectors is not None else None
-        source, output = create.item_vectors(model, params, propagated)
-        sequences = batch.sequences
-        view = create.training_view(model, sequences)
-        states = create.encode(model, params, source, view, train=True, key=key)
-        parts["local"] = create.local_loss(
-            model, states, output, sequences, key, axis_name
-        )
-        if phase.w_align:
-            if model.objective == "masked":
-                states, sequences = create.masked_states(
-                    model, params, source, sequences, view, states, key
-                )
-            if batch.views is None:
-                parts["align"] = create.alignment_loss(
-                    model, params, states, vectors, sequences, axis_name
-                )
-            else:
-                parts["align"] = create.views_loss(
-                    model,
-                    params,
-                    source,
-                    states,
-                    sequences,
-                    batch.views,
-                    key,
-                    axis_name,
-                )
-    if phase.w_global:
-        parts["global"] = create.global_loss(
-            model, params, vectors, batch.edges, graph, axis_name
-        )
-    weights = {"local": phase.local, "global": phase.w_global, "align": phase.w_align}
-    return sum(weights[name] * value for name, value in parts.items()), parts
-
-
-def uses_graph(model: create.Model, phase: Phase) -> bool:
-    """Whether a phase reads, and so trains, the graph's vectors."""
-    propagates = "propagated" in (model.input_items, model.output_items)
-    wanted = phase.w_global > 0 or phase.w_align > 0 or propagates
-    return model.graph is not None and wanted
-
-
-def groups_of(model: create.Model, phase: Phase) -> list[str]:
-    """The parameter groups a phase trains, where the model has them."""
-    groups = ["item_table"]
-    if phase.local:
-        groups.append("sequence")
-    if uses_graph(model, phase):
-        groups += ["user_table", "graph"]
-    if phase.w_align and model.align["projector_dims"]:
-        groups.append("projectors")
-    return groups
 
 
 def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
@@ -133,10 +59,11 @@ def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
         key = jax.random.fold_in(key, lax.axis_index(axis_name))
 
     def loss(params):
-        return total_loss(model, phase, params, batch, graph, key, axis_name)
+        arguments = model, phase, params, batch, graph, key, axis_name
+        return model.system.total_loss(*arguments)
 
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    groups = [group for group in groups_of(model, phase) if group in grads]
+    groups = [g for g in model.system.groups_of(model, phase) if g in grads]
     grads = {group: grads[group] for group in groups}
     if axis_name is not None:
         grads = lax.pmean(grads, axis_name)

@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 
 from configs import table
-from create_jax import feeds, settings, steps
+from create_jax import feeds, settings
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 from create_jax.models import create
@@ -73,7 +73,7 @@ def test_views_stay_with_their_sequences_and_reach_the_loss():
 
     def loss(params):
         key = jax.random.key(0)
-        return steps.total_loss(model, phase, params, batch, (), key)
+        return create.total_loss(model, phase, params, batch, (), key)
 
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
     assert set(parts) == {"local", "align"} and np.isfinite(value)

@@ -8,7 +8,6 @@ import pytest
 
 from create_jax import settings
 from create_jax.errors import InputError
-from create_jax.models import create
 
 CONFIGS = sorted(
     path.stem
@@ -28,7 +27,7 @@ def test_config_and_model(name, method):
     settings.check(config)
     if method not in settings.MODEL_FREE:
         model = settings.make_model(config, n_users=5, n_items=7)
-        params = jax.eval_shape(lambda: create.init(model, 0))
+        params = jax.eval_shape(lambda: model.system.init(model, 0))
         assert params["item_table"].shape == (model.n_rows, config.model.dim)
         assert ("sequence" in params) == (method not in settings.GRAPH_ONLY)
         assert ("user_table" in params) == (model.graph is not None)

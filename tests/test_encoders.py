@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 from configs import table
-from create_jax import evaluate, experiment, feeds, losses, settings, steps
+from create_jax import evaluate, experiment, feeds, losses, settings
 from create_jax.data import packing
 from create_jax.data.graph import EdgeBatch
 from create_jax.data.interactions import Interactions
@@ -402,7 +402,7 @@ def test_the_state_that_bert4rec_aligns_is_the_chosen_one(bert_state):
     @jax.value_and_grad
     def alignment(params, batch, graph):
         args = params, batch, graph, jax.random.key(0)
-        return steps.total_loss(model, phase, *args)[1]["align"]
+        return create.total_loss(model, phase, *args)[1]["align"]
 
     value, slopes = alignment(params, batch, graph)
     # The whole history with a [MASK] after it, or the view of training before it.
@@ -439,7 +439,7 @@ def test_every_combination_of_encoders_and_alignment_has_its_losses(encoder, gra
     @jax.jit
     def run(params, batch, prepared):
         return [
-            steps.total_loss(
+            create.total_loss(
                 *(model, settings.make_phases(config)[-1]),
                 *(params, batch, prepared, jax.random.key(0)),
             )

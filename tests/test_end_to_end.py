@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import table
-from create_jax import experiment, feeds, protocol, report, settings, steps
+from create_jax import experiment, feeds, protocol, report, settings
 from create_jax.errors import InputError
 from create_jax.models import create
 
@@ -155,7 +155,7 @@ def test_every_switch_reaches_a_step_of_its_own(log, changes):
         batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
         params, key = create.init(model, seed=0), jax.random.key(0)
         loss = partial(
-            steps.total_loss, model, phase, batch=batch, graph=graph, key=key
+            create.total_loss, model, phase, batch=batch, graph=graph, key=key
         )
         (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         norms = [float(jnp.sum(g * g)) for g in jax.tree.leaves(grads)]

@@ -14,12 +14,10 @@ import gzip
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from create_jax import evaluate, optim, parallel, steps
 from create_jax.data import graph as graphs
-from create_jax.data.packing import equal_chunks
 from create_jax.data.splits import Holdout
 from create_jax.models import create, lightgcn, ultragcn
 from create_jax.models.graph_encoder import Draw
@@ -88,11 +86,13 @@ def main() -> None:
     print(f"{n_users:,} users, {n_items:,} items, {len(train[0]):,} training pairs")
 
     model = create.Model(
+        system=create,
         n_users=n_users,
         n_items=n_items,
         dim=own["dim"],
         encoder=None,
         objective="next",
+        token=False,
         graph=ENCODERS[flags.encoder],
         graph_settings=own["graph"],
         align={"projector_dims": ()},
@@ -107,7 +107,9 @@ def main() -> None:
     tx = optim.make(lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, clip=0.0)
     state = parallel.place(mesh, steps.init(model, tx, flags.seed))
     phase = steps.Phase("graph", 1, 0.0, 1.0, 0.0)
-    chunks, chunk = equal_chunks(-(-len(train[0]) // own["batch"]), 16)
+    least = -(-len(train[0]) // own["batch"])
+    chunks = -(-least // 16)
+    chunk = -(-least // chunks)  # at most a step a chunk more than published
     size = -(-len(train[0]) // (chunks * chunk) // mesh.size) * mesh.size
 
     def edges(epoch, number):
@@ -130,6 +132,7 @@ def main() -> None:
     run, start = None, time.monotonic()
     for epoch in range(flags.epochs or own["epochs"]):
         order = np.random.default_rng((flags.seed, epoch)).permutation(len(train[0]))
+        total = 0.0
         whole = np.resize(order, chunks * chunk * size).reshape(-1, size)
         for number in range(chunks):
             batch = steps.StepBatch(None, edges(epoch, number))
@@ -139,10 +142,11 @@ def main() -> None:
                     model, phase, tx, flags.seed, mesh, batch, graph
                 )
             state, losses = run(state, batch, graph)
+            total += losses["loss"].mean()
         if (epoch + 1) % flags.every == 0:
             ranking = evaluate.ask(rank, asker, state.params, graph)
             found = evaluate.summarise(ranking, held, (K,), n_items)
-            loss = float(jax.device_get(losses["loss"]).mean())
+            loss = float(total) / chunks
             print(
                 f"epoch {epoch + 1}: loss {loss:.4f}, "
                 f"recall@{K} {found[f'recall@{K}']:.4f}, "

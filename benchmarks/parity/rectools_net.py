@@ -21,7 +21,7 @@ from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 
 from benchmarks.parity import histories
-from create_jax.data.splits import take
+from create_jax.data.interactions import take
 
 DIM, BLOCKS, HEADS = 64, 2, 2
 

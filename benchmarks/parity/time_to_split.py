@@ -19,6 +19,7 @@ import numpy as np
 
 from create_jax import evaluate, parallel, protocol, settings, train
 from create_jax.data import splits
+from create_jax.data.interactions import take
 from create_jax.writers import JsonLines
 
 QUANTILE, VALIDATION_USERS = 0.9, 1024
@@ -34,8 +35,8 @@ def cut(log, quantile):
     late = log.times > np.quantile(log.times, quantile)
     early = np.bincount(log.users[~late], minlength=log.n_users) >= 2
     asked = np.bincount(log.users[late], minlength=log.n_users) > 0
-    past = splits.take(log, ~late & early[log.users])
-    return past, splits.take(log, asked[log.users])
+    past = take(log, ~late & early[log.users])
+    return past, take(log, asked[log.users])
 
 
 def last_items(log, users=None) -> splits.Holdout:

@@ -18,7 +18,7 @@ class Sequences(NamedTuple):
     """n slices of one log: `log[begin[i]:end[i]]`, oldest first.
 
     owners: [n] int32, the user (training) or the query (evaluation) of each slice.
-    mask: id of the [MASK] that follows each slice, 0 = none follows.
+    mask: id of the special item that follows each slice, 0 = none follows.
     """
 
     owners: np.ndarray
@@ -69,18 +69,22 @@ class Plan(NamedTuple):
     segment: np.ndarray
 
 
-def training_sequences(train: Interactions, max_len: int, mask: int = 0) -> Sequences:
+def training_sequences(
+    train: Interactions, max_len: int, mask: int = 0, *, hides: bool = False
+) -> Sequences:
     """The newest items of each user with two or more, in at most `max_len` slots.
 
-    Without a mask, a slice leaves out the newest item, which is only a target (`fill`
-    shifts by one). With one, the last slot is the [MASK] after the newest item.
+    Args:
+      mask: the last slot is this special item; 0 = there is none.
+      hides: the targets will be items hidden inside the slice. Otherwise it leaves out
+        the newest item, which is only a target (`fill` shifts by one).
     """
     counts = np.bincount(train.users, minlength=train.n_users)
-    end = np.cumsum(counts)
-    begin = end - np.minimum(counts, max_len - 1 if mask else max_len + 1)
     users = np.flatnonzero(counts >= 2)
-    last = end[users] if mask else end[users] - 1
-    return Sequences(users.astype(np.int32), train.items, begin[users], last, mask)
+    items = counts[users] - (not hides)
+    end = np.cumsum(counts)[users] - (not hides)
+    begin = end - np.minimum(items, max_len - (mask > 0))
+    return Sequences(users.astype(np.int32), train.items, begin, end, mask)
 
 
 def hide(sequences: Sequences, probability: float, seed: int, epoch: int) -> np.ndarray:
@@ -293,7 +297,8 @@ def fill(
     """The arrays of the steps in `plan` (slice it for a chunk).
 
     Args:
-      shift: the target of a slot is the item after it in the log.
+      shift: the target of a slot is the item after it in the log; a special slot at
+        the end has none.
       hidden: from `hide`: those items are targets. They stay in `items`, from where the
         model takes them out; a [MASK] is never a target.
       Without either there are no targets.
@@ -312,10 +317,11 @@ def fill(
     ends = start + size - 1
     items = np.take(sequences.log, source, mode="clip")
     targets = np.zeros_like(items)
+    if shift:
+        targets = np.take(sequences.log, source + 1, mode="clip")
     if sequences.mask:
         items[np.cumsum(size) - 1] = sequences.mask
-    if shift:
-        targets = sequences.log[source + 1]
+        targets[np.cumsum(size) - 1] = 0
     elif hidden is not None:
         first = (np.cumsum(sequences.lengths) - sequences.lengths)[index]
         chosen = hidden[np.repeat(first, size) + within] & (items != sequences.mask)

@@ -16,13 +16,19 @@ import jax.numpy as jnp
 from create_jax import losses
 from create_jax.models.graph_encoder import Shapes, Vectors
 
+READS_EDGES = True  # batches of pairs beside the sequences
+
 
 @dataclass(frozen=True)
 class Model:
     """What is fixed while a program runs: shapes, encoders, the choices of the paper.
 
+    system: this module, or another with init, groups_of, total_loss, query_tables,
+      query_vectors and READS_EDGES.
     encoder: Linen module (x, positions, segments, train) -> states, or None.
-    objective: `next` item, or `masked` items (then a row after the items is [MASK]).
+    objective: `next` item, or `masked` items.
+    token: whether a special slot ends each sequence ([MASK], a user token); its id is
+      the row after the items.
     graph: module of the graph encoder (graph_encoder.py), or None.
     graph_settings: the config's `graph` of that name, and `reduce`.
     align, local: the config's `align` and `loss`; `local["kind"]` is `loss.local`.
@@ -30,11 +36,13 @@ class Model:
       `ego` (the table) or `propagated` (through the graph).
     """
 
+    system: ModuleType
     n_users: int
     n_items: int
     dim: int
     encoder: nn.Module | None
     objective: str
+    token: bool
     graph: ModuleType | None
     graph_settings: dict
     align: dict
@@ -46,8 +54,8 @@ class Model:
 
     @property
     def mask(self) -> int:
-        """Id of [MASK]; 0 where the objective needs none."""
-        return self.n_items + 1 if self.objective == "masked" else 0
+        """Id of the special slot that ends each sequence, 0 = none."""
+        return self.n_items + 1 if self.token else 0
 
     @property
     def n_rows(self) -> int:
@@ -69,23 +77,12 @@ class Projector(nn.Module):
 def init(model: Model, seed: int) -> dict:
     """Parameters. Each group has its own key: it starts the same in any model."""
     keys = jax.random.split(jax.random.key(seed), 4)
-    shape = (model.n_rows, model.dim)
-    table = model.item_std * jax.random.normal(keys[0], shape)
-    params = {"item_table": table.at[0].set(0.0)}
+    params = init_tables(model, keys)
     if model.encoder is not None:
         x = jnp.zeros((1, 1, model.dim))
         empty = jnp.zeros((1, 1), jnp.int32)
         variables = model.encoder.init(keys[1], x, empty, empty, False)
         params["sequence"] = variables["params"]
-    if model.graph is not None:
-        stds = model.user_std, model.item_std
-        shapes = Shapes(model.n_users, model.n_rows, model.dim, *stds)
-        shape = (model.n_users, model.dim)
-        params["user_table"] = model.user_std * jax.random.normal(keys[2], shape)
-        own_key = jax.random.fold_in(keys[2], 1)
-        own = model.graph.init(own_key, shapes, model.graph_settings)
-        if own:
-            params["graph"] = own
     if model.align["projector_dims"] and model.encoder is not None:
         projector = Projector(tuple(model.align["projector_dims"]))
         params["projectors"] = {
@@ -93,6 +90,97 @@ def init(model: Model, seed: int) -> dict:
             for n, name in enumerate(("local", "global"))
         }
     return params
+
+
+def init_tables(model: Model, keys) -> dict:
+    """The item table, and the parameters of the graph encoder."""
+    shape = (model.n_rows, model.dim)
+    table = model.item_std * jax.random.normal(keys[0], shape)
+    params = {"item_table": table.at[0].set(0.0)}
+    if model.graph is None:
+        return params
+    shape = (model.n_users, model.dim)
+    params["user_table"] = model.user_std * jax.random.normal(keys[2], shape)
+    stds = model.user_std, model.item_std
+    shapes = Shapes(model.n_users, model.n_rows, model.dim, *stds)
+    own_key = jax.random.fold_in(keys[2], 1)
+    own = model.graph.init(own_key, shapes, model.graph_settings)
+    return params | {"graph": own} if own else params
+
+
+def total_loss(
+    model: Model,
+    phase,
+    params,
+    batch,
+    graph,
+    key,
+    axis_name=None,
+):
+    """L and its parts for one batch, split over the devices of `axis_name`.
+
+    Args:
+      phase, batch: steps.Phase, steps.StepBatch.
+
+    Returns:
+      (L, {"local", "global", "align"}), equal on every device.
+    """
+    parts = {}
+    vectors = None
+    if uses_graph(model, phase):
+        vectors = graph_vectors(model, params, graph, axis_name)
+    if phase.local:
+        propagated = vectors.items if vectors is not None else None
+        source, output = item_vectors(model, params, propagated)
+        sequences = batch.sequences
+        view = training_view(model, sequences)
+        states = encode(model, params, source, view, train=True, key=key)
+        parts["local"] = local_loss(model, states, output, sequences, key, axis_name)
+        if phase.w_align:
+            if model.objective == "masked":
+                states, sequences = masked_states(
+                    model, params, source, sequences, view, states, key
+                )
+            if batch.views is None:
+                parts["align"] = alignment_loss(
+                    model, params, states, vectors, sequences, axis_name
+                )
+            else:
+                parts["align"] = views_loss(
+                    model,
+                    params,
+                    source,
+                    states,
+                    sequences,
+                    batch.views,
+                    key,
+                    axis_name,
+                )
+    if phase.w_global:
+        parts["global"] = global_loss(
+            model, params, vectors, batch.edges, graph, axis_name
+        )
+    weights = {"local": phase.local, "global": phase.w_global, "align": phase.w_align}
+    return sum(weights[name] * value for name, value in parts.items()), parts
+
+
+def uses_graph(model: Model, phase) -> bool:
+    """Whether a phase reads, and so trains, the graph's vectors."""
+    propagates = "propagated" in (model.input_items, model.output_items)
+    wanted = phase.w_global > 0 or phase.w_align > 0 or propagates
+    return model.graph is not None and wanted
+
+
+def groups_of(model: Model, phase) -> list[str]:
+    """The parameter groups a phase trains, where the model has them."""
+    groups = ["item_table"]
+    if phase.local:
+        groups.append("sequence")
+    if uses_graph(model, phase):
+        groups += ["user_table", "graph"]
+    if phase.w_align and model.align["projector_dims"]:
+        groups.append("projectors")
+    return groups
 
 
 def graph_vectors(model: Model, params: dict, graph, axis_name=None) -> Vectors:

@@ -50,12 +50,13 @@ def init(key, shapes, settings: dict) -> dict:
 
 
 def encode(params, graph: Matrix, settings: dict, axis_name=None) -> Vectors:
-    """Mean of layers 0..K of E^(k+1) = A~ E^(k)."""
+    """Mean of layers 0..K of E^(k+1) = A~ E^(k); `normalise` takes the layers after the
+    first at unit length (MRGSRec)."""
     users, items = params["user_table"], params["item_table"]
     x = total = jnp.concatenate([users, items])
     for _ in range(settings["layers"]):
         x = product(x, graph, axis_name)
-        total += x
+        total += losses.l2_normalise(x) if settings.get("normalise") else x
     total /= settings["layers"] + 1
     return Vectors(total[: len(users)], total[len(users) :])
 
