@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 
 def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict:
-    """METHOD: create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, sasrec,
-    bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd,
-    random.
+    """METHOD: create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, selfgnn,
+    sasrec, bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop,
+    poprnd, random.
 
     dropout: of SASRec on this data; BERT4Rec and eSASRec have their sources' own.
     """
@@ -107,6 +107,12 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                     "convolution": "gcn",  # gin, gat: UniGCN, UniGIN, UniGAT
                     "l2": 1e-4,
                 },
+                "selfgnn": {
+                    "intervals": 4,
+                    "layers": 2,
+                    "self_weight": 1e-6,
+                    "decay": 1e-2,
+                },
             },
             "svd": {
                 "ranks": (16, 32, 64, 128, 256, 512),  # the best on validation is used
@@ -180,6 +186,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
         config.seq.update(heads=2, feed_forward=4, dropout=0.3)
         config.loss.update(w_global=0.1, w_bt=0.05)
         config.align.update(kind="infonce", positions="all")
+    elif method == "selfgnn":
+        config.graph.encoder, config.warmup.epochs = "selfgnn", 0
+        config.align.kind = "none"
     elif method == "gsau":
         config.graph.encoder = "lightgcn"
         config.graph.lightgcn.update(loss="alignment_uniformity", l2=0.0)

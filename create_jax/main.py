@@ -16,7 +16,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "configs/NAME.py[:METHOD]; change any setting with --config.x.y=value. METHOD: "
-    "create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, sasrec, "
+    "create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, selfgnn, sasrec, "
     "bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd, "
     "random.",
     lock_config=True,

@@ -6,14 +6,15 @@ import numpy as np
 
 from create_jax.data.splits import TARGETS, VALIDATIONS
 from create_jax.errors import InputError
-from create_jax.models import create, mrgsrec
+from create_jax.models import create, mrgsrec, selfgnn
 from create_jax.steps import Phase
 
 COUNTING = ("mostpop", "poprnd", "random")
 MODEL_FREE = ("svd", *COUNTING)
 GRAPH_ONLY = ("lightgcn", "ultragcn", "signed", "hypergraph")
 SEQUENCE_ONLY = ("sasrec", "bert4rec", "esasrec")
-JOINT = ("create", "create_pone", "create_uni", "bt_sr", "gsau", "mrgsrec")
+JOINT = ("create", "create_pone", "create_uni", "bt_sr", "gsau", "mrgsrec", "selfgnn")
+OTHER_SYSTEMS = {"mrgsrec": mrgsrec, "selfgnn": selfgnn}  # not losses of CREATE
 METHODS = (*JOINT, *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
 
 ONE_OF = {
@@ -29,7 +30,7 @@ ONE_OF = {
     "svd.history": ("full", "train"),
     "item_source.input": ("ego", "propagated"),
     "item_source.output": ("ego", "propagated"),
-    "graph.encoder": (*GRAPH_ONLY, "none"),
+    "graph.encoder": (*GRAPH_ONLY, "selfgnn", "none"),
     "graph.reduce": ("mean", "sum"),
     "graph.batch_source": ("edges", "batch_users"),
     "align.kind": ("none", "infonce", "barlow_twins", "vicreg", "nwj"),
@@ -60,6 +61,8 @@ RANGES = {
     "loss.w_fused": ("0 or more", lambda x: x >= 0),
     "loss.w_bt": ("0 or more", lambda x: x >= 0),
     "align.orthogonality": ("0 or more", lambda x: x >= 0),
+    "graph.selfgnn.self_weight": ("0 or more", lambda x: x >= 0),
+    "graph.selfgnn.decay": ("0 or more", lambda x: x >= 0),
     "graph.signed.contrastive": ("0 or more", lambda x: x >= 0),
     "graph.signed.temperature": ("above 0", lambda x: x > 0),
     "graph.hypergraph.window_hours": ("1 or more", lambda x: x >= 1),
@@ -73,6 +76,7 @@ AT_LEAST_ONE = (
     *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.negatives"),
     *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
     *("seq.feed_forward", "graph.signed.layers", "graph.hypergraph.layers"),
+    *("graph.selfgnn.intervals", "graph.selfgnn.layers"),
 )
 AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds")
 
@@ -127,6 +131,9 @@ def check(config) -> None:
     propagated = "propagated" in (config.item_source.input, config.item_source.output)
     if config.method == "mrgsrec" and config.graph.encoder == "none":
         raise _bad("graph.encoder", "none", "a graph, which mrgsrec fuses")
+    if (config.method == "selfgnn") != (config.graph.encoder == "selfgnn"):
+        expected = "selfgnn for that method, and for no other"
+        raise _bad("graph.encoder", config.graph.encoder, expected)
     encoder = graph_module(config)
     if propagated and not (
         config.method in JOINT and encoder is not None and encoder.PROPAGATES
@@ -205,8 +212,8 @@ def encoder_module(config):
     A name without a dot is one of ours, one with dots is any importable module.
     """
     name = config.seq.encoder if config.method in JOINT else config.method
-    if config.method == "mrgsrec":
-        name = "mrgsrec"
+    if config.method in OTHER_SYSTEMS:
+        name = config.method
     path = name if "." in name else f"create_jax.models.{name}"
     try:
         module = importlib.import_module(path)
@@ -243,7 +250,7 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
             f"fewer than the {n_items} items of the log, as gbce samples them",
         )
     return create.Model(
-        system=mrgsrec if method == "mrgsrec" else create,
+        system=OTHER_SYSTEMS.get(method, create),
         n_users=n_users,
         n_items=n_items,
         dim=config.model.dim,
@@ -267,7 +274,7 @@ def make_phases(config) -> list[Phase]:
     if config.method in GRAPH_ONLY:
         return [Phase("graph", epochs, 0.0, 1.0, 0.0)]
     w_align = config.loss.w_bt if config.align.kind != "none" else 0.0
-    if config.method == "mrgsrec":
+    if config.method in OTHER_SYSTEMS:
         return [Phase("joint", epochs, 1.0, config.loss.w_global, w_align)]
     if config.method in SEQUENCE_ONLY or config.graph.encoder == "none":
         return [

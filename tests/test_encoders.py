@@ -241,7 +241,7 @@ def test_bert4rec_reads_both_directions_and_esasrec_only_the_past(name):
 
 # --- masked batches -------------------------------------------------------------------
 
-SEQUENCES = packing.training_sequences(TRAIN, LENGTH, MASK)
+SEQUENCES = packing.training_sequences(TRAIN, LENGTH, MASK, hides=True)
 KEPT = {0: [3, 1, 7, 2], 2: [6, 9], 3: [1, 2, 3, 7, 5, 11], 4: [12, 8, 10]}
 
 

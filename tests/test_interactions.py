@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from create_jax.data.interactions import fingerprint, from_frame, shuffle_ties
+from create_jax.data.interactions import fingerprint, from_frame, shuffle_ties, take
 from create_jax.errors import InputError
 
 
@@ -133,3 +133,70 @@ def test_fingerprint_tells_logs_apart():
     assert len(set(prints)) == 4
     assert fingerprint(log(*rows)) == prints[0]
     assert len(prints[0]) == 16
+
+
+# --- ratings --------------------------------------------------------------------------
+
+
+def rated(*rows, **options):
+    frame = pl.DataFrame(rows, ["user", "item", "time", "rating"], orient="row")
+    return from_frame(frame, source="log", **options)
+
+
+def with_ratings(interactions):
+    """(user, item, time, rating); "-" where one is missing."""
+    assert interactions.ratings.dtype == np.float32
+    ratings = ["-" if np.isnan(r) else r for r in interactions.ratings.tolist()]
+    rows = zip(triples(interactions), ratings, strict=True)
+    return [(*row, rating) for row, rating in rows]
+
+
+def test_ratings_follow_their_rows_through_every_filter():
+    rows = [
+        *[("b", "y", 9, 1.5), ("a", "x", 7, 2.0), ("a", "x", 5, 3.0)],
+        *[("b", "x", 5, None), ("b", "w", 5, 4.0), ("a", "y", 8, 5.0)],
+        *[("c", "y", 6, 0.5), ("a", "z", 9, 2.5)],
+    ]
+    a = [("a", "x", 5, 3.0), ("a", "x", 7, 2.0), ("a", "y", 8, 5.0), ("a", "z", 9, 2.5)]
+    b = [("b", "x", 5, "-"), ("b", "w", 5, 4.0), ("b", "y", 9, 1.5)]
+    c = [("c", "y", 6, 0.5)]
+    assert with_ratings(rated(*rows, drop_repeats=False)) == a + b + c
+    assert with_ratings(rated(*rows)) == a[:1] + a[2:] + b + c
+    found = rated(*rows, k_core=2)  # w and z go, and c
+    assert with_ratings(found) == [a[0], a[2], b[0], b[2]]
+    mask = np.array([True, False, True, False])
+    assert with_ratings(take(found, mask)) == [a[0], b[0]]
+    assert with_ratings(take(found, np.array([3, 0]))) == [b[2], a[0]]
+
+
+def test_ratings_follow_their_rows_through_shuffled_ties():
+    rows = [("a", f"{i:02}", 5, float(i)) for i in range(20)]
+    found = rated(*rows, ("b", "alone", 5, 99.0))
+    shuffled = shuffle_ties(found, seed=0)
+    assert with_ratings(shuffled) != with_ratings(found)
+    assert sorted(with_ratings(shuffled)) == sorted(with_ratings(found))
+
+
+def test_a_log_without_a_single_rating_has_none():
+    assert log(("a", "x", 1), ("b", "y", 2)).ratings is None
+    assert rated(("a", "x", 1, None), ("b", "y", 2, None)).ratings is None
+    rows = [("a", "x", 1, 3), ("b", "y", 2, None)]  # integers
+    assert with_ratings(rated(*rows)) == [("a", "x", 1, 3.0), ("b", "y", 2, "-")]
+
+
+def test_nothing_but_nan_is_no_rating_either():
+    nan = float("nan")
+    assert rated(("a", "x", 1, nan), ("b", "y", 2, nan)).ratings is None
+    rows = [(u, i, 1, None) for u in "ab" for i in "xy"]
+    assert rated(*rows, ("c", "x", 1, 4.0), k_core=2).ratings is None
+
+
+def test_the_fingerprint_knows_the_ratings():
+    rows = [("a", "x", 1), ("b", "y", 2)]
+    ratings = [(4.0, 5.0), (4.0, 3.0), (4.0, None), (5.0, 4.0)]
+    prints = [
+        fingerprint(rated(*[(*row, r) for row, r in zip(rows, pair, strict=True)]))
+        for pair in (*ratings, ratings[0])
+    ]
+    assert prints[0] == prints[-1]
+    assert len({*prints, fingerprint(log(*rows))}) == 5

@@ -261,3 +261,62 @@ def test_several_compressed_pieces_in_one_file(write):
     for pack in (gzip.compress, zstd):
         path = write(pack(CSV[:20]) + pack(CSV[20:]))
         assert triples(table.load(path, columns=NAMED)) == ROWS
+
+
+RATED = NAMED | {"rating": "stars"}
+STARS = ["4.5", "good", "2"]
+
+
+def file_of_ratings(write, tmp_path, kind, stars):
+    """A log of ROWS with these ratings, None = missing."""
+    if kind == "csv":
+        rows = zip(ROWS, stars, strict=True)
+        lines = [f"{s or ''},{t},{u},{i}" for (u, i, t), s in rows]
+        return write("\n".join(["stars,time,user,item", *lines]).encode())
+    rows = [
+        {"user": u, "item": i, "time": t} | ({} if s is None else {"stars": s})
+        for (u, i, t), s in zip(ROWS, stars, strict=True)
+    ]
+    if kind == "jsonl":
+        return write("\n".join(map(json.dumps, rows)).encode())
+    path = str(tmp_path / "log")
+    schema = {"user": str, "item": str, "time": int, "stars": str}
+    pl.DataFrame(rows, schema).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_ratings_are_read_and_what_is_no_number_is_missing(write, tmp_path, kind):
+    def load(stars, columns=RATED):
+        path = file_of_ratings(write, tmp_path, kind, stars)
+        found = table.load(path, columns=columns)
+        assert triples(found) == ROWS
+        return found.ratings
+
+    for stars in (STARS, [4.5, None, 2] if kind == "jsonl" else ["4.5", None, "2"]):
+        found = load(stars)
+        assert str(found.dtype) == "float32"
+        assert str(found.tolist()) == "[4.5, nan, 2.0]"
+    for stars in (["", "good", "-"], [None] * 3):
+        assert load(stars) is None
+    assert load(STARS, NAMED) is None  # not asked for
+
+
+def test_ratings_written_as_nan_are_missing(write):
+    path = write(b"a,x,nan,5\nb,y,NaN,6\n")
+    columns = PLACED | {"rating": 2}
+    assert table.load(path, columns=columns, header=False).ratings is None
+
+
+def test_ratings_of_a_parquet_number_and_of_a_column_without_a_name(write, tmp_path):
+    path = str(tmp_path / "log")
+    frame = pl.DataFrame(ROWS, ["user", "item", "time"], orient="row")
+    for stars in ([5, None, 1], [5.0, float("nan"), 1.0]):
+        frame.with_columns(pl.Series("stars", stars)).write_parquet(path)
+        found = table.load(path, columns=RATED).ratings
+        assert str(found.tolist()) == "[5.0, nan, 1.0]"
+    path = write(b"a::x::5::5\nb::y::0::6\nb::x::::7\n")
+    columns = PLACED | {"rating": 2}
+    found = table.load(path, columns=columns, separator="::", header=False)
+    assert str(found.ratings.tolist()) == "[5.0, 0.0, nan]"
+    assert "found no column 'stars' for rating" in message(write(CSV), columns=RATED)

@@ -18,20 +18,24 @@ from create_jax.models.bert4rec import Encoder
 DIM, BLOCKS, HEADS, FEED_FORWARD, TOLERANCE = 64, 2, 2, 4, 1e-4
 
 
-def make_bert(n_items: int) -> BertModel:
+def new_bert(n_items: int, length: int) -> BertModel:
     """Item 0 is padding, n_items + 1 [MASK]."""
-    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=n_items + 2,
         hidden_size=DIM,
         num_hidden_layers=BLOCKS,
         num_attention_heads=HEADS,
         intermediate_size=FEED_FORWARD * DIM,
-        max_position_embeddings=histories.LENGTH,
+        max_position_embeddings=length,
         type_vocab_size=1,
         attn_implementation="eager",
     )
-    bert = BertModel(config, add_pooling_layer=False).eval()
+    return BertModel(config, add_pooling_layer=False)
+
+
+def make_bert(n_items: int) -> BertModel:
+    torch.manual_seed(0)
+    bert = new_bert(n_items, histories.LENGTH).eval()
     with torch.no_grad():
         for weight in bert.parameters():  # fresh biases are 0, norms 1
             weight += 0.1 * torch.randn_like(weight)

@@ -126,9 +126,17 @@ def main() -> None:
     held = holdout(train, test, n_users, n_items)
     asker = evaluate.Asker(held, mesh, max_len=1, pairs=True, batch=256)
     score = evaluate.model_scores(model, by_graph=True)
-    rank = evaluate.compile_ranker(
-        score, held.candidates, mesh, top_k=K, hide_seen=True
-    )
+
+    def squashed(params, graph):  # the published LightGCN ranks sigmoids, in float32
+        scores = score(params, graph)
+        return lambda queries: jax.nn.sigmoid(scores(queries))
+
+    ranks = {
+        name: evaluate.compile_ranker(
+            by, held.candidates, mesh, top_k=K, hide_seen=True
+        )
+        for name, by in (("scores", score), ("their sigmoids", squashed))
+    }
     run, start = None, time.monotonic()
     for epoch in range(flags.epochs or own["epochs"]):
         order = np.random.default_rng((flags.seed, epoch)).permutation(len(train[0]))
@@ -144,16 +152,13 @@ def main() -> None:
             state, losses = run(state, batch, graph)
             total += losses["loss"].mean()
         if (epoch + 1) % flags.every == 0:
-            ranking = evaluate.ask(rank, asker, state.params, graph)
-            found = evaluate.summarise(ranking, held, (K,), n_items)
-            loss = float(total) / chunks
-            print(
-                f"epoch {epoch + 1}: loss {loss:.4f}, "
-                f"recall@{K} {found[f'recall@{K}']:.4f}, "
-                f"ndcg@{K} {found[f'ndcg@{K}']:.4f}, "
-                f"{time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+            line = f"epoch {epoch + 1}: loss {float(total) / chunks:.4f}"
+            for name, rank in ranks.items():
+                ranking = evaluate.ask(rank, asker, state.params, graph)
+                found = evaluate.summarise(ranking, held, (K,), n_items)
+                recall, ndcg = found[f"recall@{K}"], found[f"ndcg@{K}"]
+                line += f", by {name} recall@{K} {recall:.4f}, ndcg@{K} {ndcg:.4f}"
+            print(f"{line}, {time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

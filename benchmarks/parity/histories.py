@@ -27,11 +27,11 @@ def draw(log, seed: int = 0, length: int = LENGTH) -> list[np.ndarray]:
     return [log.items[starts[u] : starts[u + 1]][-length:] for u in users]
 
 
-def pad(histories, side: str) -> np.ndarray:
-    """[Q, LENGTH] items, 0 = nothing."""
-    rows = np.zeros((len(histories), LENGTH), np.int32)
+def pad(histories, side: str, length: int = LENGTH) -> np.ndarray:
+    """[Q, length] items, 0 = nothing."""
+    rows = np.zeros((len(histories), length), np.int32)
     for row, items in zip(rows, histories, strict=True):
-        start = 0 if side == "right" else LENGTH - len(items)
+        start = 0 if side == "right" else length - len(items)
         row[start : start + len(items)] = items
     return rows
 

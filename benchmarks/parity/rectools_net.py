@@ -69,10 +69,17 @@ class Net(NamedTuple):
 
 def train(log, **settings) -> Net:
     """One epoch on the last LENGTH + 1 items of each user."""
+    size = dict(n_factors=DIM, n_blocks=BLOCKS, n_heads=HEADS)
+    # One epoch should move the weights.
+    return fit(log, histories.LENGTH, 0, **size, lr=1e-2, epochs=1, **settings)
+
+
+def fit(log, length: int, seed: int, **settings) -> Net:
+    """Its own training on the last `length` + 1 items of each user."""
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    torch.manual_seed(0)
-    last = take(log, histories.recent(log, histories.LENGTH + 1))
+    torch.manual_seed(seed)
+    last = take(log, histories.recent(log, length + 1))
     frame = pd.DataFrame(
         {
             Columns.User: last.users,
@@ -81,20 +88,12 @@ def train(log, **settings) -> Net:
             Columns.Datetime: pd.to_datetime(last.times, unit="s"),
         }
     )
-    model = SASRecModel(
-        n_factors=DIM,
-        n_blocks=BLOCKS,
-        n_heads=HEADS,
-        session_max_len=histories.LENGTH,
-        use_key_padding_mask=True,
-        lr=1e-2,  # one epoch should move the weights
-        epochs=1,
-        **settings,
-    )
+    model = SASRecModel(session_max_len=length, use_key_padding_mask=True, **settings)
     model.fit(Dataset.construct(frame))
     ids = np.zeros(log.n_items + 1, np.int64)
-    items = np.unique(last.items)
-    ids[items] = model.data_preparator.item_id_map.convert_to_internal(items)
+    # Users with one item train nothing, and items that only they have get no number.
+    known = model.data_preparator.get_known_item_ids().astype(np.int64)
+    ids[known] = model.data_preparator.get_known_items_sorted_internal_ids()
     return Net(model.torch_model.cpu().eval(), ids)
 
 

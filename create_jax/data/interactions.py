@@ -116,6 +116,8 @@ def from_frame(
             f"{source}: found {len(user_ids)} user(s) and {len(item_ids)} item(s)"
             f"{after}; expected at least 2 of each: are the columns right?"
         )
+    if log.ratings is not None and np.isnan(log.ratings).all():
+        log = log._replace(ratings=None)
     return log._replace(items=log.items + 1)  # 0 is padding
 
 

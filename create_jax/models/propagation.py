@@ -125,7 +125,7 @@ def _own_terms(x, rows: Rows):
         for columns, weights in blocks:
             slots = zip(columns[0], weights[0], strict=True)  # [0]: of this device
             sums.append(sum(weight[:, None] * x[column] for column, weight in slots))
-        x = jnp.concatenate(sums)
+        x = jnp.concatenate([*sums, x[:0]])
     nothing = jnp.zeros((1, x.shape[1]), x.dtype)
     return jnp.concatenate([x, nothing])[rows.place[0]]
 

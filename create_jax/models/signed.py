@@ -103,6 +103,8 @@ def batches(rows, pairs, settings: dict, draw) -> SignedBatch:
     """LightGCN's batch of likes, and a dislike of the same users."""
     liked, disliked = split_pairs(pairs, settings["liked_from"])
     edges = graphs.uniform_users(liked, draw, known=pairs)
+    likes = np.diff(liked.offsets)[edges.users] > 0  # an owner may have none
+    edges = edges._replace(weights=likes.astype(np.float32))
     if not len(disliked.users):
         return SignedBatch(*edges, edges.items, np.zeros_like(edges.weights))
     rng = np.random.default_rng((draw.seed, draw.epoch, 0x6469736C))

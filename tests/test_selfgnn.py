@@ -1,0 +1,156 @@
+"""Self-GNN against dense matrices, and what its losses may see."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from configs import table
+from create_jax import feeds, settings
+from create_jax.data.interactions import Interactions
+from create_jax.errors import InputError
+from create_jax.models import selfgnn
+
+USERS, ITEMS, INTERVALS = 4, 6, 3
+# Users' items with their times, 0..8: three intervals of three.
+ROWS = [
+    [(0, 1), (2, 2), (3, 4), (7, 3)],
+    [(1, 2), (4, 5), (5, 6)],
+    [(0, 6), (8, 1)],
+    [(6, 2), (7, 4), (7, 5), (8, 6)],
+]
+
+
+def make_log():
+    users = np.repeat(np.arange(USERS), [len(rows) for rows in ROWS])
+    times, items = np.array([row for rows in ROWS for row in rows]).T
+    names = pl.Series(["a", "b", "c", "d"]), pl.Series(list("abcdef"))
+    return Interactions(
+        users.astype(np.int32), items.astype(np.int32), times.astype(np.int64), *names
+    )
+
+
+@pytest.fixture(scope="module")
+def case():
+    """(model, parameters that matter, graph, a batch of all sequences)."""
+    config = table.get_config("selfgnn")
+    config.model.dim = 4
+    config.seq.update(blocks=2, heads=2, dropout=0.0, max_len=5)
+    config.graph.selfgnn.intervals = INTERVALS
+    settings.check(config)
+    log = make_log()
+    model = settings.make_model(config, USERS, ITEMS)
+    rows, pairs, graph = feeds.make_graph(config, model, log, 1)
+    (phase,) = settings.make_phases(config)
+    feed = feeds.Feed(config, model, phase, log, rows, pairs, 1)
+    batch = feed.batch(feed.plan(0), 0)
+    assert batch.edges is None
+    shapes = jax.eval_shape(lambda: selfgnn.init(model, 0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes
+    )
+    return model, phase, params, graph, jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+
+
+def test_intervals_are_dense_layers_summed(case):
+    model, _, params, graph, _ = case
+    found = jax.jit(partial(selfgnn.encode_intervals, model))(params, graph)
+    for t in range(INTERVALS):
+        a = np.zeros((USERS + ITEMS + 1,) * 2)
+        for u, rows in enumerate(ROWS):
+            for time, item in rows:
+                if time // 3 == t:
+                    a[u, USERS + item] = a[USERS + item, u] = 1
+        degree = np.maximum(a.sum(0), 1)
+        a /= np.sqrt(degree[:, None] * degree)
+        x = np.concatenate([params["user_table"][t], params["item_table"][t]])
+        total = x.copy()
+        for _ in range(2):
+            message = a @ x
+            x = x + np.where(message > 0, message, 0.2 * message)
+            total += x
+        np.testing.assert_allclose(found[t], total, rtol=1e-5, atol=1e-5)
+
+
+def test_a_query_is_the_user_and_the_summed_attention_of_its_history(case):
+    """Written out for each user alone, without packing."""
+    model, _, params, graph, batch = case
+    source, items = jax.jit(partial(selfgnn.query_tables, model, by_graph=False))(
+        params, graph
+    )
+    found = jax.jit(partial(selfgnn.query_vectors, model, by_graph=False))(
+        params, source, batch.sequences
+    )
+    own, items = params["sequence"], np.asarray(items, np.float64)
+    sequences = batch.sequences
+    for place in np.flatnonzero(sequences.weights):
+        user = sequences.users[place]
+        history = [item for _, item in ROWS[user]][:-1]
+        x = items[history] + own["positions"][: len(history)]
+        for block in range(2):
+            layer = own[f"attention_{block}"]
+
+            def head(name, x=x, layer=layer):
+                kernel, bias = layer[name]["kernel"], layer[name]["bias"]
+                return np.einsum("td,dhk->thk", x, kernel) + bias
+
+            q, k, v = head("query"), head("key"), head("value")
+            scores = np.einsum("thk,shk->hts", q, k) / np.sqrt(2)
+            weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            mixed = np.einsum("hts,shk->thk", weights, v)
+            kernel, bias = layer["output"]["kernel"], layer["output"]["bias"]
+            x = x + np.einsum("thk,hkd->td", mixed, kernel) + bias
+        total = x.sum(0)
+        expected = source[0][user] + np.where(total > 0, total, 0.2 * total)
+        np.testing.assert_allclose(found[place], expected, rtol=2e-4, atol=2e-4)
+
+
+def test_long_term_vectors_depend_on_the_order_of_the_intervals(case):
+    model, _, params, graph, _ = case
+    intervals = selfgnn.encode_intervals(model, params, graph)
+    long_term = jax.jit(partial(selfgnn.long_term, params))
+    assert long_term(intervals).shape == (USERS + ITEMS + 1, 4)
+    assert not np.allclose(long_term(intervals), long_term(intervals[::-1]))
+
+
+def test_the_loss_reaches_every_parameter_and_its_parts_add_up(case):
+    model, phase, params, graph, batch = case
+    loss = partial(selfgnn.total_loss, model, phase)
+    slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (total, parts), grads = slope(params, batch, graph, jax.random.key(0))
+    expected = parts["local"] + 1e-6 * parts["global"] + 1e-2 * parts["decay"]
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert set(grads) == set(selfgnn.groups_of(model, phase))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        name = jax.tree_util.keystr(path)
+        # Softmax does not see the keys' bias.
+        assert np.abs(leaf).max() > 1e-9 or name.endswith("['key']['bias']"), name
+
+
+def test_the_score_gap_of_the_gate_gets_no_gradient(case):
+    """The self-supervision alone moves long-term vectors by the gate only."""
+    model, phase, params, graph, batch = case
+
+    def selves(params):
+        return selfgnn.total_loss(
+            model, phase, params, batch, graph, jax.random.key(0)
+        )[1]["global"]
+
+    def attention(params):
+        return params["memory"]["attention"]["output"]["bias"]
+
+    slope = jax.jit(jax.grad(selves))
+    assert np.abs(attention(slope(params))).max() > 1e-9  # through the gate's features
+    closed = params | {"gate": jax.tree.map(jnp.zeros_like, params["gate"])}
+    assert np.abs(attention(slope(closed))).max() == 0  # and in no other way
+
+
+def test_its_graph_is_for_it_alone():
+    config = table.get_config("create")
+    config.graph.encoder = "selfgnn"
+    with pytest.raises(InputError, match="selfgnn for that method, and for no other"):
+        settings.check(config)
