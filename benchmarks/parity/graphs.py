@@ -14,6 +14,7 @@ import gzip
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from create_jax import evaluate, optim, parallel, steps
