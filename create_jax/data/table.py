@@ -131,7 +131,9 @@ def _combine(blocks: Iterator[Block], source: str, unit: TimeUnit) -> pl.DataFra
             found = part.select(KEYS).row(row)
             raise blame(row, _complain(found, raw["time"][row], unit))
         if "rating" in part.columns:  # one that is no number is a missing one
-            part = part.with_columns(pl.col("rating").cast(pl.Float32, strict=False))
+            rating = pl.col("rating").cast(pl.Float32, strict=False)
+            rating = pl.when(rating.is_finite()).then(rating)
+            part = part.with_columns(rating.alias("rating"))
         parts.append(part.with_columns(id_columns.cast(pl.Categorical)))
     if not parts:
         raise InputError(

@@ -287,6 +287,8 @@ def alignment_loss(
     loss = compare(model, params, local, world, weights, axis_name)
     if vectors.averse_users is not None:
         averse = vectors.averse_users[batch.users][owner]
+        if align["stop_grad"] == "global":
+            averse = jax.lax.stop_gradient(averse)
         correlation = losses.cross_correlation(local, averse, weights, axis_name)
         loss += align["orthogonality"] * jnp.sum(correlation**2) / model.dim
     return loss

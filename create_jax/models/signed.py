@@ -16,6 +16,7 @@ import numpy as np
 
 from create_jax import losses
 from create_jax.data import graph as graphs
+from create_jax.errors import InputError
 from create_jax.models import lightgcn
 from create_jax.models.graph_encoder import Vectors
 from create_jax.models.propagation import Matrix, product
@@ -54,10 +55,19 @@ def split_pairs(pairs: graphs.Pairs, liked_from: float):
 
 
 def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1):
-    """(G_p, G_n) as Sides."""
+    """(G_p, G_n) as Sides.
+
+    Raises: InputError where the rows hold no like.
+    """
+    parts = split_pairs(pairs, settings["liked_from"])
+    if not len(parts[0].users):
+        raise InputError(
+            f"no training row has a rating of {settings['liked_from']:g} or more; "
+            "lower config.graph.signed.liked_from or keep more rows"
+        )
     return tuple(
         Side(lightgcn.prepare(None, part, n_rows, settings, shards), _own(part, n_rows))
-        for part in split_pairs(pairs, settings["liked_from"])
+        for part in parts
     )
 
 
@@ -133,7 +143,7 @@ def loss(params, vectors: Vectors, batch, graph, settings: dict, axis_name=None)
     has = batch.disliked_weights
     feedback += losses.bpr(unseen_averse, b * averse, has, axis_name=axis_name)
     contrast = jax.nn.softplus((averse - liked) / temperature)
-    contrast = losses.weighted_mean(contrast, has, axis_name)
+    contrast = losses.weighted_mean(contrast, has * batch.weights, axis_name)
     total = feedback + settings["contrastive"] * contrast
     if settings["reduce"] == "sum":
         total *= losses.global_sum(batch.weights.sum(), axis_name)
