@@ -28,7 +28,7 @@ def test_config_and_model(name, method):
     if method not in settings.MODEL_FREE:
         model = settings.make_model(config, n_users=5, n_items=7)
         params = jax.eval_shape(lambda: model.system.init(model, 0))
-        assert params["item_table"].shape == (model.n_rows, config.model.dim)
+        assert params["item_table"].shape[-2:] == (model.n_rows, config.model.dim)
         assert ("sequence" in params) == (method not in settings.GRAPH_ONLY)
         assert ("user_table" in params) == (model.graph is not None)
         assert (model.graph is None) == (method in (*settings.SEQUENCE_ONLY, "bt_sr"))

@@ -83,13 +83,21 @@ def init(model: Model, seed: int) -> dict:
         empty = jnp.zeros((1, 1), jnp.int32)
         variables = model.encoder.init(keys[1], x, empty, empty, False)
         params["sequence"] = variables["params"]
-    if model.align["projector_dims"] and model.encoder is not None:
-        projector = Projector(tuple(model.align["projector_dims"]))
-        params["projectors"] = {
-            name: projector.init(jax.random.fold_in(keys[3], n), x[0])["params"]
-            for n, name in enumerate(("local", "global"))
-        }
+        params |= init_projectors(model, keys[3])
     return params
+
+
+def init_projectors(model: Model, key) -> dict:
+    """The projectors of the two sides of the alignment, where there are any."""
+    if not model.align["projector_dims"]:
+        return {}
+    projector = Projector(tuple(model.align["projector_dims"]))
+    x = jnp.zeros((1, model.dim))
+    heads = {
+        name: projector.init(jax.random.fold_in(key, n), x)["params"]
+        for n, name in enumerate(("local", "global"))
+    }
+    return {"projectors": heads}
 
 
 def init_tables(model: Model, keys) -> dict:

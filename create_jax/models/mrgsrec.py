@@ -88,12 +88,14 @@ def init(model: create.Model, seed: int) -> dict:
     x, empty = jnp.zeros((1, 1, model.dim)), jnp.zeros((1, 1), jnp.int32)
     variables = model.encoder.init(keys[1], x, empty, empty, empty > 0, False)
     fusion = Fusion(model.encoder.feed_forward).init(keys[3], x[0], x[0])
+    params |= create.init_projectors(model, keys[3])
     return params | {"sequence": variables["params"], "fusion": fusion["params"]}
 
 
 def groups_of(model: create.Model, phase) -> list[str]:
-    """Everything is trained at once."""
-    return ["item_table", "user_table", "sequence", "fusion"]
+    """Everything is trained at once, but projectors only by an alignment."""
+    groups = ["item_table", "user_table", "graph", "sequence", "fusion"]
+    return [*groups, "projectors"] if phase.w_align else groups
 
 
 def encode(model: create.Model, params: dict, batch, *, train=False, key=None):
