@@ -57,13 +57,24 @@ def softmax_cross_entropy(
     Returns:
       Scalar: mean of -log softmax(h E^T)[target].
     """
+    states, targets = _token_chunks(states, targets, token_chunk)
     table = table[1 : n_items + 1]
-    chunk = min(token_chunk, -(-states.shape[0] // 8) * 8)
+    total = _streamed_cross_entropy(states, table, targets, item_chunk)
+    return _over_tokens(total, targets, axis_name)
+
+
+def _token_chunks(states, targets, most):
+    """[C, M, D] states and [C, M] rows of the table without padding, -1 = no target."""
+    chunk = min(most, -(-states.shape[0] // 8) * 8)
     padding = -states.shape[0] % chunk
-    states = jnp.pad(states, ((0, padding), (0, 0))).reshape(-1, chunk, table.shape[1])
-    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
-    total = _streamed_cross_entropy(states, table, targets - 1, item_chunk)
-    count = global_sum(jnp.sum(targets > 0).astype(jnp.float32), axis_name)
+    states = jnp.pad(states, ((0, padding), (0, 0)))
+    targets = jnp.pad(targets, (0, padding)) - 1
+    return states.reshape(-1, chunk, states.shape[1]), targets.reshape(-1, chunk)
+
+
+def _over_tokens(total, targets, axis_name):
+    """A sum over tokens as the mean over those with a target, on all devices."""
+    count = global_sum(jnp.sum(targets >= 0).astype(jnp.float32), axis_name)
     return global_sum(total, axis_name) / jnp.maximum(count, 1)
 
 
@@ -96,11 +107,8 @@ def all_item_ranking(
 
     Args: as of `softmax_cross_entropy`.
     """
+    states, targets = _token_chunks(states, targets, token_chunk)
     table = table[1 : n_items + 1]
-    chunk = min(token_chunk, states.shape[0])
-    padding = -states.shape[0] % chunk
-    states = jnp.pad(states, ((0, padding), (0, 0))).reshape(-1, chunk, table.shape[1])
-    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk) - 1
 
     @jax.checkpoint
     def body(total, part):
@@ -111,8 +119,7 @@ def all_item_ranking(
         return total + jnp.sum(jnp.where(target >= 0, losses, 0)), None
 
     total = lax.scan(body, jnp.zeros((), states.dtype), (states, targets))[0]
-    count = global_sum(jnp.sum(targets >= 0).astype(jnp.float32), axis_name)
-    return global_sum(total, axis_name) / jnp.maximum(count, 1)
+    return _over_tokens(total, targets, axis_name)
 
 
 def _log_sum_exp(x, table, item_chunk):

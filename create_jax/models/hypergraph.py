@@ -15,7 +15,7 @@ import numpy as np
 
 from create_jax.models import lightgcn
 from create_jax.models.graph_encoder import Vectors
-from create_jax.models.propagation import Matrix, lay_out, product
+from create_jax.models.propagation import Matrix, graph_of, lay_out, product
 
 PROPAGATES = True
 NEEDS = ("clock",)
@@ -65,15 +65,7 @@ def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1) -> Hyperg
 
 
 def _matrix(senders, receivers, weights, n_senders, n_receivers, shards):
-    graph = jraph.GraphsTuple(
-        nodes=None,
-        edges=weights.astype(np.float32),
-        senders=senders,
-        receivers=receivers,
-        n_node=np.array([n_senders + n_receivers]),
-        n_edge=np.array([len(senders)]),
-        globals=None,
-    )
+    graph = graph_of(senders, receivers, weights, n_senders + n_receivers)
     turned = graph._replace(senders=receivers, receivers=senders)
     return Matrix(
         lay_out(graph, n_receivers, shards), lay_out(turned, n_senders, shards)

@@ -7,7 +7,7 @@ import numpy as np
 from create_jax import losses
 from create_jax.data import graph as graphs
 from create_jax.models.graph_encoder import Vectors
-from create_jax.models.propagation import Matrix, lay_out, product
+from create_jax.models.propagation import Matrix, graph_of, lay_out, product
 
 PROPAGATES = True
 NEEDS = ()
@@ -22,19 +22,11 @@ def adjacency(users, items, n_users: int, n_rows: int) -> jraph.GraphsTuple:
       users, items: [E] distinct pairs.
       n_users, n_rows: U and the number of rows of the item table.
     """
-    senders = np.concatenate([users, items + n_users]).astype(np.int32)
-    receivers = np.concatenate([items + n_users, users]).astype(np.int32)
+    senders = np.concatenate([users, items + n_users])
+    receivers = np.concatenate([items + n_users, users])
     degree = np.bincount(receivers, minlength=n_users + n_rows)
     weights = 1.0 / np.sqrt(degree[senders] * degree[receivers])
-    return jraph.GraphsTuple(
-        nodes=None,
-        edges=weights.astype(np.float32),
-        senders=senders,
-        receivers=receivers,
-        n_node=np.array([n_users + n_rows]),
-        n_edge=np.array([len(senders)]),
-        globals=None,
-    )
+    return graph_of(senders, receivers, weights, n_users + n_rows)
 
 
 def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1) -> Matrix:

@@ -38,6 +38,19 @@ class Matrix(NamedTuple):
     columns: Rows | None
 
 
+def graph_of(senders, receivers, weights, n_nodes: int) -> jraph.GraphsTuple:
+    """A jraph graph of weighted edges, [E] each."""
+    return jraph.GraphsTuple(
+        nodes=None,
+        edges=np.asarray(weights, np.float32),
+        senders=np.asarray(senders, np.int32),
+        receivers=np.asarray(receivers, np.int32),
+        n_node=np.array([n_nodes]),
+        n_edge=np.array([len(senders)]),
+        globals=None,
+    )
+
+
 def lay_out(graph: jraph.GraphsTuple, n_rows: int, shards: int = 1) -> Rows:
     """The matrix A[receiver, sender] = weight of a graph's edges.
 
