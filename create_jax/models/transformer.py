@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 initializer = nn.initializers.normal(0.02)
+query_initializer = initializer  # of queries, keys and values
 
 
 def segment_mask(segments: jax.Array, causal: bool) -> jax.Array:
@@ -30,7 +31,7 @@ class Attention(nn.Module):
 
         def project(name, x):
             shape = (self.heads, width // self.heads)
-            return nn.DenseGeneral(shape, kernel_init=initializer, name=name)(x)
+            return nn.DenseGeneral(shape, kernel_init=query_initializer, name=name)(x)
 
         q, k, v = (
             project("query", queries),
