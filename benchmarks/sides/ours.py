@@ -1,0 +1,117 @@
+"""create_jax, as its own loop trains (`train.fit`, without checkpoints).
+
+`ours`: SASRec. `ours-lightgcn`: LightGCN. `ours-create` and `ours-create-lightgcn`: the
+joint phase of CREATE, without warm-up, over UltraGCN and over two layers of LightGCN.
+As in a run, queries are packed once, by the first evaluation.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from benchmarks.sides import worker
+from configs import common
+from create_jax import evaluate, feeds, optim, parallel, settings, steps
+from create_jax.data.interactions import Interactions
+from create_jax.data.splits import Holdout
+
+METHODS = {
+    "ours": ("sasrec", "none"),
+    "ours-lightgcn": ("lightgcn", "none"),
+    "ours-create": ("create", "ultragcn"),
+    "ours-create-lightgcn": ("create", "lightgcn"),
+}
+
+
+def make_config(spec: dict, data: worker.Data):
+    method, graph = METHODS[spec["side"]]
+    config = common.get_config(method)
+    config.seed = spec["seed"]
+    config.seq.update(
+        blocks=spec["blocks"],
+        heads=spec["heads"],
+        dropout=spec["dropout"],
+        max_len=spec["length"],
+        feed_forward=1,
+    )
+    config.model.dim = spec["dim"]
+    config.train.batch = spec["batch"]
+    config.optim.update(lr=spec["lr"], b2=spec["b2"])
+    config.warmup.epochs = 0
+    if graph != "none":
+        config.graph.encoder = graph
+    if method == "lightgcn":
+        config.graph.batch_size = spec["pairs"]
+        config.graph.lightgcn.layers = spec["layers"]
+        config.optim.b2 = 0.999  # RecBole's Adam
+        # Xavier, as RecBole starts.
+        config.model.user_std = (2 / (data.n_users + 1 + spec["dim"])) ** 0.5
+        config.model.item_std = (2 / (data.n_items + 1 + spec["dim"])) ** 0.5
+    settings.check(config)
+    return config
+
+
+def main() -> None:
+    spec, data, ready = worker.start("jax", "flax", "optax", "numpy")
+    config = make_config(spec, data)
+    (phase,) = settings.make_phases(config)
+    names = range(data.n_users), range(data.n_items)
+    log = Interactions(data.users, data.items, np.arange(len(data.users)), *names)
+    holdout = Holdout(
+        users=data.query_users,
+        log=data.log,
+        begin=data.begin,
+        end=data.end,
+        targets=data.targets,
+        offsets=np.arange(len(data.targets) + 1),
+        candidates=np.arange(data.n_items + 1) > 0,
+    )
+
+    mesh = parallel.make_mesh()
+    model = settings.make_model(config, data.n_users, data.n_items)
+    tx = optim.make(**config.optim.to_dict())
+    rows, pairs, graph = feeds.make_graph(config, model, log, mesh.size)
+    graph = parallel.place(mesh, graph, steps.graph_specs(graph))
+    state = parallel.place(mesh, steps.init(model, tx, config.seed))
+    feed = feeds.Feed(config, model, phase, log, rows, pairs, mesh.size)
+    score = evaluate.model_scores(model, by_graph=model.encoder is None)
+    rank = evaluate.compile_ranker(
+        score, holdout.candidates, mesh, top_k=worker.TOP, hide_seen=True
+    )
+    asker = evaluate.make_asker(config, holdout, mesh, model.mask)
+    dispatch, epoch = None, 0
+
+    def place(plan, chunk):
+        batch = feed.batch(plan, chunk)
+        return parallel.place(mesh, batch, steps.batch_specs(batch))
+
+    def train_epoch():
+        nonlocal state, dispatch, epoch
+        plan, losses = feed.plan(epoch), None
+        for chunk in range(feed.chunks):
+            batch = place(plan, chunk)
+            if dispatch is None:
+                dispatch = steps.compile_phase(
+                    model, phase, tx, config.seed, mesh, batch, graph
+                )
+                dispatch = dispatch.lower(state, batch, graph).compile()
+            jax.device_get(losses)
+            state, losses = dispatch(state, batch, graph)
+        losses = jax.device_get(losses)
+        if steps.first_bad_step(losses) is not None:
+            raise SystemExit(f"{spec['side']}: a loss is not finite")
+        epoch += 1
+
+    def top_lists():
+        return evaluate.ask(rank, asker, state.params, graph).top
+
+    sequences = feed.sequences
+    tokens = len(pairs.users) if sequences is None else int(sequences.lengths.sum())
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    told = functools.partial(ready, device=device)
+    worker.serve(told, data, tokens, train_epoch, top_lists)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What all sides share: the data, the commands and the metric. NumPy only, no JAX.
+
+A side is a process of its own, `python -m benchmarks.sides.NAME SPEC.json`, that obeys
+one-line JSON commands on its standard input and answers each with one line of JSON:
+
+* `warm`, the first epoch, with all that has to be compiled, and `epoch`, one more, over
+  all users -> `seconds`, `tokens` (positions with a target)
+* `evaluate`: rank all items for each query, its history hidden -> `seconds`, `ndcg`
+* `memory`: the peak resident set of the process so far -> `bytes`
+* `quit`
+
+Data in the form that a side wants, in memory or in a file, are made before the first
+command and are in no time.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax import metrics
+
+TOP = 10
+
+
+class Data(NamedTuple):
+    """What parent and sides share through a file.
+
+    users, items: [R] rows to learn from, sorted by user, oldest first. Items are
+      1..n_items, and each is among the newest rows that sequence models learn from.
+    log, begin, end: the history of query q is `log[begin[q]:end[q]]`, not empty.
+    query_users: [Q]. targets: [Q] items; 0 = one that nobody can know.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    query_users: np.ndarray
+    log: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    targets: np.ndarray
+    n_users: int
+    n_items: int
+
+
+def start(*packages: str) -> tuple[dict, Data, Callable]:
+    """(the parent's spec, data, ready: says so and returns the function that answers).
+
+    packages: whose versions the parent is told.
+    """
+    began = time.monotonic()
+    # Libraries print; from here on they print to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with open(sys.argv[1]) as file:
+        spec = json.load(file)
+    with np.load(spec["data"]) as file:
+        data = Data(**{k: v if v.ndim else int(v) for k, v in file.items()})
+
+    def answer(**values):
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    def ready(**values):
+        versions = {name: metadata.version(name) for name in packages}
+        answer(seconds=time.monotonic() - began, versions=versions, **values)
+        return answer
+
+    return spec, data, ready
+
+
+def wait(answer: Callable, data: Data, evaluate: Callable) -> None:
+    """Obeys commands until one asks for an epoch.
+
+    evaluate: () -> [Q, TOP] items, best first, 0 = nothing.
+    """
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command in ("warm", "epoch"):
+            return
+        if command == "evaluate":
+            began = time.monotonic()
+            top = evaluate()
+            seconds = time.monotonic() - began
+            answer(seconds=seconds, ndcg=ndcg(top, data.targets))
+        elif command == "memory":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            answer(bytes=peak * (1 if sys.platform == "darwin" else 1024))
+        elif command == "quit":
+            answer()
+            break
+    raise SystemExit
+
+
+def serve(ready, data: Data, tokens: int, train_epoch: Callable, evaluate) -> None:
+    """Obeys commands to the end."""
+    answer = ready()
+    while True:
+        wait(answer, data, evaluate)
+        began = time.monotonic()
+        train_epoch()
+        answer(seconds=time.monotonic() - began, tokens=tokens)
+
+
+def hooks(ready, data: Data, tokens: int, evaluate: Callable) -> dict:
+    """`serve` for a Lightning trainer without an end: it calls, we obey between epochs.
+
+    Functions and no object, as RecTools copies its trainer and all that it holds.
+    """
+    answer, began = None, 0.0
+
+    def start(trainer, module):
+        nonlocal answer, began
+        answer = answer or ready()
+        wait(answer, data, evaluate)
+        module.train()  # the evaluation left it otherwise
+        began = time.monotonic()
+
+    def end(trainer, module):
+        answer(seconds=time.monotonic() - began, tokens=tokens)
+
+    return {"on_train_epoch_start": start, "on_train_epoch_end": end}
+
+
+def ndcg(top: np.ndarray, targets: np.ndarray) -> float:
+    """Mean NDCG@10; the one metric for all sides."""
+    offsets = np.arange(len(targets) + 1)
+    found = metrics.from_lists(np.asarray(top), targets, offsets, TOP)
+    return float(found[f"ndcg@{TOP}"].mean())
+
+
+def query_rows(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """(query, item) of each row of all histories, oldest first."""
+    sizes = data.end - data.begin
+    first = np.repeat(data.begin - (np.cumsum(sizes) - sizes), sizes)
+    return np.repeat(np.arange(len(sizes)), sizes), data.log[
+        first + np.arange(len(first))
+    ]
+
+
+def newest(data: Data, n: int) -> np.ndarray:
+    """[R] bool: the last n rows of each user with two or more."""
+    counts = np.bincount(data.users, minlength=data.n_users)
+    from_end = np.cumsum(counts)[data.users] - np.arange(len(data.users))
+    return (from_end <= n) & (counts[data.users] >= 2)

@@ -1,0 +1,162 @@
+"""What `benchmarks.run` measured, as Markdown."""
+
+import numpy as np
+
+NOTES = """\
+An epoch is one pass over all users; evaluation ranks all items for all test queries,
+the history hidden. Median [least..most] of the repetitions. Warm-up: the first epoch
+and the first evaluation, less a usual one of each. Tokens are positions with a target
+(pairs, for LightGCN). Memory is the peak resident set of the side's process, libraries
+included. `-best` is the peer at its best documented setting; the docstrings in
+`benchmarks/sides/` say what each side is and what differs.
+"""
+
+
+def report(result: dict) -> str:
+    machine, command = result["machine"], result["command"]
+    parts = [
+        "# Beside other libraries",
+        f"Written by `{command}`.",
+        NOTES.strip(),
+    ]
+    for name, found in result["data"].items():
+        facts, own = found["facts"], found["settings"]
+        about = (
+            f"{facts['users']:,} users, {facts['items']:,} items, "
+            f"{facts['rows']:,} rows with {facts['targets']:,} targets; "
+            f"{facts['queries']:,} queries ({facts['unknown_targets']:,} of an item "
+            f"that nobody can know, a miss for all). Length {own['length']}, "
+            f"batch {own['batch']}, dropout {own['dropout']}."
+        )
+        parts += [f"## {name}", about, sides(found["sides"])]
+        compared = ratios(found["sides"])
+        if compared:
+            parts += [f"### Ratios on {name}, of each turn", compared]
+    answered = targets(result["data"])
+    if answered:
+        parts += ["## Target beside measured", answered]
+    settings = ", ".join(f"{k} {v}" for k, v in result["settings"].items())
+    surroundings = [
+        f"* {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
+        f"* commit {result['commit']}, {result['date']}",
+        f"* `{command}`",
+        f"* all sides: {settings}; {result['repetitions']} repetitions",
+        *(f"* {line}" for line in versions(result["data"])),
+    ]
+    parts += ["## Machine and versions", "\n".join(surroundings)]
+    return "\n\n".join(parts) + "\n"
+
+
+def seconds(answers: list[dict]) -> np.ndarray:
+    return np.array([answer["seconds"] for answer in answers])
+
+
+def spread(values) -> str:
+    low, middle, high = (
+        f"{value:.3g}" if value < 100 else f"{value:.0f}"
+        for value in (np.min(values), np.median(values), np.max(values))
+    )
+    return f"{middle} [{low}..{high}]"
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def sides(found: dict) -> str:
+    head = [
+        *("side", "epoch, s", "tokens/s", "evaluation, s"),
+        *("memory, GiB", "warm-up, s", "NDCG@10", "epochs"),
+    ]
+    rows = []
+    for side, answers in found.items():
+        epochs = seconds(answers["epochs"])
+        evaluations = seconds(answers["evaluations"])
+        first = answers["warm"]["seconds"], answers["first_evaluation"]["seconds"]
+        warm = sum(first) - np.median(epochs) - np.median(evaluations)
+        rows.append(
+            [
+                side,
+                spread(epochs),
+                f"{answers['epochs'][0]['tokens'] / np.median(epochs):,.0f}",
+                spread(evaluations),
+                f"{answers['memory']['bytes'] / 2**30:.2f}",
+                f"{max(warm, 0.0):.1f}",
+                f"{answers['evaluations'][-1]['ndcg']:.4f}",
+                1 + len(epochs),
+            ]
+        )
+    return table(head, rows)
+
+
+def pairs(found: dict, over: str, under: str, what: str = "epochs") -> np.ndarray:
+    """Seconds of one side over those of another, turn by turn."""
+    return seconds(found[over][what]) / seconds(found[under][what])
+
+
+def ratios(found: dict) -> str:
+    rows = []
+    for side in found:
+        under = "ours-lightgcn" if side.endswith("lightgcn") else "ours"
+        if side.startswith("ours-create"):
+            under = "ours"
+        if side in ("ours", "ours-lightgcn") or under not in found:
+            continue
+        each = (spread(pairs(found, side, under, w)) for w in ("epochs", "evaluations"))
+        rows.append([f"{side} / {under}", *each])
+    return table(["sides", "epoch", "evaluation"], rows) if rows else ""
+
+
+def targets(data: dict) -> str:
+    """The rows of design.md section 4 that this run answers."""
+    rows = []
+
+    def row(text, target, values, more):
+        """more: met if at least the target; otherwise if at most."""
+        middle = np.median(values)
+        met = middle >= target if more else middle <= target
+        rows.append([text, f"{'>=' if more else '<='} {target:g}", spread(values), met])
+
+    # The small data stand in only where there is nothing else, to try the harness.
+    beauty = "quickstart" if set(data) == {"quickstart"} else "beauty"
+    small = data.get(beauty, {}).get("sides", {})
+    for side, times in (("rectools", 20), ("replay", 15), ("replay-best", 8)):
+        if side in small:
+            text = f"SASRec, {beauty}: epoch of {side} over ours"
+            row(text, times, pairs(small, side, "ours"), more=True)
+    long = data.get("ml1m", {}).get("sides", {})
+    peers = [side for side in long if side.startswith(("rectools", "replay"))]
+    if peers:
+        fastest = min(peers, key=lambda side: np.median(seconds(long[side]["epochs"])))
+        text = f"SASRec, ml1m: epoch of the fastest peer ({fastest}) over ours"
+        row(text, 3, pairs(long, fastest, "ours"), more=True)
+    for side, graph, times in (
+        ("ours-create", "UltraGCN", 1.3),
+        ("ours-create-lightgcn", "LightGCN, 2 layers", 2),
+    ):
+        if side in small:
+            text = f"CREATE joint step over SASRec step, {beauty}: {graph}"
+            row(text, times, pairs(small, side, "ours"), more=False)
+    if "ours" in small:
+        share = seconds(small["ours"]["evaluations"]) / np.median(
+            seconds(small["ours"]["epochs"])
+        )
+        row(f"evaluation over epoch, ours, {beauty}", 0.1, share, more=False)
+    lines = [[*cells, "met" if met else "**missed**"] for *cells, met in rows]
+    return table(["what", "target", "measured", ""], lines) if lines else ""
+
+
+def versions(data: dict) -> list[str]:
+    """A line for each side's environment, the same said once."""
+    found = {}
+    for one in data.values():
+        for side, answers in one["sides"].items():
+            library = side.split("-")[0]
+            found[library] = dict(answers["ready"]["versions"])
+            if "device" in answers["ready"]:
+                found[library]["on"] = answers["ready"]["device"]
+    return [
+        f"{library}: " + ", ".join(f"{name} {v}" for name, v in packages.items())
+        for library, packages in found.items()
+    ]
