@@ -150,7 +150,8 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "w_fused": 0.5,  # of mrgsrec's fused user
                 "w_bt": 0.2,  # of the alignment, whichever kind (7)
                 "token_chunk": 256,  # tokens whose logits exist at once
-                "item_chunk": 65536,  # items whose logits exist at once
+                "whole_items": 131072,  # a larger catalogue is scored in parts,
+                "item_chunk": 4096,  # of so many items
             },
             # causal: the published user token (leaky) shows items their next ones.
             "mrgsrec": {"user_token_mask": "causal"},

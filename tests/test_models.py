@@ -1,5 +1,6 @@
 """The encoders' promises: causality, separation in a row, and a second writing."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -225,6 +226,22 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_array_equal(encode(True, keys[0]), encode(True, keys[0]))
     assert (encode(True, keys[0]) != encode(True, keys[1])).any()
     np.testing.assert_array_equal(encode(False, keys[0]), encode(False, keys[1]))
+
+
+def test_a_large_catalogue_is_scored_in_parts_with_the_same_loss():
+    states = encoded(PARAMS, BATCH).reshape(-1, SASREC.dim)
+
+    def loss(**changes):
+        model = replace(SASREC, local=SASREC.local | changes)
+        return create.local_loss(model, states, PARAMS["item_table"], BATCH, None)
+
+    whole, parts = loss(), loss(whole_items=ITEMS - 1, item_chunk=5)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    programs = [
+        str(jax.make_jaxpr(lambda c=changes: loss(**c))())
+        for changes in ({}, {"whole_items": ITEMS - 1, "item_chunk": 5})
+    ]
+    assert programs[1].count("scan") > programs[0].count("scan")
 
 
 # --- CREATE ---------------------------------------------------------------------------

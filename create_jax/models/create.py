@@ -249,8 +249,13 @@ def local_loss(model: Model, states, table, batch, key, axis_name=None):
     own, targets = model.local, batch.targets.reshape(-1)
     common = dict(n_items=model.n_items, axis_name=axis_name)
     if own["kind"] == "ce":
-        chunks = {k: own[k] for k in ("token_chunk", "item_chunk")}
-        return losses.softmax_cross_entropy(states, table, targets, **chunks, **common)
+        whole = model.n_items <= own["whole_items"]
+        return losses.softmax_cross_entropy(
+            *(states, table, targets),
+            token_chunk=own["token_chunk"],
+            item_chunk=model.n_items if whole else own["item_chunk"],
+            **common,
+        )
     key = jax.random.fold_in(key, 2)
     if own["kind"] == "sce":
         return losses.scalable_cross_entropy(
