@@ -1,0 +1,109 @@
+"""What the harness gives to all sides, and how it reads their answers."""
+
+import numpy as np
+import polars as pl
+
+from benchmarks import run, scaling, tables
+from benchmarks.sides import worker
+from configs import table
+from create_jax import protocol
+from create_jax.data.interactions import Interactions
+
+
+def make_log():
+    rng = np.random.default_rng(0)
+    users = np.sort(rng.integers(0, 40, 600)).astype(np.int32)
+    names = (
+        pl.Series([str(n) for n in range(40)]),
+        pl.Series([str(n) for n in range(30)]),
+    )
+    items = (1 + 30 * rng.random(600) ** 4).astype(np.int32)  # some are rare
+    times = rng.integers(0, 1000, 600)
+    order = np.lexsort((times, users))
+    return Interactions(users, items[order], times[order], *names)
+
+
+def test_all_sides_learn_and_are_asked_the_same_items():
+    config = table.get_config("sasrec")
+    config.seq.max_len, config.split.validation = 3, "none"
+    split = protocol.make_split(config, make_log())
+    fields, facts = run.prepare(config, split)
+    data = worker.Data(**fields)
+    log, holdout = split.refit, split.test["last"]
+
+    # Items that a sequence model learns from, in the order of their ids.
+    histories = [log.items[log.users == user] for user in range(log.n_users)]
+    newest = [items[-4:] for items in histories if len(items) > 1]
+    known = sorted(set(np.concatenate(newest).tolist()))
+    assert data.n_items == facts["items"] == len(known) < 30
+    assert facts["targets"] == sum(len(items) - 1 for items in newest)
+    for user, items in enumerate(histories):
+        expected = [known.index(i) + 1 for i in items if i in known]
+        assert data.items[data.users == user].tolist() == expected
+
+    asked = iter(range(len(data.targets)))
+    for q in range(holdout.n_queries):
+        history = holdout.log[holdout.begin[q] : holdout.end[q]]
+        expected = [known.index(i) + 1 for i in history if i in known]
+        if not expected:
+            continue
+        n = next(asked)
+        assert data.log[data.begin[n] : data.end[n]].tolist() == expected
+        target = holdout.targets[q]
+        number = known.index(target) + 1 if target in known else 0
+        assert data.targets[n] == number
+    assert next(asked, None) is None
+    query, item = worker.query_rows(data)
+    assert item[query == 2].tolist() == data.log[data.begin[2] : data.end[2]].tolist()
+
+
+def test_the_metric_of_all_sides_is_ndcg_at_ten():
+    top = np.array([[3, 1, *range(10, 18)], [5, 2, *range(20, 28)], [0] * 10])
+    found = worker.ndcg(top, np.array([1, 9, 4]))
+    np.testing.assert_allclose(found, 1 / np.log2(3) / 3)
+    assert worker.ndcg(top, np.array([0, 0, 0])) == 0  # an item nobody can know
+
+
+def answers(seconds, tokens=1000):
+    return {
+        "ready": {"versions": {"a": "1"}},
+        "warm": {"seconds": 9.0, "tokens": tokens},
+        "first_evaluation": {"seconds": 2.0},
+        "epochs": [{"seconds": s, "tokens": tokens} for s in seconds],
+        "evaluations": [{"seconds": 0.5, "ndcg": 0.25}] * len(seconds),
+        "memory": {"bytes": 2**31},
+    }
+
+
+def test_ratios_are_of_turns_and_targets_are_met_or_missed():
+    found = {"ours": answers([1.0, 2.0, 1.0]), "rectools": answers([30.0, 20.0, 25.0])}
+    assert tables.pairs(found, "rectools", "ours").tolist() == [30, 10, 25]
+    text = tables.targets({"beauty": {"sides": found}})
+    assert "| >= 20 | 25 [10..30] | met |" in text
+    assert (
+        "evaluation over epoch, ours, beauty | <= 0.1 | 0.5 [0.5..0.5] | **missed**"
+        in text
+    )
+    assert "| ours | 1 [1..2] | 1,000 | 0.5 [0.5..0.5] | 2.00 | 9.5 | 0.2500 | 4 |" in (
+        tables.sides(found)
+    )
+
+
+def test_a_synthetic_log_has_its_rows_and_popular_items():
+    users, items, times = map(
+        np.concatenate, zip(*scaling.pieces(50_000, 1000), strict=True)
+    )
+    assert len(users) == len(items) == len(times) == 50_000
+    lengths = np.bincount(users)
+    assert lengths[:-1].min() >= 10 and lengths.max() <= 190
+    counts = np.bincount(items, minlength=1001)
+    assert counts[0] == 0 and counts[1] > 5 * counts[10] > 0
+    again = next(iter(scaling.pieces(50_000, 1000)))
+    np.testing.assert_array_equal(again[1], items)
+
+
+def test_a_missing_peer_is_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(run.NEEDS, "replay", ("no_such_library",))
+    assert run.main(["--peers=replay", "--data=quickstart"]) == 2
+    said = capsys.readouterr().out
+    assert "found no no_such_library" in said and said.count("\n") == 1
