@@ -135,11 +135,7 @@ def _fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
 
     rank = max(ranks)
     if split.valid is not None:
-        whole = params(split.train, rank)
-        scores = {}
-        for rank in ranks:
-            part = {name: values[:, :rank] for name, values in whole.items()}
-            scores[rank] = _validate(opened, part)
+        scores = _validate_svd(opened, params(split.train, rank), ranks)
         by = config.eval.select_by
         rank = max(ranks, key=lambda rank: scores[rank][by])
         chosen = {"best_metrics": scores[rank] | {"rank": rank}, "seconds": {}}
@@ -149,13 +145,19 @@ def _fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
     return Fitted(None, place, (), {"epoch": 0, "seconds": seconds}), chosen
 
 
-def _validate(opened: Opened, params: dict) -> dict:
-    config, holdout = opened.run.config, opened.split.valid
-    fitted = Fitted(None, parallel.place(opened.run.mesh, params), (), {})
-    rank = _ranker(opened, fitted, holdout.candidates)
-    ranking = _rank(opened, fitted, holdout, rank)
-    n_items = opened.split.train.n_items
-    return evaluate.summarise(ranking, holdout, config.eval.ks, n_items)
+def _validate_svd(opened: Opened, whole: dict, ranks) -> dict[int, dict]:
+    """Validation metrics of each rank. The factors beyond a rank are set to zero, so
+    that one program serves all."""
+    (config, _, mesh, _), holdout = opened.run, opened.split.valid
+    rank_by = _ranker(opened, Fitted(None, whole, (), {}), holdout.candidates)
+    asker = evaluate.make_asker(config, holdout, mesh)
+    n_items, found = opened.split.train.n_items, {}
+    for rank in ranks:
+        within = np.arange(max(ranks)) < rank
+        part = {name: values * within for name, values in whole.items()}
+        ranking = evaluate.ask(rank_by, asker, parallel.place(mesh, part), ())
+        found[rank] = evaluate.summarise(ranking, holdout, config.eval.ks, n_items)
+    return found
 
 
 def _ranker(opened: Opened, fitted: Fitted | None, candidates, top_k: int = 0):
