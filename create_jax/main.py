@@ -64,12 +64,12 @@ def main(argv: list[str]) -> None:
     elif _MODE.value == "evaluate":
         report.show([experiment.evaluate_again(config, workdir(config))])
     else:
-        results = [experiment.train_and_evaluate(config, workdir(config))]
+        runs = [config]
         for method in config.compare:
-            other = config.copy_and_resolve_references()
-            other.method = method
-            results.append(experiment.train_and_evaluate(other, workdir(other)))
-        report.show(results)
+            runs.append(config.copy_and_resolve_references())
+            runs[-1].method = method
+            settings.check(runs[-1])
+        report.show([experiment.train_and_evaluate(c, workdir(c)) for c in runs])
         if config.example:
             experiment.show_example(config, workdir(config))
 

@@ -73,13 +73,8 @@ AT_LEAST_ONE = (
     *("model.dim", "seq.blocks", "seq.heads", "seq.max_len", "graph.batch_size"),
     *("graph.ultragcn.neighbours", "graph.ultragcn.negatives", "graph.lightgcn.layers"),
     *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
-    *(
-        "eval.every",
-        "loss.token_chunk",
-        "loss.item_chunk",
-        "loss.whole_items",
-        "loss.negatives",
-    ),
+    *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.whole_items"),
+    *("loss.negatives",),
     *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
     *("seq.feed_forward", "graph.signed.layers", "graph.hypergraph.layers"),
     *("graph.selfgnn.intervals", "graph.selfgnn.layers"),
@@ -139,7 +134,8 @@ def check(config) -> None:
         raise _bad("align.partner", "same_target", f"graph, for {config.method}")
     if config.method == "mrgsrec" and config.graph.encoder == "none":
         raise _bad("graph.encoder", "none", "a graph, which mrgsrec fuses")
-    if (config.method == "selfgnn") != (config.graph.encoder == "selfgnn"):
+    own_graph = config.graph.encoder == "selfgnn"
+    if config.method in JOINT and (config.method == "selfgnn") != own_graph:
         expected = "selfgnn for that method, and for no other"
         raise _bad("graph.encoder", config.graph.encoder, expected)
     encoder = graph_module(config)
