@@ -319,13 +319,13 @@ def fill(
     targets = np.zeros_like(items)
     if shift:
         targets = np.take(sequences.log, source + 1, mode="clip")
+    elif hidden is not None:
+        first = (np.cumsum(sequences.lengths) - sequences.lengths)[index]
+        chosen = hidden[np.repeat(first, size) + within]
+        targets[chosen] = items[chosen]
     if sequences.mask:
         items[np.cumsum(size) - 1] = sequences.mask
         targets[np.cumsum(size) - 1] = 0
-    elif hidden is not None:
-        first = (np.cumsum(sequences.lengths) - sequences.lengths)[index]
-        chosen = hidden[np.repeat(first, size) + within] & (items != sequences.mask)
-        targets[chosen] = items[chosen]
 
     def slots(values):
         out = np.zeros(steps * shards * rows * length, np.int32)
