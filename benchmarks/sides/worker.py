@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from create_jax import metrics
+from create_jax.data.packing import count_within
 
 TOP = 10
 
@@ -138,10 +139,8 @@ def ndcg(top: np.ndarray, targets: np.ndarray) -> float:
 def query_rows(data: Data) -> tuple[np.ndarray, np.ndarray]:
     """(query, item) of each row of all histories, oldest first."""
     sizes = data.end - data.begin
-    first = np.repeat(data.begin - (np.cumsum(sizes) - sizes), sizes)
-    return np.repeat(np.arange(len(sizes)), sizes), data.log[
-        first + np.arange(len(first))
-    ]
+    rows = np.repeat(data.begin, sizes) + count_within(sizes)
+    return np.repeat(np.arange(len(sizes)), sizes), data.log[rows]
 
 
 def newest(data: Data, n: int) -> np.ndarray:

@@ -15,6 +15,8 @@ import jraph
 import numpy as np
 from jax import lax
 
+from create_jax.data.packing import count_within
+
 WIDTHS = np.array([1, 2, 3, 4, 6, 8, 12, 16])
 
 
@@ -90,7 +92,7 @@ def _level(parts):
         first = np.flatnonzero(np.diff(row, prepend=-1))
         size = np.diff(np.append(first, len(row)))
         pieces = -(-size // most)
-        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        number = count_within(pieces)
         start = np.repeat(first, pieces) + number * most
         length = np.minimum(np.repeat(size, pieces) - number * most, most)
         width = WIDTHS[np.searchsorted(WIDTHS, length)]
