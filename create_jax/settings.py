@@ -130,8 +130,10 @@ def check(config) -> None:
             "retrain.epochs", "scaled", "best, as there is no validation to scale"
         )
     propagated = "propagated" in (config.item_source.input, config.item_source.output)
-    if config.method in OTHER_SYSTEMS and _aligns_views(config):
-        raise _bad("align.partner", "same_target", f"graph, for {config.method}")
+    if config.method in OTHER_SYSTEMS:
+        for key, only in OTHER_SYSTEMS[config.method].FIXED.items():
+            if value(key) != only:
+                raise _bad(key, value(key), f"{only}, for {config.method}")
     if config.method == "mrgsrec" and config.graph.encoder == "none":
         raise _bad("graph.encoder", "none", "a graph, which mrgsrec fuses")
     own_graph = config.graph.encoder == "selfgnn"

@@ -154,3 +154,20 @@ def test_its_graph_is_for_it_alone():
     config.graph.encoder = "selfgnn"
     with pytest.raises(InputError, match="selfgnn for that method, and for no other"):
         settings.check(config)
+
+
+@pytest.mark.parametrize("key", sorted(selfgnn.FIXED))
+def test_settings_that_it_does_not_read_are_refused(key):
+    config = table.get_config("selfgnn")
+    settings.check(config)
+    others = {
+        "align.kind": "infonce",
+        "align.partner": "same_target",
+        "loss.local": "bce",
+        "seq.encoder": "bert4rec",
+    }
+    value = others.get(key, 3 if isinstance(selfgnn.FIXED[key], int) else "propagated")
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=f"config.{key} is .*, for selfgnn"):
+        settings.check(config)

@@ -20,6 +20,17 @@ from create_jax.models.transformer import Attention, initializer, segment_mask
 
 READS_EDGES = False
 OBJECTIVE = "next"
+# Settings of CREATE that this system decides itself: anything else is refused.
+FIXED = {
+    "seq.encoder": "sasrec",
+    "warmup.epochs": 0,
+    "item_source.input": "ego",
+    "item_source.output": "ego",
+    "align.partner": "graph",
+    "align.positions": "all",
+    "align.user_source": "propagated",
+    "align.stop_grad": "none",
+}
 
 
 class Encoder(nn.Module):

@@ -28,6 +28,17 @@ READS_EDGES = False
 PROPAGATES = False  # its vectors are no graph encoder's of CREATE
 NEEDS = ("clock",)
 MEMORY_HEADS = 16
+# Settings of CREATE that this system decides itself: anything else is refused.
+FIXED = {
+    "seq.encoder": "sasrec",
+    "seq.feed_forward": 1,
+    "warmup.epochs": 0,
+    "item_source.input": "ego",
+    "item_source.output": "ego",
+    "align.kind": "none",
+    "align.partner": "graph",
+    "loss.local": "ce",
+}
 
 
 def leaky(x):
