@@ -58,37 +58,122 @@ def softmax_cross_entropy(
       Scalar: mean of -log softmax(h E^T)[target].
     """
     states, targets = _token_chunks(states, targets, token_chunk)
-    table = table[1 : n_items + 1]
-    total = _streamed_cross_entropy(states, table, targets, item_chunk)
+    total = _streamed_cross_entropy(states, table, targets, n_items, item_chunk)
     return _over_tokens(total, targets, axis_name)
 
 
 def _token_chunks(states, targets, most):
-    """[C, M, D] states and [C, M] rows of the table without padding, -1 = no target."""
+    """[C, M, D] states and [C, M] targets, filled up with tokens without a target."""
     chunk = min(most, -(-states.shape[0] // 8) * 8)
     padding = -states.shape[0] % chunk
     states = jnp.pad(states, ((0, padding), (0, 0)))
-    targets = jnp.pad(targets, (0, padding)) - 1
+    targets = jnp.pad(targets, (0, padding))
     return states.reshape(-1, chunk, states.shape[1]), targets.reshape(-1, chunk)
 
 
 def _over_tokens(total, targets, axis_name):
     """A sum over tokens as the mean over those with a target, on all devices."""
-    count = global_sum(jnp.sum(targets >= 0).astype(jnp.float32), axis_name)
+    count = global_sum(jnp.sum(targets > 0).astype(jnp.float32), axis_name)
     return global_sum(total, axis_name) / jnp.maximum(count, 1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _streamed_cross_entropy(states, table, targets, item_chunk):
-    """Sum of losses. states [C, M, D], table [I, D], targets [C, M], -1 = none."""
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _streamed_cross_entropy(states, table, targets, n_items, item_chunk):
+    """Sum of losses. states [C, M, D], table [V, D], targets [C, M], 0 = none."""
+    return _forward(states, table, targets, n_items, item_chunk)[0]
 
-    def body(total, chunk):
-        x, target = chunk
-        log_sum = _log_sum_exp(x, table, item_chunk)
-        losses = log_sum - jnp.sum(x * table[target], -1)
-        return total + jnp.sum(jnp.where(target >= 0, losses, 0)), None
 
-    return lax.scan(body, jnp.zeros((), states.dtype), (states, targets))[0]
+def _forward(states, table, targets, n_items, item_chunk):
+    """The loss, and its gradients while the logits are at hand (three products)."""
+    real = (targets > 0).astype(states.dtype)[..., None]
+    if n_items <= item_chunk:
+        log_sums, d_states, d_table = _softmax(states, table, real, n_items)
+    else:
+        found = _softmax_in_parts(states, table, real, n_items, item_chunk)
+        log_sums, d_states, d_table = found
+    picked = table[targets] * real
+    total = jnp.sum(log_sums * real[..., 0]) - jnp.sum(states * picked)
+    return total, (d_states - picked, d_table.at[targets].add(-states * real))
+
+
+def _softmax(states, table, real, n_items):
+    """Log-sums [C, M], their gradients [C, M, D] and [V, D] of tokens that are real."""
+    items = table[1 : n_items + 1]
+
+    def body(d_items, chunk):
+        x, real = chunk
+        logits = x @ items.T  # [M, I]
+        largest = logits.max(-1, keepdims=True)
+        exponentials = jnp.exp(logits - largest)
+        normaliser = exponentials.sum(-1, keepdims=True)
+        # softmax = exponentials / normaliser: scale the small side of each product.
+        scale = real / normaliser
+        d_x = (exponentials @ items) * scale
+        log_sums = (jnp.log(normaliser) + largest)[:, 0]
+        return d_items + exponentials.T @ (x * scale), (log_sums, d_x)
+
+    start = jnp.zeros_like(items)
+    d_items, (log_sums, d_states) = lax.scan(body, start, (states, real))
+    return log_sums, d_states, jnp.zeros_like(table).at[1 : n_items + 1].set(d_items)
+
+
+def _softmax_in_parts(states, table, real, n_items, item_chunk):
+    """The same over chunks of the catalogue: logits are formed twice, held never.
+
+    Each chunk meets all tokens at once, so its gradient is written once; beside it no
+    second table exists.
+    """
+
+    def part(start):
+        """Rows from `start`, and -inf for what the chunk before has had: the last one
+        begins earlier, to be whole."""
+        first = jnp.minimum(start, n_items + 1 - item_chunk)
+        rows = lax.dynamic_slice_in_dim(table, first, item_chunk)
+        new = first + jnp.arange(item_chunk) >= start
+        return first, rows, jnp.where(new, 0.0, -jnp.inf).astype(table.dtype)
+
+    def add_sums(carry, start):
+        _, rows, bias = part(start)
+
+        def body(_, chunk):
+            x, largest, total = chunk
+            logits = x @ rows.T + bias
+            new = jnp.maximum(largest, logits.max(-1))
+            total = total * jnp.exp(largest - new)
+            return None, (new, total + jnp.exp(logits - new[:, None]).sum(-1))
+
+        return lax.scan(body, None, (states, *carry))[1], None
+
+    def add_gradients(carry, start):
+        d_states, d_table = carry
+        first, rows, bias = part(start)
+
+        def body(d_rows, chunk):
+            x, d_x, log_sum, real = chunk
+            softmax = jnp.exp(x @ rows.T + bias - log_sum[:, None]) * real
+            return d_rows + softmax.T @ x, d_x + softmax @ rows
+
+        zeros, chunks = jnp.zeros_like(rows), (states, d_states, log_sums, real)
+        d_rows, d_states = lax.scan(body, zeros, chunks)
+        d_rows += lax.dynamic_slice_in_dim(d_table, first, item_chunk)
+        d_table = lax.dynamic_update_slice_in_dim(d_table, d_rows, first, 0)
+        return (d_states, d_table), None
+
+    starts = jnp.arange(1, n_items + 1, item_chunk)
+    lowest = jnp.full(real.shape[:2], -jnp.inf, states.dtype)
+    sums = lax.scan(add_sums, (lowest, jnp.zeros_like(lowest)), starts)[0]
+    log_sums = sums[0] + jnp.log(sums[1])
+    zeros = jnp.zeros_like(states), jnp.zeros_like(table)
+    d_states, d_table = lax.scan(add_gradients, zeros, starts)[0]
+    return log_sums, d_states, d_table
+
+
+def _backward(n_items, item_chunk, residuals, cotangent):
+    d_states, d_table = residuals
+    return cotangent * d_states, cotangent * d_table, None
+
+
+_streamed_cross_entropy.defvjp(_forward, _backward)
 
 
 def all_item_ranking(
@@ -114,93 +199,12 @@ def all_item_ranking(
     def body(total, part):
         x, target = part
         scores = x @ table.T
-        own = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], 1)
+        own = jnp.take_along_axis(scores, jnp.maximum(target - 1, 0)[:, None], 1)
         losses = jax.nn.softplus(scores - own).mean(-1)
-        return total + jnp.sum(jnp.where(target >= 0, losses, 0)), None
+        return total + jnp.sum(jnp.where(target > 0, losses, 0)), None
 
     total = lax.scan(body, jnp.zeros((), states.dtype), (states, targets))[0]
     return _over_tokens(total, targets, axis_name)
-
-
-def _log_sum_exp(x, table, item_chunk):
-    """log sum_i exp(x . e_i) for x [M, D], over chunks of the table [I, D] -> [M]."""
-
-    def body(carry, rows):
-        largest, total = carry
-        logits = x @ rows[0].T + rows[1]
-        new = jnp.maximum(largest, logits.max(-1))
-        total = total * jnp.exp(largest - new) + jnp.exp(logits - new[:, None]).sum(-1)
-        return (new, total), None
-
-    if len(table) <= item_chunk:
-        return jax.nn.logsumexp(x @ table.T, axis=-1)
-    start = (jnp.full(len(x), -jnp.inf, x.dtype), jnp.zeros(len(x), x.dtype))
-    largest, total = lax.scan(body, start, _table_chunks(table, item_chunk))[0]
-    return largest + jnp.log(total)
-
-
-def _table_chunks(table, item_chunk):
-    """[N, item_chunk, D] rows and [N, item_chunk] bias: -inf for rows past the end."""
-    padding = -len(table) % item_chunk
-    rows = jnp.pad(table, ((0, padding), (0, 0))).reshape(
-        -1, item_chunk, table.shape[1]
-    )
-    real = jnp.arange(len(table) + padding).reshape(-1, item_chunk) < len(table)
-    return rows, jnp.where(real, 0.0, -jnp.inf).astype(table.dtype)
-
-
-def _forward(states, table, targets, item_chunk):
-    """The loss, and its gradients while the logits are at hand (three products)."""
-    if len(table) <= item_chunk:
-        body = partial(_chunk_gradients, table)
-    else:
-        body = partial(_chunk_gradients_in_parts, table, item_chunk)
-    start = (jnp.zeros((), states.dtype), jnp.zeros_like(table))
-    (total, d_table), d_states = lax.scan(body, start, (states, targets))
-    return total, (d_states, d_table)
-
-
-def _chunk_gradients(table, carry, chunk):
-    total, d_table = carry
-    x, target = chunk
-    real = (target >= 0).astype(x.dtype)[:, None]
-    logits = x @ table.T  # [M, I]
-    largest = logits.max(-1, keepdims=True)
-    exponentials = jnp.exp(logits - largest)
-    normaliser = exponentials.sum(-1, keepdims=True)
-    losses = jnp.log(normaliser) + largest - jnp.sum(x * table[target], -1)[:, None]
-    # softmax = exponentials / normaliser: scale the small side of each product.
-    scale = real / normaliser
-    d_x = (exponentials @ table) * scale - table[target] * real
-    d_table += exponentials.T @ (x * scale)
-    d_table = d_table.at[target].add(-x * real)
-    return (total + jnp.sum(losses * real), d_table), d_x
-
-
-def _chunk_gradients_in_parts(table, item_chunk, carry, chunk):
-    """The same over chunks of the catalogue: logits are formed twice, held never."""
-    total, d_table = carry
-    x, target = chunk
-    real = (target >= 0).astype(x.dtype)[:, None]
-    log_sum = _log_sum_exp(x, table, item_chunk)
-
-    def part(d_x, rows):
-        softmax = jnp.exp(x @ rows[0].T + rows[1] - log_sum[:, None]) * real
-        return d_x + softmax @ rows[0], softmax.T @ x
-
-    d_x, parts = lax.scan(part, jnp.zeros_like(x), _table_chunks(table, item_chunk))
-    d_table += parts.reshape(-1, x.shape[1])[: len(table)]
-    d_table = d_table.at[target].add(-x * real)
-    losses = log_sum - jnp.sum(x * table[target], -1)
-    return (total + jnp.sum(losses * real[:, 0]), d_table), d_x - table[target] * real
-
-
-def _backward(item_chunk, residuals, cotangent):
-    d_states, d_table = residuals
-    return cotangent * d_states, cotangent * d_table, None
-
-
-_streamed_cross_entropy.defvjp(_forward, _backward)
 
 
 def sampled_losses(
