@@ -10,7 +10,8 @@ All sides learn from the same rows up to the global cut and rank the same items 
 same queries (the last held-out row of each user). Each is a process of its own that
 builds its model once. They warm up one after the other, then take turns: an epoch each,
 `--repetitions` times, then an evaluation each, as often. Nothing else runs meanwhile.
-Writes tables in Markdown and everything measured in JSON beside them.
+Writes tables in Markdown and everything measured in JSON beside them. With
+--scaling=ROWS it goes on with `benchmarks.scaling` up to so many rows.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import tables
+from benchmarks import scaling, tables
 from create_jax import protocol
 from create_jax.data import splits
 from create_jax.data.interactions import take
@@ -230,6 +231,9 @@ def make_flags(arguments):
         parser.add_argument(f"--{name}", default="", metavar="FILE")
     parser.add_argument("--skip", type=names, default=[], help="SIDE:DATA,...")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON")
+    parser.add_argument(
+        "--scaling", type=float, default=0, metavar="ROWS", help="and synthetic logs"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/RESULTS.md"))
     flags = parser.parse_args(arguments)
     for name, allowed in (("peers", SIDES), ("data", DATA)):
@@ -246,6 +250,14 @@ def make_flags(arguments):
         pythons[peer] = python
     flags.python = pythons
     return flags
+
+
+def write(result: dict, out: Path) -> str:
+    """JSON, and the report beside it, which is returned."""
+    text = tables.report(result)
+    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(text)
+    return text
 
 
 def main(arguments=None) -> int:
@@ -291,11 +303,11 @@ def main(arguments=None) -> int:
             print(error)
             return 2
         result["data"][name] = {"facts": facts, "settings": own, "sides": found}
-        # After each data set, so that a long run leaves what it has.
-        flags.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        text = tables.report(result)
-        flags.out.write_text(text)
-    print("\n" + text)
+        write(result, flags.out)  # each time, so that a long run leaves what it has
+    if flags.scaling:
+        out = flags.out.with_name("scaling")
+        result["scaling"] = scaling.measure(int(flags.scaling), out)
+    print("\n" + write(result, flags.out))
     return 0
 
 

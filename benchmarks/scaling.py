@@ -12,12 +12,12 @@ of the size alone. Three sweeps:
   token and item; peak memory beside that of tables and moments.
 - edges: LightGCN, 2 layers, from 10^5 edges up. Seconds a step and edge.
 
-Writes OUT.json and OUT.png. "Ten times the size" lines say the growth of the time.
+Writes OUT.json and OUT.png; `benchmarks.run --scaling=ROWS` does the same and puts the
+growth from each size to the next into its report.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.sides.worker import peak_memory
 
 ROWS_A_PIECE = 1 << 22
 MEAN_LENGTH = 100
@@ -71,7 +73,7 @@ def measure_log(path: str, rows: int, items: int) -> dict:
     log = table.load(path, columns=columns, time_unit="s")
     loaded = time.monotonic()
     sequences = packing.training_sequences(log, 50)
-    settings = dict(batch=4096, row_length=50, chunk=16)
+    settings = dict(batch=256, row_length=50, chunk=64)
     layout = packing.make_layout(sequences.lengths, **settings)
     laid_out = time.monotonic()
     plan = packing.plan_epoch(sequences.lengths, layout, 0, 0)
@@ -176,12 +178,10 @@ def one(sweep: str, path: str, rows: int, items: int) -> None:
     import jax
 
     jax.devices()
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    base = peak_memory()
     found = MEASURES[sweep](path, rows, items)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        json.dumps({"rows": rows, "items": items, "base": base, "peak": peak} | found)
-    )
+    found |= {"rows": rows, "items": items, "base": base, "peak": peak_memory()}
+    print(json.dumps(found))
 
 
 # --- the sweeps -----------------------------------------------------------------------
@@ -203,7 +203,8 @@ def run(sweep: str, rows: int, items: int) -> dict:
         command = [sys.executable, "-m", "benchmarks.scaling", "--one", sweep, *numbers]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        return {"rows": rows, "items": items, "error": done.stderr.strip()[-500:]}
+        error = done.stderr.strip()[-500:] or f"ended with code {done.returncode}"
+        return {"rows": rows, "items": items, "error": error}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -260,6 +261,20 @@ def draw(results: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def measure(largest: int, out: Path) -> dict:
+    """All sweeps, sweep -> [size's measures], written as they come."""
+    results = {sweep: [] for sweep in MEASURES}
+    for sweep, rows, items in sizes(largest):
+        found = run(sweep, rows, items)
+        results[sweep].append(found)
+        text = describe(sweep, found)
+        print(f"{sweep:>5} {rows:>11,} rows {items:>9,} items: {text}", flush=True)
+        out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+    draw(results, out.with_suffix(".png"))
+    print(f"wrote {out}.json and .png")
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--largest", type=float, default=1e8, help="rows")
@@ -268,16 +283,9 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.one:
         sweep, path, rows, items = flags.one
-        return one(sweep, path, int(rows), int(items))
-    results = {sweep: [] for sweep in MEASURES}
-    for sweep, rows, items in sizes(int(flags.largest)):
-        found = run(sweep, rows, items)
-        results[sweep].append(found)
-        text = describe(sweep, found)
-        print(f"{sweep:>5} {rows:>11,} rows {items:>9,} items: {text}", flush=True)
-        flags.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(results, flags.out.with_suffix(".png"))
-    print(f"wrote {flags.out}.json and .png")
+        one(sweep, path, int(rows), int(items))
+    else:
+        measure(int(flags.largest), flags.out)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def answers(seconds, tokens=1000):
 def test_ratios_are_of_turns_and_targets_are_met_or_missed():
     found = {"ours": answers([1.0, 2.0, 1.0]), "rectools": answers([30.0, 20.0, 25.0])}
     assert tables.pairs(found, "rectools", "ours").tolist() == [30, 10, 25]
-    text = tables.targets({"beauty": {"sides": found}})
+    text = tables.targets({"beauty": {"sides": found}}, {})
     assert "| >= 20 | 25 [10..30] | met |" in text
     assert (
         "evaluation over epoch, ours, beauty | <= 0.1 | 0.5 [0.5..0.5] | **missed**"
@@ -87,6 +87,19 @@ def test_ratios_are_of_turns_and_targets_are_met_or_missed():
     assert "| ours | 1 [1..2] | 1,000 | 0.5 [0.5..0.5] | 2.00 | 9.5 | 0.2500 | 4 |" in (
         tables.sides(found)
     )
+
+
+def test_growth_is_from_each_size_to_the_next():
+    items = [
+        {"items": 10**5, "step": 0.5, "peak": 5, "base": 1, "state": 2},
+        {"items": 10**6, "step": 6.0, "peak": 4 * 2**30, "base": 2**30, "state": 2**30},
+    ]
+    edges = [{"rows": 10**5, "step": 1.0}, {"rows": 10**6, "error": "no memory"}]
+    (row,) = tables.growth({"items": items, "edges": edges})
+    assert row[1:] == ["100,000", "1,000,000", "0.5 -> 6", 12.0]
+    text = tables.targets({}, {"items": items})
+    assert "tables and moments | <= 1 | 2 [2..2] | **missed**" in text
+    assert "100,000 to 1,000,000 | <= 11 | 12 [12..12] | **missed**" in text
 
 
 def test_a_synthetic_log_has_its_rows_and_popular_items():

@@ -91,12 +91,24 @@ def wait(answer: Callable, data: Data, evaluate: Callable) -> None:
             seconds = time.monotonic() - began
             answer(seconds=seconds, ndcg=ndcg(top, data.targets))
         elif command == "memory":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            answer(bytes=peak * (1 if sys.platform == "darwin" else 1024))
+            answer(bytes=peak_memory())
         elif command == "quit":
             answer()
             break
     raise SystemExit
+
+
+def peak_memory() -> int:
+    """Bytes of this process's largest resident set.
+
+    Linux's ru_maxrss begins with that of the process that started this one.
+    """
+    if sys.platform == "linux":
+        with open("/proc/self/status") as file:
+            (line,) = [line for line in file if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def serve(ready, data: Data, tokens: int, train_epoch: Callable, evaluate) -> None:
