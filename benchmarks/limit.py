@@ -1,0 +1,139 @@
+"""How far a training step is from what the machine can do.
+
+python -m benchmarks.limit [--config=beauty] [--path=FILE] [--method=sasrec]
+
+Counts the floating point operations of a step that the mathematics needs and the bytes
+that must move however it is arranged, measures what this device attains on one large
+product, one large copy and one large exponential, and prints the time that these would
+take beside the time that the step takes. With --trace=DIR it also writes a profile of
+three dispatches, to be read with xprof or Perfetto.
+"""
+
+import argparse
+import importlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from create_jax import feeds, optim, parallel, protocol, settings, steps
+
+REPEATS = 7
+
+
+def seconds(run) -> float:
+    """The median of some runs, after one to compile."""
+    jax.block_until_ready(run())
+    found = []
+    for _ in range(REPEATS):
+        start = time.monotonic()
+        jax.block_until_ready(run())
+        found.append(time.monotonic() - start)
+    return float(np.median(found))
+
+
+def attainable(dim: int, items: int) -> dict[str, float]:
+    """Operations, bytes and exponentials a second of this device.
+
+    The product has the shape of a chunk of the softmax, [256, D] x [D, I], which a step
+    can be asked to reach, unlike that of large square matrices.
+    """
+    chunk, table, large = (jnp.ones(n) for n in ((256, dim), (items, dim), 1 << 26))
+    product = jax.jit(lambda a, b: a @ b.T)
+    add, exp = jax.jit(lambda x: x + 1), jax.jit(lambda x: jnp.exp(x).sum())
+    return {
+        "operations": 2 * 256 * dim * items / seconds(lambda: product(chunk, table)),
+        "bytes": 2 * large.nbytes / seconds(lambda: add(large)),
+        "exponentials": large.size / seconds(lambda: exp(large)),
+    }
+
+
+def needed(config, model, state, batch, n_pairs: int) -> dict[str, float]:
+    """Operations, bytes and exponentials of one step.
+
+    A product costs twice itself again for its gradients. The softmax in one piece has
+    three (its logits are used while they exist), in parts four and each exponential
+    twice. Bytes: Adam reads parameter, two moments and gradient and writes the first
+    three. A propagation gathers a row for each edge and direction, forward and
+    backward; UltraGCN and the alignment are small beside these and left out.
+    """
+    dim, n_items, encoder = config.model.dim, model.n_items, config.seq
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    need = {"operations": 0.0, "bytes": 7.0 * parameters, "exponentials": 0.0}
+    if batch.sequences is not None:
+        rows, length = batch.sequences.items.shape[1:]
+        slots = rows * length
+        dense = (4 + 2 * encoder.feed_forward) * dim**2
+        block = 3 * 2 * slots * (dense + 2 * length * dim)
+        whole = n_items <= config.loss.whole_items
+        softmax = (3 if whole else 4) * 2 * slots * n_items * dim
+        need["operations"] += encoder.blocks * block + softmax
+        attention = encoder.blocks * encoder.heads * slots * length
+        need["exponentials"] += (1 if whole else 2) * slots * n_items + attention
+    if model.graph is not None and model.graph.PROPAGATES:
+        gathered = 2 * 2 * model.graph_settings["layers"] * n_pairs * dim
+        need["bytes"] += 4 * gathered
+        need["operations"] += 2 * gathered
+    return need
+
+
+def report(step: float, need: dict, attained: dict) -> str:
+    """Markdown: each kind of work, its time alone, and their sum beside the step's."""
+    lines = [
+        "| of a step | needed | attained alone, a second | alone, ms |",
+        "| --- | --- | --- | --- |",
+    ]
+    total = 0.0
+    for kind, amount in need.items():
+        alone = amount / attained[kind]
+        total += alone
+        giga = f"{amount / 1e9:.3g} G", f"{attained[kind] / 1e9:.4g} G"
+        lines.append(f"| {kind} | {' | '.join(giga)} | {1e3 * alone:.2f} |")
+    lines.append(f"| sum | | | {1e3 * total:.2f} |")
+    lines.append(f"| the step | | | {1e3 * step:.2f} |")
+    return "\n".join([*lines, "", f"sum / step: {total / step:.0%}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="quickstart")
+    parser.add_argument("--method", default="sasrec")
+    parser.add_argument("--path", default="")
+    parser.add_argument("--trace", default="")
+    flags = parser.parse_args()
+    config = importlib.import_module(f"configs.{flags.config}").get_config(flags.method)
+    config.data.path, config.split.validation = flags.path, "none"
+    config.warmup.epochs = 0
+    settings.check(config)
+    train = protocol.make_split(config, protocol.load(config)).refit
+
+    mesh = parallel.make_mesh()
+    model = settings.make_model(config, train.n_users, train.n_items)
+    (phase,) = settings.make_phases(config)
+    rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
+    feed = feeds.Feed(config, model, phase, train, rows, pairs, mesh.size)
+    graph = parallel.place(mesh, graph, steps.graph_specs(graph))
+    batch = feed.batch(feed.plan(0), 0)
+    batch = parallel.place(mesh, batch, steps.batch_specs(batch))
+    tx = optim.make(**config.optim.to_dict())
+    state = parallel.place(mesh, steps.init(model, tx, 0))
+    dispatch = steps.compile_phase(model, phase, tx, 0, mesh, batch, graph)
+
+    def run():
+        nonlocal state
+        state, losses = dispatch(state, batch, graph)
+        return losses
+
+    step = seconds(run) / feed.chunk_steps
+    if flags.trace:
+        with jax.profiler.trace(flags.trace):
+            for _ in range(3):
+                jax.block_until_ready(run())
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.data.name}")
+    need = needed(config, model, state, batch, 0 if pairs is None else len(pairs.users))
+    print(report(step, need, attainable(config.model.dim, model.n_items)))
+
+
+if __name__ == "__main__":
+    main()
