@@ -169,10 +169,25 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             },
             "retrain": {"epochs": "best"},  # scaled: as many steps; none (28)
             "optim": {"lr": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": 0.0},
+            # --mode=tune: (setting, "log", low, high), "uniform", "integer" likewise,
+            # or (setting, "choice", value, ...); the first trial is the config itself.
+            "tune": {
+                "trials": 20,
+                "space": (
+                    ("optim.lr", "log", 3e-4, 3e-3),
+                    ("seq.dropout", "uniform", 0.1, 0.6),
+                ),
+            },
             "checkpoint": {"seconds": 30.0},  # between saves, at least
             "example": False,  # show the top ten of one real history at the end
         }
     )
+    if config.method in ("create", "create_pone", "create_uni"):
+        config.tune.space += (
+            ("loss.w_global", "log", 0.01, 1.0),
+            ("loss.w_bt", "log", 0.01, 1.0),
+            ("warmup.epochs", "choice", 0, 10, 30),
+        )
     if method == "bert4rec":
         config.seq.update(heads=2, feed_forward=4, dropout=0.1)
     elif method in ("create_pone", "create_uni"):

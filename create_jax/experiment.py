@@ -1,5 +1,6 @@
 """A run: select on validation, refit on everything up to the cut, test once."""
 
+import json
 import platform
 import subprocess
 import time
@@ -19,7 +20,8 @@ from create_jax.train import Fitted, Run, fit, say
 from create_jax.writers import JsonLines, check_writable, read_json, write_json
 
 # Settings that may differ when a run continues: they change no number.
-FREE_TO_CHANGE = ("data.path", "checkpoint.", "compare", "example")
+FREE_TO_CHANGE = ("data.path", "checkpoint.", "compare", "example", "tune.")
+FREE_IN_A_STUDY = ("data.path", "checkpoint.", "compare", "example", "tune.trials")
 
 
 class Opened(NamedTuple):
@@ -39,12 +41,12 @@ def train_and_evaluate(config, workdir: str) -> dict:
     settings.check(config)
     directory = Path(workdir).absolute()
     check_writable(directory)
-    _refuse_other_config(directory, config, FREE_TO_CHANGE)
+    refuse_other_config(directory, config, FREE_TO_CHANGE)
     result = read_json(directory / "result.json")
     if result is not None:
         say(f"{directory} holds a finished run")
         return result
-    opened = _open(config, directory)
+    opened = open_run(config, directory)
     fitted, selection = _select_and_refit(opened)
     result = _test(opened, fitted, selection)
     opened.run.lines.close()
@@ -64,12 +66,13 @@ def evaluate_again(config, workdir: str) -> dict:
             f"{directory}: no finished run here (no result.json); train it first with "
             "--mode=train, or name its directory with --workdir"
         )
-    _refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
-    opened = _open(config, directory)
+    refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
+    opened = open_run(config, directory)
     return _test(opened, *_select_and_refit(opened))
 
 
-def _open(config, directory: Path) -> Opened:
+def open_run(config, directory: Path) -> Opened:
+    """The data of a run, its directory made and marked with its config."""
     log = protocol.load(config)
     settings.check_log(config, log)
     split = protocol.make_split(config, log)
@@ -235,7 +238,7 @@ def _test(opened: Opened, fitted: Fitted | None, selection: dict | None) -> dict
 
 def show_example(config, workdir: str, least_history: int = 5) -> None:
     """Prints one real history and the ten items ranked first after it, by title."""
-    opened = _open(config, Path(workdir).absolute())
+    opened = open_run(config, Path(workdir).absolute())
     fitted, _ = _select_and_refit(opened)
     split, titles = opened.split, protocol.titles(config)
     holdout = split.test[config.eval.target]
@@ -286,7 +289,7 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
+def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
     """A run continues under its own config only; says what differs."""
     started = read_json(directory / "config.json")
     if started is None:
@@ -310,4 +313,4 @@ def _flat(tree: dict, prefix: str = ""):
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
+            yield prefix + key, json.loads(json.dumps(value))  # tuples become lists

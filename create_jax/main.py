@@ -24,10 +24,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "describe"],
+    ["train", "evaluate", "describe", "tune"],
     "train: learn, select on validation, refit on train + validation, test once; "
     "evaluate: rank the test queries again with a finished run's parameters; "
-    "describe: print the protocol and the counts of the data as JSON, train nothing.",
+    "describe: print the protocol and the counts of the data as JSON, train nothing; "
+    "tune: choose the settings of config.tune.space on validation, write a config.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where a run lives; default runs/<config>-<method>-<seed>."
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    from create_jax import experiment, protocol, report, settings
+    from create_jax import experiment, protocol, report, settings, tune
 
     config = _CONFIG.value
     settings.check(config)
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
         report.show([experiment.evaluate_again(config, workdir(config))])
+    elif _MODE.value == "tune":
+        tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
     else:
         runs = [config]
         for method in config.compare:

@@ -1,6 +1,7 @@
 """Checks a config before anything is loaded, and builds models and phases from it."""
 
 import importlib
+from functools import partial
 
 import numpy as np
 
@@ -82,15 +83,16 @@ AT_LEAST_ONE = (
 AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds")
 
 
+def read(config, key: str):
+    """The setting of a dotted name; KeyError where there is none."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
 def check(config) -> None:
     """Raises InputError for the first setting that cannot work."""
-
-    def value(key):
-        node = config
-        for part in key.split("."):
-            node = node[part]
-        return node
-
+    value = partial(read, config)
     for key, allowed in ONE_OF.items():
         if value(key) not in allowed:
             raise _bad(key, value(key), "one of " + ", ".join(allowed))

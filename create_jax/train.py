@@ -35,11 +35,15 @@ class Fitted(NamedTuple):
     progress: dict
 
 
-def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
+def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted:
     """Trains through all phases, validating on `holdout` where there is one.
 
     Epochs count through the phases. Early stopping counts from the last phase's start
     and returns the best parameters; without a holdout, the last parameters.
+
+    Args:
+      should_end: (epoch, score) -> bool, asked after each validation of the last phase:
+        a study's wish to end a run without promise (`progress["ended_early"]`).
     """
     config, mesh = run.config, run.mesh
     model = settings.make_model(config, train.n_users, train.n_items)
@@ -58,6 +62,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         "best_score": -1.0,
         "best_metrics": {},
         "finished": False,
+        "ended_early": False,
         "seconds": {"compile": 0.0, "train": 0.0, "eval": 0.0},
     }
     restored = checkpoints.restore_latest(state)
@@ -110,7 +115,7 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
         line = {"stage": stage, "epoch": epoch + 1, "phase": phase.name, "step": step}
         line |= {k: v / feed.steps for k, v in progress["sums"].items()}
         progress |= {"epoch": epoch + 1, "chunk": 0, "sums": {}}
-        last, score = epoch + 1 == total, -1.0
+        last, early, score = epoch + 1 == total, False, -1.0
         if validate is not None and ((epoch + 1) % config.eval.every == 0 or last):
             with _timed(seconds, "eval"):
                 metrics = validate(state.params, graph, phase)
@@ -120,12 +125,13 @@ def fit(run: Run, stage: str, phases, train, holdout) -> Fitted:
                 if score > progress["best_score"]:
                     progress |= {"best_epoch": epoch + 1, "best_score": score}
                     progress["best_metrics"] = metrics
+                early = should_end is not None and should_end(epoch + 1, score)
         better = progress["best_epoch"] == epoch + 1
         waited = epoch + 1 - max(progress["best_epoch"], last_phase_from)
         stop = (
             validate is not None and waited >= config.train.patience * config.eval.every
         )
-        progress["finished"] = last or stop
+        progress |= {"finished": last or stop or early, "ended_early": early}
         bar.update(epoch + 1 - bar.n)
         bar.set_postfix_str(_brief(line, config.eval.select_by), refresh=False)
         run.lines.write(line)

@@ -1,0 +1,251 @@
+"""`--mode=tune`: settings chosen on validation, never on test, by an Optuna study.
+
+A study is a directory: `study.log` (Optuna's journal, which processes may share),
+`trial-<n>/` with the metrics of each trial, and `best.py`, a config. The first trial is
+the config as it stands. Trials that do worse than the median of the others at the same
+epoch end early. Whoever comes after a killed process continues its trial from the last
+checkpoint: a lock says that nobody works on it any more.
+"""
+
+import fcntl
+import pprint
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from create_jax import experiment, settings, train
+from create_jax.errors import InputError
+from create_jax.train import say
+from create_jax.writers import JsonLines, check_writable, write_text
+
+KINDS = ("log", "uniform", "integer", "choice")
+
+
+class Dimension(NamedTuple):
+    """A setting to choose: `log`, `uniform` and `integer` have two ends, `choice` its
+    values."""
+
+    key: str
+    kind: str
+    values: tuple
+
+
+def make_space(config) -> list[Dimension]:
+    """The dimensions of `config.tune.space`; InputError for one that is wrong."""
+    space = []
+    for entry in config.tune.space:
+        text = f"config.tune.space has {entry!r}; expected "
+        if not isinstance(entry, tuple | list) or len(entry) < 3:
+            raise InputError(f"{text}(setting, kind, low, high) or (.., 'choice', ..)")
+        key, kind, *values = entry
+        if kind not in KINDS:
+            raise InputError(f"{text}a kind out of {', '.join(KINDS)}")
+        try:
+            start = settings.read(config, key)
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(f"{text}the name of a setting first") from None
+        ends = kind != "choice"
+        if ends and (len(values) != 2 or not values[0] < values[1]):
+            raise InputError(f"{text}a low and a higher end")
+        if kind == "log" and values[0] <= 0:
+            raise InputError(f"{text}ends above 0")
+        inside = values[0] <= start <= values[1] if ends else start in values
+        if not inside:
+            raise InputError(f"{text}{start!r} in it, the config's own and first trial")
+        space.append(Dimension(key, kind, tuple(values)))
+    if not space:
+        raise InputError("config.tune.space is empty; expected settings to choose")
+    return space
+
+
+def tune(config, workdir: str) -> Path:
+    """Runs trials until the study has `config.tune.trials`; writes and returns best.py.
+
+    Raises:
+      InputError: without the extra `tune`, without a validation part, for methods that
+        do not train, in a cluster, or if another study lives in the directory.
+    """
+    optuna = _import_optuna()
+    _refuse(config)
+    space = make_space(config)
+    directory = Path(workdir).absolute()
+    check_writable(directory)
+    experiment.refuse_other_config(directory, config, experiment.FREE_IN_A_STUDY)
+    opened = experiment.open_run(config, directory)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = optuna.storages.journal.JournalFileBackend(str(directory / "study.log"))
+    study = optuna.create_study(
+        study_name="tune",
+        storage=optuna.storages.JournalStorage(journal),
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
+        load_if_exists=True,
+    )
+    first = {one.key: settings.read(config, one.key) for one in space}
+    if not study.trials:
+        study.enqueue_trial(first)
+    while True:
+        found = _take(study, directory, config, optuna)
+        if found is None:
+            break
+        trial, lock = found
+        with lock:
+            _run(study, trial, opened, space, optuna)
+    opened.run.lines.close()
+    return _write_best(study, config, directory, space, optuna)
+
+
+def _import_optuna():
+    try:
+        import optuna
+    except ImportError:
+        raise InputError(
+            "--mode=tune needs optuna; pip install 'create_jax[tune]'"
+        ) from None
+    return optuna
+
+
+def _refuse(config) -> None:
+    settings.check(config)
+    if config.method in settings.MODEL_FREE:
+        raise InputError(f"{config.method} has nothing to tune over epochs")
+    if config.split.validation == "none":
+        raise InputError(
+            "config.split.validation is 'none'; tuning chooses on validation: set "
+            "--config.split.validation=by_time"
+        )
+    if jax.process_count() > 1:
+        raise InputError(
+            "--mode=tune was started on several processes of one cluster; start each "
+            "by itself, without --distributed, with the same --workdir"
+        )
+
+
+def _take(study, directory, config, optuna):
+    """A trial to work on and its lock: one that nobody works on any more, else a new
+    one; None when there are enough."""
+    states = optuna.trial.TrialState
+    ended = under_way = 0
+    for frozen in study.get_trials(deepcopy=False):
+        ended += frozen.state in (states.COMPLETE, states.PRUNED)
+        if frozen.state == states.RUNNING:
+            lock = _lock(directory, frozen.number)
+            if lock is not None:
+                return optuna.trial.Trial(study, frozen._trial_id), lock
+            under_way += 1
+    if ended + under_way >= config.tune.trials:
+        return None
+    # Seeded by the number of trials, so that one process repeats itself.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=1000 * config.seed + len(study.trials), n_startup_trials=5
+    )
+    trial = study.ask()
+    return trial, _lock(directory, trial.number)
+
+
+def _lock(directory: Path, number: int):
+    """The open lock file of a trial, or None where another process holds it. It falls
+    with the process."""
+    place = directory / f"trial-{number:04d}"
+    place.mkdir(exist_ok=True)
+    file = open(place / "lock", "w")  # noqa: SIM115  the caller closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _run(study, trial, opened, space, optuna) -> None:
+    """One trial: the `select` stage of a run with other settings."""
+    states = optuna.trial.TrialState
+    chosen = {one.key: _suggest(trial, one) for one in space}
+    config = opened.run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(chosen)
+    directory = opened.run.workdir / f"trial-{trial.number:04d}"
+    shown = ", ".join(f"{key}={_short(value)}" for key, value in chosen.items())
+    say(f"trial {trial.number}: {shown}")
+    known = set(study.trials[trial.number].intermediate_values)
+
+    def should_end(epoch: int, score: float) -> bool:
+        if epoch not in known:  # a continued trial says some again
+            trial.report(score, epoch)
+        return trial.should_prune()
+
+    lines = JsonLines(directory / "metrics.jsonl")
+    run = opened.run._replace(config=config, workdir=directory, lines=lines)
+    try:
+        settings.check(config)
+        phases = settings.make_phases(config)
+        progress = train.fit(
+            *(run, "select", phases, opened.split.train, opened.split.valid),
+            should_end=should_end,
+        ).progress
+    except InputError as error:  # these settings cannot work, or the loss ran away
+        say(f"trial {trial.number}: failed: {error}")
+        study.tell(trial, state=states.FAIL)
+        if sum(t.state == states.FAIL for t in study.trials) > 10:
+            raise InputError(
+                f"more than 10 trials failed, the last with: {error}"
+            ) from None
+    else:
+        trial.set_user_attr("best_epoch", progress["best_epoch"])
+        early = progress["ended_early"]
+        if early:
+            study.tell(trial, state=states.PRUNED)
+        else:
+            study.tell(trial, progress["best_score"])
+        by = f"{config.eval.select_by} {progress['best_score']:.4f}"
+        at = f"epoch {progress['best_epoch']}"
+        say(f"trial {trial.number}: {by} at {at}{', ended early' if early else ''}")
+    lines.close()
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _suggest(trial, one: Dimension):
+    if one.kind == "choice":
+        return trial.suggest_categorical(one.key, one.values)
+    if one.kind == "integer":
+        return trial.suggest_int(one.key, *one.values)
+    return trial.suggest_float(one.key, *one.values, log=one.kind == "log")
+
+
+def _short(value):
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _write_best(study, config, directory: Path, space, optuna) -> Path:
+    """best.py: the whole config of the best trial, and how it came about."""
+    states = optuna.trial.TrialState
+    if not study.get_trials(deepcopy=False, states=[states.COMPLETE]):
+        raise InputError(f"{directory}: no trial has ended; others work on them still")
+    best, by = study.best_trial, config.eval.select_by
+    chosen = {one.key: best.params[one.key] for one in space}
+    final = config.copy_and_resolve_references()
+    with final.unlocked():
+        final.update_from_flattened_dict(chosen)
+    ended = [t for t in study.trials if t.state.is_finished()]
+    about = (
+        f"{config.data.name}, {config.method}: trial {best.number} of {len(ended)}, "
+        f"validation {by} {best.value:.6f}"
+    )
+    lines = [f"  {key} = {value!r}" for key, value in chosen.items()]
+    text = [
+        f'"""{about}.\n',
+        "Chosen by --mode=tune:\n",
+        *lines,
+        '"""\n',
+        "from ml_collections import ConfigDict\n",
+        f"CONFIG = {pprint.pformat(final.to_dict(), width=86, sort_dicts=False)}\n\n",
+        "def get_config():",
+        "    return ConfigDict(CONFIG)\n",
+    ]
+    path = directory / "best.py"
+    write_text(path, "\n".join(text))
+    say(f"\nBest of {len(ended)} trials: {about}\n" + "\n".join(lines))
+    say(f"\npython -m create_jax.main --config={path}")
+    return path

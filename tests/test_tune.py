@@ -1,0 +1,195 @@
+"""Studies: trials with a training that is a formula, so that they take no time."""
+
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from configs import table
+from create_jax import train, tune
+from create_jax.errors import InputError
+
+optuna = pytest.importorskip("optuna", reason="the extra `tune` is not installed")
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [f"u{u},i{(u + t) % 9},{t}" for u in range(40) for t in range(u % 5, 16)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(["user,item,time", *rows]))
+    config = table.get_config("sasrec")
+    config.data.path = str(path)
+    config.tune.trials = 8
+    config.tune.space = (
+        ("optim.lr", "log", 1e-4, 1e-1),
+        ("seq.dropout", "uniform", 0.0, 0.5),
+        ("seq.blocks", "integer", 1, 4),
+        ("train.batch", "choice", 64, 256, 512),
+    )
+    return config
+
+
+def formula(config) -> float:
+    """Best where dropout and blocks are small; the batch decides the rest."""
+    score = 0.5 - config.seq.dropout / 4 - config.seq.blocks / 20
+    return score + config.train.batch / 10_000
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training; the list gets (workdir's name, settings, ended early)."""
+    calls = []
+
+    def fit(run, stage, phases, log, holdout, should_end=None):
+        assert stage == "select" and holdout.n_queries and len(log.users)
+        best, early = formula(run.config), False
+        for epoch in range(1, 6):
+            early = early or should_end(epoch, best * epoch / 5)
+        (run.workdir / "checkpoints").mkdir()
+        one = run.config
+        chosen = (one.optim.lr, one.seq.dropout, one.seq.blocks, one.train.batch)
+        calls.append((run.workdir.name, chosen, early))
+        progress = {"best_epoch": 5, "best_score": best, "ended_early": early}
+        return SimpleNamespace(progress=progress)
+
+    monkeypatch.setattr(train, "fit", fit)
+    return calls
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location("best", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_the_best_trial_becomes_a_config(config, trained, tmp_path, capsys):
+    path = tune.tune(config, str(tmp_path / "study"))
+    assert len(trained) == 8
+    start = (config.optim.lr, config.seq.dropout, config.seq.blocks, config.train.batch)
+    assert trained[0][1] == start  # the config as it stands comes first
+    for _, (lr, dropout, blocks, batch), _ in trained:
+        assert 1e-4 <= lr <= 1e-1 and 0 <= dropout <= 0.5
+        assert blocks in range(1, 5) and batch in (64, 256, 512)
+    assert len({chosen for _, chosen, _ in trained}) == 8
+    best = load(path)
+    whole = [chosen for _, chosen, early in trained if not early]
+    found = (best.optim.lr, best.seq.dropout, best.seq.blocks, best.train.batch)
+    assert found in whole
+    scores = []
+    for chosen in whole:
+        one = config.copy_and_resolve_references()
+        one.seq.dropout, one.seq.blocks, one.train.batch = chosen[1:]
+        scores.append(formula(one))
+    assert formula(best) == max(scores)
+    assert best.to_dict().keys() == config.to_dict().keys()
+    assert not list((tmp_path / "study").glob("trial-*/checkpoints"))
+    assert "--config=" in capsys.readouterr().out
+    # Again: nothing to do. More trials: only those.
+    tune.tune(config, str(tmp_path / "study"))
+    assert len(trained) == 8
+    config.tune.trials = 10
+    tune.tune(config, str(tmp_path / "study"))
+    assert [name for name, *_ in trained[8:]] == ["trial-0008", "trial-0009"]
+
+
+def test_a_killed_trial_is_continued_with_its_settings(config, monkeypatch, tmp_path):
+    calls = []
+
+    def fit(run, *_, should_end):
+        calls.append((run.workdir.name, run.config.seq.dropout))
+        should_end(1, 0.1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        progress = {"best_epoch": 1, "best_score": 0.1, "ended_early": False}
+        return SimpleNamespace(progress=progress)
+
+    monkeypatch.setattr(train, "fit", fit)
+    config.tune.trials = 4
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune(config, str(tmp_path / "study"))
+    tune.tune(config, str(tmp_path / "study"))
+    assert calls[3] == calls[2] == ("trial-0002", calls[2][1])
+    assert [name for name, _ in calls[3:]] == ["trial-0002", "trial-0003"]
+
+
+def test_a_trial_of_another_process_is_left_to_it(config, trained, tmp_path):
+    config.tune.trials = 2
+    folder = tmp_path / "study"
+    other = []
+
+    def fit(run, *_, should_end):
+        monkey.undo()  # while this trial is under way, another process comes
+        with pytest.raises(InputError, match="no trial has ended"):
+            config.tune.trials = 1
+            tune.tune(config, str(folder))
+        config.tune.trials = 2
+        tune.tune(config, str(folder))
+        other.extend(name for name, *_ in trained)
+        progress = {"best_epoch": 1, "best_score": 0.9, "ended_early": False}
+        return SimpleNamespace(progress=progress)
+
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(train, "fit", fit)
+        tune.tune(config, str(folder))
+    assert other == ["trial-0001"] and len(trained) == 1
+
+
+def test_trials_without_promise_end_early(config, trained, tmp_path):
+    config.tune.trials = 20
+    tune.tune(config, str(tmp_path / "study"))
+    assert any(early for *_, early in trained)
+    assert not any(early for *_, early in trained[:5])
+
+
+def test_settings_that_fail_do_not_end_a_study(config, trained, tmp_path, monkeypatch):
+    config.tune.space = (("seq.heads", "choice", 1, 3),)  # of 64 dimensions
+    config.tune.trials = 3
+    best = load(tune.tune(config, str(tmp_path / "study")))
+    assert best.seq.heads == 1
+
+    def fails(*_, **__):
+        raise InputError("the loss is not finite")
+
+    monkeypatch.setattr(train, "fit", fails)
+    with pytest.raises(InputError, match="more than 10 trials failed"):
+        tune.tune(config, str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    "entry, reason",
+    [
+        (("optim.speed", "log", 1e-3, 1e-2), "the name of a setting"),
+        (("optim.lr", "square", 1e-3, 1e-2), "a kind out of"),
+        (("optim.lr", "log", 0.0, 1e-2), "ends above 0"),
+        (("optim.lr", "uniform", 1.0, 0.5), "a low and a higher end"),
+        (("optim.lr", "uniform", 0.1, 0.5), "0.001 in it"),
+        ("optim.lr", "(setting, kind, low, high)"),
+    ],
+)
+def test_a_wrong_space_says_where(config, tmp_path, entry, reason):
+    config.tune.space = (entry,)
+    with pytest.raises(InputError) as caught:
+        tune.tune(config, str(tmp_path / "study"))
+    assert reason in str(caught.value) and "config.tune.space has" in str(caught.value)
+    assert not (tmp_path / "study").exists()
+
+
+def test_what_cannot_be_tuned_is_refused(config, tmp_path):
+    config.split.validation = "none"
+    with pytest.raises(InputError, match="validation is 'none'"):
+        tune.tune(config, str(tmp_path / "study"))
+    counting = table.get_config("mostpop")
+    with pytest.raises(InputError, match="nothing to tune"):
+        tune.tune(counting, str(tmp_path / "study"))
+
+
+def test_another_study_is_not_mixed_in(config, trained, tmp_path):
+    config.tune.trials = 1
+    tune.tune(config, str(tmp_path / "study"))
+    config.tune.space = config.tune.space[:1]
+    with pytest.raises(InputError, match="tune.space"):
+        tune.tune(config, str(tmp_path / "study"))
+    assert json.loads((tmp_path / "study" / "config.json").read_text())["config"]
