@@ -17,6 +17,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
         {
             "method": method or "create",
             "seed": 0,
+            "seeds": (),  # several: one run each, their mean and deviation; () = `seed`
             # Methods to run as well, for a table side by side.
             "compare": (),
             "data": {
@@ -149,7 +150,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "w_global": 0.1,  # (8)
                 "w_fused": 0.5,  # of mrgsrec's fused user
                 "w_bt": 0.2,  # of the alignment, whichever kind (7)
-                "token_chunk": 256,  # tokens whose logits exist at once
+                "token_chunk": 512,  # tokens whose logits exist at once
                 "whole_items": 131072,  # a larger catalogue is scored in parts,
                 "item_chunk": 4096,  # of so many items
             },

@@ -36,3 +36,84 @@ def draw(metrics: Path, picture: Path, select_by: str) -> bool:
         panel.legend(*panel.get_legend_handles_labels())
     figure.savefig(picture, dpi=120)
     return True
+
+
+# Settings whose effect the paper draws: figures 3, 4 and 5.
+STUDIED = {
+    "graph.last_frac": "share of each user's rows in the graph",
+    "graph.last_n": "last rows of each user in the graph",
+    "warmup.epochs": "epochs of warm-up",
+    "loss.w_bt": "weight of the alignment",
+}
+
+
+def draw_report(systems, out: Path, target: str, name: str) -> list[Path]:
+    """Pictures of a report: validation over epochs (figure 2 of the paper) and, where
+    systems differ in one studied setting alone, the test metric against it.
+
+    Args:
+      systems: of `report.load`. name: of the metric, as `ndcg@10`.
+
+    Returns:
+      The files written; none without the extra `plots`.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    written = []
+    for dataset in dict.fromkeys(system.dataset for system in systems):
+        own = [system for system in systems if system.dataset == dataset]
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        panel = figure.subplots()
+        for number, system in enumerate(own):
+            for run, folder in enumerate(system.folders):
+                epochs, values = _validation(folder / "metrics.jsonl", name)
+                label = system.label if run == 0 else None
+                if epochs:
+                    panel.plot(epochs, values, f"C{number % 10}", lw=1, label=label)
+        if panel.lines:
+            panel.set(xlabel="epoch", ylabel=f"validation {name}", title=dataset)
+            written.append(_save(figure, panel, out / f"{dataset}-curves.png"))
+        for key, text in STUDIED.items():
+            points = _points(own, key, target, name)
+            if len(points) < 2:
+                continue
+            figure = Figure(figsize=(5, 3.5), layout="constrained")
+            panel = figure.subplots()
+            values, means, spreads = zip(*points, strict=True)
+            panel.errorbar(values, means, spreads, fmt="o-", capsize=3, label=name)
+            panel.set(xlabel=text, ylabel=f"test {name}, percent", title=dataset)
+            written.append(_save(figure, panel, out / f"{dataset}-{key}.png"))
+    return written
+
+
+def _validation(path: Path, name: str) -> tuple[list, list]:
+    if not path.exists():
+        return [], []
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    key = f"valid/{name}"
+    points = [(x["epoch"], x[key]) for x in lines if key in x]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _points(systems, key, target, name) -> list[tuple]:
+    """(value, mean, deviation) of the largest group that differs in `key` alone."""
+    groups = {}
+    for system in systems:
+        if key in system.settings:
+            rest = {k: v for k, v in system.settings.items() if k != key}
+            values = [100 * r["test_by_target"][target][name] for r in system.results]
+            mean = sum(values) / len(values)
+            squares = sum((value - mean) ** 2 for value in values)
+            spread = (squares / max(len(values) - 1, 1)) ** 0.5
+            point = system.settings[key], mean, spread
+            groups.setdefault(json.dumps(rest, sort_keys=True), []).append(point)
+    return sorted(max(groups.values(), key=len, default=[]))
+
+
+def _save(figure, panel, path: Path) -> Path:
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120)
+    return path

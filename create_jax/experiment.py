@@ -20,8 +20,9 @@ from create_jax.train import Fitted, Run, fit, say
 from create_jax.writers import JsonLines, check_writable, read_json, write_json
 
 # Settings that may differ when a run continues: they change no number.
-FREE_TO_CHANGE = ("data.path", "checkpoint.", "compare", "example", "tune.")
-FREE_IN_A_STUDY = ("data.path", "checkpoint.", "compare", "example", "tune.trials")
+ALWAYS_FREE = ("data.path", "checkpoint.", "compare", "example", "seeds")
+FREE_TO_CHANGE = (*ALWAYS_FREE, "tune.")
+FREE_IN_A_STUDY = (*ALWAYS_FREE, "tune.trials")
 
 
 class Opened(NamedTuple):
@@ -48,11 +49,12 @@ def train_and_evaluate(config, workdir: str) -> dict:
         return result
     opened = open_run(config, directory)
     fitted, selection = _select_and_refit(opened)
-    result = _test(opened, fitted, selection)
+    result, ranks = test(opened, fitted, selection)
     opened.run.lines.close()
     if jax.process_index() == 0:
         picture, by = directory / "curves.png", config.eval.select_by
         curves.draw(opened.run.lines.path, picture, by)
+        np.savez_compressed(directory / "ranks.npz", **ranks)
     write_json(directory / "result.json", result)
     return result
 
@@ -68,7 +70,7 @@ def evaluate_again(config, workdir: str) -> dict:
         )
     refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
     opened = open_run(config, directory)
-    return _test(opened, *_select_and_refit(opened))
+    return test(opened, *_select_and_refit(opened))[0]
 
 
 def open_run(config, directory: Path) -> Opened:
@@ -102,7 +104,7 @@ def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
     """The model to test, and the progress of the stage that chose its length."""
     run, split, _ = opened
     if run.config.method == "svd":
-        return _fit_svd(opened)
+        return fit_svd(opened)
     if run.config.method in settings.COUNTING:
         return None, None
     phases, retrain = settings.make_phases(run.config), run.config.retrain.epochs
@@ -118,7 +120,7 @@ def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
     return fit(run, "refit", short, split.refit, None), chosen.progress
 
 
-def _fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
+def fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
     """PureSVD with the rank that does best on validation, from all rows to the cut."""
     (config, _, mesh, _), split, _ = opened
     start, chosen = time.monotonic(), None
@@ -204,22 +206,25 @@ def _rank(opened: Opened, fitted, holdout, rank) -> evaluate.Ranking:
     return evaluate.ask(rank, asker, params, graph)
 
 
-def _test(opened: Opened, fitted: Fitted | None, selection: dict | None) -> dict:
-    """Ranks the test queries of every target rule; the whole content of result.json."""
+def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
+    """Ranks the test queries of every target rule: the whole content of result.json,
+    and of ranks.npz, `<target>` and `<target>_users` [Q] for rules with one target."""
     config, split, facts = opened.run.config, opened.split, opened.facts
     start = time.monotonic()
     rank = _ranker(opened, fitted, split.test[config.eval.target].candidates)
-    by_target = {}
+    by_target, ranks = {}, {}
     for name, holdout in split.test.items():
         ranking = _rank(opened, fitted, holdout, rank)
         n_items = split.refit.n_items
         by_target[name] = evaluate.summarise(ranking, holdout, config.eval.ks, n_items)
+        if len(holdout.targets) == holdout.n_queries:
+            ranks |= {name: ranking.ranks, f"{name}_users": holdout.users}
     seconds = {"compile": 0.0, "train": 0.0, "eval": time.monotonic() - start}
     stages = [selection, fitted.progress if fitted else None]
     for progress in {id(p): p for p in stages if p}.values():
         for name, value in progress["seconds"].items():
             seconds[name] += value
-    return {
+    result = {
         "dataset": facts["dataset"],
         "method": config.method,
         "seed": config.seed,
@@ -234,6 +239,7 @@ def _test(opened: Opened, fitted: Fitted | None, selection: dict | None) -> dict
         "versions": _versions(),
         "git": _git_commit(),
     }
+    return result, ranks
 
 
 def show_example(config, workdir: str, least_history: int = 5) -> None:

@@ -40,7 +40,7 @@ def softmax_cross_entropy(
     *,
     n_items: int,
     axis_name: str | None = None,
-    token_chunk: int = 256,
+    token_chunk: int = 512,
     item_chunk: int = 65536,
 ) -> jax.Array:
     """Exact full softmax over items 1..I, averaged over tokens that have a target.
@@ -63,9 +63,11 @@ def softmax_cross_entropy(
 
 
 def _token_chunks(states, targets, most):
-    """[C, M, D] states and [C, M] targets, filled up with tokens without a target."""
-    chunk = min(most, -(-states.shape[0] // 8) * 8)
-    padding = -states.shape[0] % chunk
+    """[C, M, D] states and [C, M] targets in equal chunks of at most about `most`,
+    filled up with tokens without a target."""
+    chunks = -(-len(states) // most)
+    chunk = -(-len(states) // (8 * chunks)) * 8
+    padding = chunks * chunk - len(states)
     states = jnp.pad(states, ((0, padding), (0, 0)))
     targets = jnp.pad(targets, (0, padding))
     return states.reshape(-1, chunk, states.shape[1]), targets.reshape(-1, chunk)
@@ -97,7 +99,11 @@ def _forward(states, table, targets, n_items, item_chunk):
 
 
 def _softmax(states, table, real, n_items):
-    """Log-sums [C, M], their gradients [C, M, D] and [V, D] of tokens that are real."""
+    """Log-sums [C, M], their gradients [C, M, D] and [V, D] of tokens that are real.
+
+    The table's gradient is summed transposed: a product that contracts the second axis
+    of its left side is twice as fast on CPUs.
+    """
     items = table[1 : n_items + 1]
 
     def body(d_items, chunk):
@@ -110,11 +116,12 @@ def _softmax(states, table, real, n_items):
         scale = real / normaliser
         d_x = (exponentials @ items) * scale
         log_sums = (jnp.log(normaliser) + largest)[:, 0]
-        return d_items + exponentials.T @ (x * scale), (log_sums, d_x)
+        return d_items + (x * scale).T @ exponentials, (log_sums, d_x)
 
-    start = jnp.zeros_like(items)
+    start = jnp.zeros_like(items.T)
     d_items, (log_sums, d_states) = lax.scan(body, start, (states, real))
-    return log_sums, d_states, jnp.zeros_like(table).at[1 : n_items + 1].set(d_items)
+    d_table = jnp.zeros_like(table).at[1 : n_items + 1].set(d_items.T)
+    return log_sums, d_states, d_table
 
 
 def _softmax_in_parts(states, table, real, n_items, item_chunk):
@@ -151,11 +158,11 @@ def _softmax_in_parts(states, table, real, n_items, item_chunk):
         def body(d_rows, chunk):
             x, d_x, log_sum, real = chunk
             softmax = jnp.exp(x @ rows.T + bias - log_sum[:, None]) * real
-            return d_rows + softmax.T @ x, d_x + softmax @ rows
+            return d_rows + x.T @ softmax, d_x + softmax @ rows
 
-        zeros, chunks = jnp.zeros_like(rows), (states, d_states, log_sums, real)
+        zeros, chunks = jnp.zeros_like(rows.T), (states, d_states, log_sums, real)
         d_rows, d_states = lax.scan(body, zeros, chunks)
-        d_rows += lax.dynamic_slice_in_dim(d_table, first, item_chunk)
+        d_rows = d_rows.T + lax.dynamic_slice_in_dim(d_table, first, item_chunk)
         d_table = lax.dynamic_update_slice_in_dim(d_table, d_rows, first, 0)
         return (d_states, d_table), None
 
@@ -183,7 +190,7 @@ def all_item_ranking(
     *,
     n_items: int,
     axis_name: str | None = None,
-    token_chunk: int = 256,
+    token_chunk: int = 512,
 ) -> jax.Array:
     """Mean over tokens with a target and over all items of -log s(x_target - x_item).
 

@@ -63,28 +63,40 @@ def main(argv: list[str]) -> None:
         facts = protocol.describe(config, log, protocol.make_split(config, log))
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
-        report.show([experiment.evaluate_again(config, workdir(config))])
+        runs = runs_of(config, [config.method])
+        report.show([experiment.evaluate_again(c, workdir(c)) for c in runs])
     elif _MODE.value == "tune":
         tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
     else:
-        runs = [config]
-        for method in config.compare:
-            runs.append(config.copy_and_resolve_references())
-            runs[-1].method = method
-            settings.check(runs[-1])
+        runs = runs_of(config, [config.method, *config.compare])
         report.show([experiment.train_and_evaluate(c, workdir(c)) for c in runs])
         if config.example:
-            experiment.show_example(config, workdir(config))
+            experiment.show_example(runs[0], workdir(runs[0]))
+
+
+def runs_of(config, methods: list[str]) -> list:
+    """A config for each method and seed."""
+    from create_jax import settings
+
+    runs = []
+    for method in methods:
+        for seed in settings.seeds(config):
+            runs.append(config.copy_and_resolve_references())
+            runs[-1].update(method=method, seed=seed)
+            settings.check(runs[-1])
+    return runs
 
 
 def workdir(config) -> str:
-    """--workdir, or a directory named after what runs; methods never share one."""
+    """--workdir, or a directory named after what runs; methods and seeds never share
+    one."""
     if _WORKDIR.value is None:
         file = config_flags.get_config_filename(FLAGS["config"]).split(":")[0]
         return f"runs/{Path(file).stem}-{config.method}-{config.seed}"
-    main_method = _CONFIG.value.method
-    suffix = "" if config.method == main_method else f"-{config.method}"
-    return _WORKDIR.value + suffix
+    whole = _CONFIG.value
+    method = "" if config.method == whole.method else f"-{config.method}"
+    seed = f"-{config.seed}" if config.seeds else ""
+    return _WORKDIR.value + method + seed
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,6 +1,55 @@
-"""Results as a table for people."""
+"""Results as tables and pictures: python -m create_jax.report RUNS... [--out=DIR]
+
+RUNS are directories of finished runs, or directories full of them. Runs of one method
+and settings with several seeds become one line, mean and sample deviation; the paper's
+line stands below it. Each line is compared with the baseline by a paired bootstrap over
+users, p-values corrected for the number of comparisons in the report (Holm 1979).
+
+Writes DIR/report.md, DIR/report.csv and, with the extra `plots`, PNG figures.
+"""
+
+import argparse
+import csv
+import functools
+import io
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax import curves, metrics
+from create_jax.errors import InputError
 
 COLUMNS = ("ndcg", "recall", "mrr", "coverage")
+# Of a config, what does not make another system.
+NOT_A_SYSTEM = (
+    *("seed", "seeds", "compare", "example", "tune.", "checkpoint.", "data.path"),
+    *("train.chunk", "eval.batch", "eval.every"),
+)
+PAPER_DATA = {
+    "beauty": "Amazon Beauty",
+    "sports": "Amazon Sports",
+    "clothing": "Amazon Clothing",
+    "ml1m": "MovieLens-1M",
+    "yambda": "Yambda-50M likes",
+}
+PAPER_SYSTEMS = {
+    "sasrec": "SASRec",
+    "bert4rec": "BERT4Rec",
+    "mrgsrec": "MRGSRec",
+    "svd": "SVD",
+    "random": "Random",
+    "poprnd": "PopRnd",
+    "lightgcn": "LightGCN",
+    "ultragcn": "UltraGCN",
+    "create": "CREATE",
+}
+
+
+# --- for the console ------------------------------------------------------------------
 
 
 def show(results: list[dict]) -> None:
@@ -9,18 +58,19 @@ def show(results: list[dict]) -> None:
 
 
 def table(results: list[dict]) -> str:
-    """One line a run and target; metrics in percent, the protocol above them."""
+    """One line a method and target; metrics in percent, the protocol above them. Of
+    several seeds, mean and sample deviation."""
     first = results[0]
-    protocol, data = first["protocol"], first["data"]
-    ks = protocol["ks"]
+    ks = first["protocol"]["ks"]
     names = [f"{column}@{k}" for k in ks for column in COLUMNS]
     names = [name for name in names if name in first["test"]]
     head = ["method", "target", *names]
+    methods = list(dict.fromkeys(result["method"] for result in results))
     rows = [
-        [result["method"], target, *(f"{100 * metrics[name]:.2f}" for name in names)]
+        [method, target, *(percent(found, target, name) for name in names)]
         for target in first["test_by_target"]
-        for result in results
-        for metrics in [result["test_by_target"][target]]
+        for method in methods
+        for found in [[r for r in results if r["method"] == method]]
     ]
     widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
     lines = [
@@ -30,11 +80,316 @@ def table(results: list[dict]) -> str:
         )
         for row in [head, *rows]
     ]
+    return "\n".join(["", about(first), *lines, ""])
+
+
+def about(result: dict) -> str:
+    """The data and protocol of a result in one line."""
+    protocol, data = result["protocol"], result["data"]
     cut = f", q {protocol['q_test']}" if protocol["kind"] == "global_temporal" else ""
-    title = (
-        f"{first['dataset']}, test, percent ({protocol['kind']}{cut}; "
+    return (
+        f"{result['dataset']}, test, percent ({protocol['kind']}{cut}; "
         f"{data['test_queries']:,} queries with target {protocol['target']}; "
         f"ties {protocol['ties']}; seen items "
         f"{'hidden' if protocol['filter_seen'] else 'ranked'})"
     )
-    return "\n".join(["", title, *lines, ""])
+
+
+def percent(results: list[dict], target: str, name: str) -> str:
+    """The mean of a metric over runs in percent, ± the sample deviation of several."""
+    values = 100 * np.array([r["test_by_target"][target][name] for r in results])
+    spread = f" ±{values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{spread}"
+
+
+# --- runs -----------------------------------------------------------------------------
+
+
+class System(NamedTuple):
+    """Runs that differ in their seeds alone.
+
+    label: the method and what else sets it apart. settings: the flat config.
+    """
+
+    label: str
+    dataset: str
+    settings: dict
+    results: list[dict]
+    folders: list[Path]
+
+
+def find_runs(places: list[str]) -> list[Path]:
+    """The directories with a result.json at or right below the places."""
+    found = []
+    for place in map(Path, places):
+        below = [place, *sorted(place.glob("*"))] if place.is_dir() else []
+        runs = [folder for folder in below if (folder / "result.json").exists()]
+        if not runs:
+            raise InputError(
+                f"{place}: found no result.json in it or right below it; expected a "
+                "finished run or a directory of them"
+            )
+        found += [folder for folder in runs if folder not in found]
+    return found
+
+
+def load(folders: list[Path]) -> list[System]:
+    """Runs grouped by data, method and settings, in the order they were given."""
+    groups = {}
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        started = json.loads((folder / "config.json").read_text())
+        flat = dict(_flat(started["config"]))
+        flat = {k: v for k, v in flat.items() if not k.startswith(NOT_A_SYSTEM)}
+        key = result["dataset"], result["method"], json.dumps(flat, sort_keys=True)
+        groups.setdefault(key, []).append((result, flat, folder))
+    systems = []
+    for (dataset, method, _), runs in groups.items():
+        seeds = [result["seed"] for result, *_ in runs]
+        if len(set(seeds)) < len(seeds):
+            raise InputError(
+                f"{runs[0][2]} and others have the same seed and settings; give each "
+                "run once"
+            )
+        others = [g[0][1] for key, g in groups.items() if key[:2] == (dataset, method)]
+        settings = runs[0][1]
+        apart = [k for k in settings if any(o.get(k) != settings[k] for o in others)]
+        label = ", ".join([method, *(f"{k}={_show(settings[k])}" for k in apart)])
+        results, folders = [run[0] for run in runs], [run[2] for run in runs]
+        systems.append(System(label, dataset, settings, results, folders))
+    return systems
+
+
+def _flat(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _show(value):
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def per_user(system: System, target: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(users [Q], a metric of each, mean over seeds [Q]) from the saved ranks."""
+    metric, k = name.split("@")
+    values, users = [], None
+    for folder in system.folders:
+        with np.load(folder / "ranks.npz") as file:
+            if target not in file:
+                raise InputError(f"{folder}: its ranks have no target {target!r}")
+            values.append(metrics.from_ranks(file[target], int(k))[f"{metric}@{k}"])
+            users = file[f"{target}_users"]
+    return users, np.mean(values, axis=0)
+
+
+# --- claims ---------------------------------------------------------------------------
+
+
+class Claim(NamedTuple):
+    """A difference to the baseline, in percent points, over the same users.
+
+    low, high: the 95% interval. p: two-sided, of a difference of zero. holm: p
+    corrected for all claims of the report.
+    """
+
+    dataset: str
+    label: str
+    baseline: str
+    difference: float
+    relative: float
+    low: float
+    high: float
+    p: float
+    holm: float = 1.0
+
+
+def bootstrap(differences, users, resamples: int, seed: int = 0):
+    """(low, high, p) of the mean of paired differences [Q], by percentiles.
+
+    Users are drawn, each with all queries of theirs. p is twice the share of resampled
+    means on the other side of zero.
+    """
+    rng = np.random.default_rng(seed)
+    _, owner = np.unique(users, return_inverse=True)
+    sums, counts = np.bincount(owner, differences), np.bincount(owner)
+    n, means = len(sums), np.empty(resamples)
+    for place in range(resamples):
+        drawn = rng.integers(0, n, n)
+        means[place] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.percentile(means, [2.5, 97.5])
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return low, high, min(1.0, 2 * (tail + 1) / (resamples + 1))
+
+
+def holm(values: list[float]) -> list[float]:
+    """p-values corrected step by step (Holm 1979), in the order given."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for place, number in enumerate(np.argsort(values)):
+        largest = max(largest, min(1.0, (len(values) - place) * values[number]))
+        corrected[number] = largest
+    return corrected
+
+
+def make_claims(systems, baseline: str, target: str, name: str, resamples: int):
+    """Every system against the baseline of its data set, if that is there once."""
+    claims = []
+    for dataset in dict.fromkeys(system.dataset for system in systems):
+        own = [system for system in systems if system.dataset == dataset]
+        bases = [s for s in own if baseline in (s.label, s.results[0]["method"])]
+        if len(bases) != 1:
+            continue
+        base_users, base = per_user(bases[0], target, name)
+        for system in own:
+            if system is bases[0]:
+                continue
+            users, values = per_user(system, target, name)
+            if not np.array_equal(users, base_users):
+                raise InputError(
+                    f"{system.folders[0]} and {bases[0].folders[0]} were tested on "
+                    "different users; compare runs of one protocol"
+                )
+            gap = 100 * (values - base)
+            low, high, p = bootstrap(gap, users, resamples)
+            relative = 100 * (values.mean() / max(base.mean(), 1e-12) - 1)
+            labels = dataset, system.label, bases[0].label
+            claims.append(Claim(*labels, gap.mean(), relative, low, high, p))
+    corrected = holm([claim.p for claim in claims])
+    return [c._replace(holm=p) for c, p in zip(claims, corrected, strict=True)]
+
+
+# --- documents ------------------------------------------------------------------------
+
+
+@functools.cache
+def paper_tables() -> dict:
+    """Tables 2 to 5 of the paper, in percent: [mean, deviation or None]."""
+    file = resources.files("create_jax").joinpath("paper_tables.json")
+    return json.loads(file.read_text())
+
+
+def paper_row(system: System) -> dict | None:
+    """The paper's line of a system (Table 2): metric -> [mean, deviation or None]."""
+    method, settings = system.results[0]["method"], system.settings
+    of_table_2 = method != "create" or (
+        settings["seq.encoder"] == "sasrec"
+        and settings["graph.encoder"] == "ultragcn"
+        and settings["align.kind"] == "barlow_twins"
+    )
+    of_data = paper_tables()["table 2"].get(PAPER_DATA.get(system.dataset), {})
+    return of_data.get(PAPER_SYSTEMS.get(method)) if of_table_2 else None
+
+
+def markdown(systems: list[System], claims: list[Claim], target: str, name: str) -> str:
+    """The tables of all data sets, and the claims."""
+    parts = ["# Results", "Percent; mean ± sample deviation over seeds."]
+    for dataset in dict.fromkeys(system.dataset for system in systems):
+        own = [system for system in systems if system.dataset == dataset]
+        first = own[0].results[0]
+        for rule in first["test_by_target"]:
+            names = [
+                n for n in first["test_by_target"][rule] if not n.startswith("mrr")
+            ]
+            rows = []
+            for system in own:
+                cells = [percent(system.results, rule, n) for n in names]
+                rows.append([system.label, len(system.results), *cells])
+                paper = paper_row(system)
+                if paper and rule == first["protocol"]["target"]:
+                    cells = [_paper_cell(paper.get(n)) for n in names]
+                    rows.append(["*as the paper prints it*", "", *cells])
+            parts += [f"## {dataset}, target {rule}"]
+            if rule == first["protocol"]["target"]:
+                parts.append(about(first))
+            parts.append(markdown_table(["system", "seeds", *names], rows))
+    if claims:
+        rows = [
+            [
+                *(c.dataset, f"{c.label} - {c.baseline}"),
+                *(f"{c.difference:+.3f}", f"{c.relative:+.1f}%"),
+                *(f"{c.low:+.3f} .. {c.high:+.3f}", f"{c.p:.4f}", f"{c.holm:.4f}"),
+            ]
+            for c in claims
+        ]
+        text = (
+            f"{name}, target {target}, percent points: paired bootstrap over users of "
+            "the mean over seeds; p two-sided, then corrected by Holm over this table. "
+            "The interval is over users; how much seeds differ is above."
+        )
+        head = ["data", "difference", "points", "relative", "95%", "p", "Holm"]
+        parts += ["## Differences", text, markdown_table(head, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _paper_cell(value) -> str:
+    if value is None:
+        return ""
+    mean, deviation = value
+    return f"*{mean:g}*" if deviation is None else f"*{mean:g} ±{deviation:g}*"
+
+
+def markdown_table(head: list, rows: list[list]) -> str:
+    """A head and rows of anything."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def comma_separated(systems: list[System]) -> str:
+    """One line a data set, system, target and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ("dataset", "system", "target", "metric", "mean", "deviation", "seeds")
+    writer.writerow([*head, "paper"])
+    for system in systems:
+        paper = paper_row(system) or {}
+        first = system.results[0]
+        for target, found in first["test_by_target"].items():
+            for name in found:
+                values = [r["test_by_target"][target][name] for r in system.results]
+                spread = f"{np.std(values, ddof=1):.6f}" if len(values) > 1 else ""
+                mean = f"{np.mean(values):.6f}"
+                row = [system.dataset, system.label, target, name, mean, spread]
+                main = target == first["protocol"]["target"]
+                printed = paper[name][0] if main and name in paper else ""
+                writer.writerow([*row, len(values), printed])
+    return text.getvalue()
+
+
+def write(systems, claims, out: Path, target: str, name: str) -> str:
+    """All files of a report; returns the Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = markdown(systems, claims, target, name)
+    (out / "report.md").write_text(text)
+    (out / "report.csv").write_text(comma_separated(systems))
+    curves.draw_report(systems, out, target, name)
+    return text
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUNS")
+    parser.add_argument("--out", type=Path, help="directory for the files")
+    parser.add_argument("--baseline", default="sasrec", help="method or label")
+    parser.add_argument("--target", default="last")
+    parser.add_argument("--metric", default="ndcg@10")
+    parser.add_argument("--resamples", type=int, default=10_000)
+    flags = parser.parse_intermixed_args(arguments)
+    try:
+        systems = load(find_runs(flags.runs))
+        rule = flags.target, flags.metric
+        claims = make_claims(systems, flags.baseline, *rule, flags.resamples)
+        if flags.out:
+            text = write(systems, claims, flags.out, *rule)
+        else:
+            text = markdown(systems, claims, *rule)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -124,6 +124,7 @@ def check(config) -> None:
         raise _bad(
             "eval.select_by", config.eval.select_by, "one of " + ", ".join(names)
         )
+    seeds(config)
     for method in config.compare:
         if method not in METHODS:
             raise _bad("compare", method, "methods: " + ", ".join(METHODS))
@@ -161,6 +162,20 @@ def check(config) -> None:
                 f"{' and '.join(needs)} needs real times; use "
                 "--config.split.kind=leave_one_out and a graph without times"
             )
+
+
+def seeds(config) -> list[int]:
+    """The seeds to run: those of `--config.seeds=0,1` or `=[0,1]`, else `config.seed`.
+
+    Raises InputError for what is no seed, or there twice.
+    """
+    given = config.seeds
+    if len(given) == 1 and isinstance(given[0], tuple | list):
+        given = given[0]  # the command line wraps a list into a tuple
+    whole = all(isinstance(seed, int) and seed >= 0 for seed in given)
+    if not whole or len(set(given)) < len(given):
+        raise _bad("seeds", config.seeds, "different whole numbers from 0")
+    return list(given) or [config.seed]
 
 
 def check_log(config, log) -> None:

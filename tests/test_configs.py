@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from configs import common
 from create_jax import settings
 from create_jax.errors import InputError
 
@@ -63,3 +64,20 @@ def test_a_setting_out_of_range_is_named(key):
         settings.check(config)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [(0, 2, 5), ([0, 2, 5],)])
+def test_seeds_are_given_as_a_tuple_or_a_list(given):
+    config = common.get_config("sasrec")
+    assert settings.seeds(config) == [0]
+    config.seeds = given
+    settings.check(config)
+    assert settings.seeds(config) == [0, 2, 5]
+
+
+@pytest.mark.parametrize("given", [(1, 1), (-1,), ("a",), (0.5,)])
+def test_what_is_no_seed_is_refused(given):
+    config = common.get_config("sasrec")
+    config.seeds = given
+    with pytest.raises(InputError, match="config.seeds is"):
+        settings.check(config)

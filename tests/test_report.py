@@ -1,0 +1,206 @@
+"""Reports of many runs: groups, deviations, the bootstrap, and what is written."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from create_jax import metrics, report
+from create_jax.errors import InputError
+
+QUERIES = 400
+TARGETS = ("last", "first")
+
+
+def make_run(folder, method, seed, ranks, dataset="beauty", users=None, **settings):
+    """A finished run whose metrics follow from its ranks."""
+    folder.mkdir(parents=True)
+    by_target = {}
+    for target in TARGETS:
+        found = {}
+        for k in (10, 100):
+            values = metrics.from_ranks(ranks, k)
+            found |= {name: float(value.mean()) for name, value in values.items()}
+            found[f"coverage@{k}"] = 0.5
+        by_target[target] = found
+    result = {
+        "dataset": dataset,
+        "method": method,
+        "seed": seed,
+        "protocol": {
+            "kind": "global_temporal",
+            "q_test": 0.8,
+            "target": "last",
+            "ties": "file",
+            "filter_seen": True,
+            "ks": [10, 100],
+        },
+        "data": {"test_queries": QUERIES},
+        "test": by_target["last"],
+        "test_by_target": by_target,
+    }
+    config = {
+        "method": method,
+        "seed": seed,
+        "seq": {"encoder": "sasrec"},
+        "graph": {"encoder": "ultragcn"},
+        "align": {"kind": "barlow_twins"},
+        "warmup": {"epochs": 10},
+        "loss": {"w_bt": 0.2},
+        "data": {"path": f"somewhere/{seed}"},
+    }
+    for key, value in settings.items():
+        group, name = key.split("__")
+        config[group][name] = value
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    lines = [{"epoch": e, "valid/ndcg@10": e / 100, "stage": "select"} for e in (1, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    users = np.arange(QUERIES) if users is None else users
+    arrays = {name: value for t in TARGETS for name, value in ((t, ranks),)}
+    arrays |= {f"{target}_users": users for target in TARGETS}
+    np.savez_compressed(folder / "ranks.npz", **arrays)
+
+
+def ranks_like(seed, better=0):
+    """Ranks from 0 to 199; `better` users more of a hundred have the first place."""
+    rng = np.random.default_rng(seed)
+    ranks = rng.integers(0, 200, QUERIES)
+    ranks[rng.random(QUERIES) < better / 100] = 0
+    return ranks.astype(np.int32)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / f"a/sasrec-{seed}", "sasrec", seed, ranks_like(seed))
+        ranks = ranks_like(10 + seed, better=10)
+        make_run(tmp_path / f"a/create-{seed}", "create", seed, ranks)
+        make_run(
+            *(tmp_path / f"b/short-{seed}", "create", seed, ranks_like(20 + seed)),
+            warmup__epochs=0,
+        )
+    return tmp_path
+
+
+def test_runs_of_one_system_are_a_line_and_its_label_says_what_differs(runs):
+    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
+    labels = [(system.label, len(system.results)) for system in systems]
+    assert sorted(labels) == [
+        ("create, warmup.epochs=0", 3),
+        ("create, warmup.epochs=10", 3),
+        ("sasrec", 3),
+    ]
+    (sasrec,) = [system for system in systems if system.label == "sasrec"]
+    values = [100 * r["test"]["ndcg@10"] for r in sasrec.results]
+    expected = f"{np.mean(values):.2f} ±{np.std(values, ddof=1):.2f}"
+    assert report.percent(sasrec.results, "last", "ndcg@10") == expected
+    alone = report.load(report.find_runs([str(runs / "a")]))
+    assert sorted(system.label for system in alone) == ["create", "sasrec"]
+
+
+def test_the_paper_stands_below_its_systems_only(runs):
+    systems = report.load(report.find_runs([str(runs / "a")]))
+    rows = {system.label: report.paper_row(system) for system in systems}
+    assert rows["sasrec"]["ndcg@10"] == [1.87, 0.01]
+    assert rows["create"]["coverage@100"] == [95.37, 1.04]
+    other = systems[0]._replace(dataset="movietweetings")
+    assert report.paper_row(other) is None
+    (create,) = [system for system in systems if system.label == "create"]
+    changed = create._replace(settings=create.settings | {"align.kind": "infonce"})
+    assert report.paper_row(changed) is None
+    text = report.markdown(systems, [], "last", "ndcg@10")
+    assert text.count("*as the paper prints it*") == 2  # of the main target
+    assert "*1.87 ±0.01*" in text
+
+
+def test_the_bootstrap_is_the_normal_interval_of_many_users():
+    values = np.random.default_rng(0).normal(0.3, 2.0, 5000)
+    users = np.arange(5000)
+    low, high, p = report.bootstrap(values, users, 4000)
+    half = 1.96 * values.std() / np.sqrt(5000)
+    np.testing.assert_allclose([low, high], values.mean() + [-half, half], atol=0.006)
+    assert p < 0.01
+    balanced = values - values.mean()
+    assert report.bootstrap(balanced, users, 4000)[2] > 0.9
+    assert report.bootstrap(np.ones(50), users[:50], 999)[2] == pytest.approx(2 / 1000)
+    assert report.bootstrap(np.zeros(50), users[:50], 999)[2] == 1.0
+    assert report.bootstrap(-values, users, 4000)[2] == pytest.approx(p, abs=0.003)
+
+
+def test_users_are_drawn_with_all_their_queries():
+    values = np.repeat(np.random.default_rng(0).normal(0, 1, 500), 4)
+    users = np.repeat(np.arange(500), 4)
+    low, high, _ = report.bootstrap(values, users, 2000)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 500**0.5, rel=0.1)
+
+
+def test_holm_of_a_known_example():
+    found = report.holm([0.01, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
+    assert report.holm([0.9, 0.8]) == [1.0, 1.0] and report.holm([]) == []
+
+
+def test_claims_are_paired_and_corrected(runs):
+    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
+    claims = report.make_claims(systems, "sasrec", "last", "ndcg@10", 2000)
+    better, same = sorted(claims, key=lambda claim: -claim.difference)
+    assert better.label == "create, warmup.epochs=10" and better.holm < 0.01
+    assert better.low > 0 and better.low < better.difference < better.high
+    assert same.p > 0.05 and same.low < 0 < same.high
+    assert better.holm == min(1.0, 2 * better.p)
+    users, create = report.per_user(systems[0], "last", "ndcg@10")
+    assert len(users) == len(create) == QUERIES
+    # A label can be the baseline too; without one there is nothing to claim.
+    one = report.make_claims(systems, "create, warmup.epochs=0", "last", "mrr@10", 99)
+    assert {claim.baseline for claim in one} == {"create, warmup.epochs=0"}
+    assert report.make_claims(systems, "create", "last", "ndcg@10", 99) == []
+
+
+def test_all_files_are_written(runs, capsys):
+    pytest.importorskip("matplotlib")
+    out = runs / "out"
+    arguments = [str(runs / "a"), str(runs / "b"), f"--out={out}", "--resamples=200"]
+    assert report.main(arguments) == 0
+    assert (out / "report.md").read_text() == capsys.readouterr().out[:-1]
+    with open(out / "report.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(TARGETS) * 8
+    printed = {(r["system"], r["target"], r["metric"]): r["paper"] for r in rows}
+    assert printed["sasrec", "last", "ndcg@10"] == "1.87"
+    assert printed["sasrec", "first", "ndcg@10"] == ""
+    pictures = {path.name for path in out.glob("*.png")}
+    assert pictures == {"beauty-curves.png", "beauty-warmup.epochs.png"}
+
+
+@pytest.mark.parametrize("mistake", ["empty", "twice", "users", "target"])
+def test_mistakes_are_one_line(runs, capsys, mistake):
+    arguments = [str(runs / "a"), "--resamples=50"]
+    if mistake == "empty":
+        (runs / "empty").mkdir()
+        arguments.append(str(runs / "empty"))
+    elif mistake == "twice":
+        make_run(runs / "c", "sasrec", 0, ranks_like(5))
+        arguments.append(str(runs / "c"))
+    elif mistake == "users":
+        others = np.arange(QUERIES)[::-1]
+        make_run(runs / "c", "svd", 0, ranks_like(5), users=others)
+        arguments.append(str(runs / "c"))
+    else:
+        arguments.append("--target=all")
+    assert report.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    reason = dict(
+        empty="found no result.json",
+        twice="same seed and settings",
+        users="different users",
+        target="no target 'all'",
+    )
+    assert reason[mistake] in said
+
+
+def test_unknown_runs_of_a_report_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match="found no result.json"):
+        report.find_runs([str(tmp_path / "nowhere")])
