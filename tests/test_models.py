@@ -12,7 +12,7 @@ from configs.common import get_config
 from create_jax import losses, settings
 from create_jax.data.graph import EdgeBatch, Pairs
 from create_jax.data.packing import Batch
-from create_jax.models import create
+from create_jax.models import create, transformer
 
 USERS, ITEMS, LENGTH = 6, 12, 7
 
@@ -430,3 +430,24 @@ def test_the_lightgcn_loss_is_bpr_on_propagated_and_decay_on_ego_vectors():
     norms = (own_users[u] ** 2 + own_items[i] ** 2 + own_items[j] ** 2).sum(1)
     expected = (np.log1p(np.exp(-gap)) + 1e-4 * 0.5 * norms)[:2].mean()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_dropout_zeros_its_share_and_keeps_the_mean(rate):
+    module, x = transformer.Dropout(rate), jnp.full((7, 50, 301), 2.0)
+
+    def drop(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return np.asarray(module.apply({}, x, True, rngs=rngs))
+
+    first, other = drop(0), drop(1)
+    spread = (rate * (1 - rate) / x.size) ** 0.5
+    for values in (first, other):
+        assert abs((values == 0).mean() - rate) < 4 * spread
+        np.testing.assert_allclose(values[values > 0], 2 / (1 - rate), rtol=2e-5)
+    # Neighbours, which share a word, and two draws know nothing of each other.
+    both = (first == 0).reshape(-1)
+    for pair in ((both[:-1], both[1:]), (both, (other == 0).reshape(-1))):
+        assert abs(np.corrcoef(*pair)[0, 1]) < 4 / x.size**0.5
+    np.testing.assert_array_equal(module.apply({}, x, False), x)
+    np.testing.assert_array_equal(transformer.Dropout(0.0).apply({}, x, True), x)

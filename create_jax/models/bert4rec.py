@@ -4,7 +4,12 @@ from functools import partial
 
 import flax.linen as nn
 
-from create_jax.models.transformer import Attention, initializer, segment_mask
+from create_jax.models.transformer import (
+    Attention,
+    Dropout,
+    initializer,
+    segment_mask,
+)
 
 OBJECTIVE = "masked"
 
@@ -29,7 +34,7 @@ class Encoder(nn.Module):
         dense = partial(nn.Dense, kernel_init=initializer)
 
         def drop(x):
-            return nn.Dropout(self.dropout)(x, deterministic=not train)
+            return Dropout(self.dropout)(x, train)
 
         table = self.param("positions", initializer, (self.max_len, width))
         mask = segment_mask(segments, causal=False)

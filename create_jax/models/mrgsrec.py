@@ -16,7 +16,12 @@ import jax.numpy as jnp
 
 from create_jax import losses
 from create_jax.models import create
-from create_jax.models.transformer import Attention, initializer, segment_mask
+from create_jax.models.transformer import (
+    Attention,
+    Dropout,
+    initializer,
+    segment_mask,
+)
 
 READS_EDGES = False
 OBJECTIVE = "next"
@@ -56,7 +61,7 @@ class Encoder(nn.Module):
             return nn.LayerNorm(epsilon=1e-9, name=name)
 
         def drop(x):
-            return nn.Dropout(self.dropout)(x, deterministic=not train)
+            return Dropout(self.dropout)(x, train)
 
         def dense(width, name):
             return nn.Dense(width, kernel_init=initializer, name=name)

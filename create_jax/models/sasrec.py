@@ -3,7 +3,12 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from create_jax.models.transformer import Attention, initializer, segment_mask
+from create_jax.models.transformer import (
+    Attention,
+    Dropout,
+    initializer,
+    segment_mask,
+)
 
 OBJECTIVE = "next"
 
@@ -32,7 +37,7 @@ class Encoder(nn.Module):
             return nn.LayerNorm(epsilon=1e-8, name=name)
 
         def drop(x):
-            return nn.Dropout(self.dropout)(x, deterministic=not train)
+            return Dropout(self.dropout)(x, train)
 
         def dense(name, multiple=1):
             return nn.Dense(multiple * width, kernel_init=initializer, name=name)
