@@ -69,13 +69,13 @@ def test_views_stay_with_their_sequences_and_reach_the_loss():
         # Somewhere in the log the view's last item is followed by the target.
         follows = (ITEMS[:-1] == last) & (ITEMS[1:] == item) & (USERS[:-1] == USERS[1:])
         assert follows.any()
-    params = create.init(model, 0)
 
     def loss(params):
         key = jax.random.key(0)
         return create.total_loss(model, phase, params, batch, (), key)
 
-    (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    params = jax.jit(lambda: create.init(model, 0))()
+    (value, parts), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert set(parts) == {"local", "align"} and np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 

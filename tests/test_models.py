@@ -451,3 +451,17 @@ def test_dropout_zeros_its_share_and_keeps_the_mean(rate):
         assert abs(np.corrcoef(*pair)[0, 1]) < 4 / x.size**0.5
     np.testing.assert_array_equal(module.apply({}, x, False), x)
     np.testing.assert_array_equal(transformer.Dropout(0.0).apply({}, x, True), x)
+
+
+def test_causal_attention_in_blocks_is_causal_attention(monkeypatch):
+    segments = jnp.array([[1] * 4 + [2] * 5 + [0] * 2, [1] * 11])
+    x = jax.random.normal(jax.random.key(0), (2, 11, 8))
+    mask = transformer.segment_mask(segments, causal=True)
+    whole = transformer.Attention(2, 0.0)
+    params = whole.init(jax.random.key(1), x, x, mask, False)
+    expected = whole.apply(params, x, x, mask, False)
+    blocks = transformer.Attention(2, 0.0, causal=True)
+    for size in (1, 3, 5, 11):
+        monkeypatch.setattr(transformer, "QUERY_BLOCK", size)
+        found = jax.jit(blocks.apply, static_argnums=4)(params, x, x, mask, False)
+        np.testing.assert_allclose(found, expected, atol=1e-6)

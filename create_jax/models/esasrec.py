@@ -43,7 +43,9 @@ class Encoder(nn.Module):
         x = drop(x + table[positions])
         for block in range(self.blocks):
             y = norm(name=f"attention_norm_{block}")(x)
-            attention = Attention(self.heads, self.dropout, name=f"attention_{block}")
+            attention = Attention(
+                self.heads, self.dropout, causal=True, name=f"attention_{block}"
+            )
             gate = nn.sigmoid(dense(width, name=f"attention_gate_{block}")(x))
             x += gate * drop(attention(y, y, mask, train))
             y = norm(name=f"feed_forward_norm_{block}")(x)

@@ -48,7 +48,9 @@ class Encoder(nn.Module):
         x = drop(x * jnp.sqrt(width).astype(x.dtype) + table[positions]) * real
         for block in range(self.blocks):
             q = norm(f"attention_norm_{block}")(x)
-            attention = Attention(self.heads, self.dropout, name=f"attention_{block}")
+            attention = Attention(
+                self.heads, self.dropout, causal=True, name=f"attention_{block}"
+            )
             y = norm(f"feed_forward_norm_{block}")(q + attention(q, x, mask, train))
             inner = dense(f"feed_forward_in_{block}", self.feed_forward)(y)
             inner = drop(nn.relu(inner))
