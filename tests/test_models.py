@@ -458,10 +458,10 @@ def test_causal_attention_in_blocks_is_causal_attention(monkeypatch):
     x = jax.random.normal(jax.random.key(0), (2, 11, 8))
     mask = transformer.segment_mask(segments, causal=True)
     whole = transformer.Attention(2, 0.0)
-    params = whole.init(jax.random.key(1), x, x, mask, False)
-    expected = whole.apply(params, x, x, mask, False)
     blocks = transformer.Attention(2, 0.0, causal=True)
-    for size in (1, 3, 5, 11):
+    params = jax.jit(lambda: whole.init(jax.random.key(1), x, x, mask, False))()
+    expected = jax.jit(lambda: whole.apply(params, x, x, mask, False))()
+    for size in (1, 3, 5):
         monkeypatch.setattr(transformer, "QUERY_BLOCK", size)
-        found = jax.jit(blocks.apply, static_argnums=4)(params, x, x, mask, False)
+        found = jax.jit(lambda: blocks.apply(params, x, x, mask, False))()
         np.testing.assert_allclose(found, expected, atol=1e-6)
