@@ -34,7 +34,7 @@ def normal(*shape):
 
 def token_chunk() -> dict:
     """Tokens whose logits exist at once: 1,024 tokens on Beauty's catalogue."""
-    return _softmax(ITEMS, 1024, [dict(token_chunk=n) for n in (256, 64, 128, 512)])
+    return _softmax(ITEMS, 1024, [dict(token_chunk=n) for n in (512, 64, 128, 256)])
 
 
 def item_chunk() -> dict:
@@ -48,7 +48,7 @@ def _softmax(items, tokens, choices):
     targets = jnp.asarray(np.random.default_rng(1).integers(1, items + 1, tokens))
     found = {}
     for choice in choices:
-        chunks = dict(token_chunk=256, item_chunk=items) | choice
+        chunks = dict(token_chunk=512, item_chunk=items) | choice
         loss = partial(losses.softmax_cross_entropy, n_items=items, **chunks)
         step = jax.jit(jax.value_and_grad(loss, (0, 1)))
         name = "{} {:,}".format(*next(iter(choice.items())))
