@@ -1,9 +1,12 @@
 """What the harness gives to all sides, and how it reads their answers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 
-from benchmarks import run, scaling, tables
+from benchmarks import limit, run, scaling, tables
+from benchmarks import protocol as grid
 from benchmarks.sides import worker
 from configs import table
 from create_jax import protocol
@@ -120,3 +123,37 @@ def test_a_missing_peer_is_one_line(capsys, monkeypatch):
     assert run.main(["--peers=replay", "--data=quickstart"]) == 2
     said = capsys.readouterr().out
     assert "found no no_such_library" in said and said.count("\n") == 1
+
+
+def test_the_nearest_protocol_is_the_one_that_prints_the_same():
+    row = {"ndcg@10": [0.52, None], "coverage@10": [14.02, None]}
+    exact = {"ndcg@10": 0.00524, "coverage@10": 0.14018}
+    assert grid.distance(exact, row) == 0  # within the rounding of the print
+    double = {"ndcg@10": 0.0104, "coverage@10": 0.1402}
+    np.testing.assert_allclose(grid.distance(double, row), (0.52 - 0.005) / 1.04)
+    paper = {"Amazon Beauty": {"SVD": row}}
+    found = [
+        dict(
+            dataset="beauty", method="svd", target=target, switches={"a": 1}, metrics=m
+        )
+        for t, m in (("first", double), ("last", exact))
+    ]
+    ranked = grid.rank_cells(found, paper)
+    assert [cell["target"] for _, cell, _ in ranked] == ["last", "first"]
+    assert ranked[0][2] == {"svd": 0.0}
+
+
+def test_the_limit_counts_what_the_mathematics_needs():
+    config = table.get_config("sasrec")
+    model = SimpleNamespace(n_items=100, graph=None)
+    state = SimpleNamespace(params=np.zeros((10, 10), np.float32))
+    items = np.zeros((3, 2, 20), np.int32)
+    batch = SimpleNamespace(sequences=SimpleNamespace(items=items))
+    config.model.dim, config.seq.blocks, config.seq.feed_forward = 8, 2, 1
+    found = limit.needed(config, model, state, batch, 0)
+    dense, attention = 2 * 3 * 2 * 40 * 6 * 64, 2 * 3 * 2 * 40 * 2 * 20 * 8
+    assert found["operations"] == dense + attention + 6 * 40 * 100 * 8
+    assert found["bytes"] == 7 * 400
+    assert found["exponentials"] == 40 * 100 + 2 * 40 * 20
+    text = limit.report(0.5, {"bytes": 2e9}, {"bytes": 8e9})
+    assert "| sum | | | 250.00 |" in text and "sum / step: 50%" in text
