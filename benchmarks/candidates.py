@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.experimental import sparse
 
+from benchmarks.phase import prepare
 from configs import quickstart
 from create_jax import evaluate, feeds, losses, optim, parallel, protocol, settings
 from create_jax import steps as stepping
@@ -74,40 +75,25 @@ def scan_length() -> dict:
     return {f"chunk {n}": _epoch(**{"train.chunk": n}) for n in (64, 1, 8)}
 
 
-def _epoch(method: str = "sasrec", **changes):
-    mesh, feed, graph, run, state = _prepared(method, **changes)
-
-    def once():
-        nonlocal state
-        plan, found = feed.plan(0), None
-        for chunk in range(feed.chunks):
-            batch = feed.batch(plan, chunk)
-            batch = parallel.place(mesh, batch, stepping.batch_specs(batch))
-            state, found = run(state, batch, graph)
-        return found
-
-    return once
-
-
-def _prepared(method, **changes):
-    config = quickstart.get_config(method)
-    config.split.validation, config.warmup.epochs = "none", 0
+def _epoch(**changes):
+    config = quickstart.get_config("sasrec")
+    config.split.validation = "none"
     for key, value in changes.items():
         group, name = key.split(".")
         config[group][name] = value
-    settings.check(config)
     train = protocol.make_split(config, protocol.load(config)).refit
-    mesh = parallel.make_mesh()
-    model = settings.make_model(config, train.n_users, train.n_items)
-    (phase,) = settings.make_phases(config)
-    rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
-    feed = feeds.Feed(config, model, phase, train, rows, pairs, mesh.size)
-    graph = parallel.place(mesh, graph, stepping.graph_specs(graph))
-    tx = optim.make(**config.optim.to_dict())
-    state = parallel.place(mesh, stepping.init(model, tx, 0))
-    example = feed.batch(feed.plan(0), 0)
-    run = stepping.compile_phase(model, phase, tx, 0, mesh, example, graph)
-    return mesh, feed, graph, run, state
+    prepared = prepare(config, train)
+    feed, state = prepared.feed, prepared.state
+
+    def once():
+        nonlocal state
+        plan, losses = feed.plan(0), None
+        for chunk in range(feed.chunks):
+            batch = prepared.batch(plan, chunk)
+            state, losses = prepared.run(state, batch, prepared.graph)
+        return losses
+
+    return once
 
 
 def seeds() -> dict:

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from create_jax import feeds, optim, parallel, protocol, settings, steps
+from benchmarks.phase import prepare, repeat
+from create_jax import protocol
 
 REPEATS = 7
 
@@ -50,7 +51,7 @@ def attainable(dim: int, items: int) -> dict[str, float]:
     }
 
 
-def needed(config, model, state, batch, n_pairs: int) -> dict[str, float]:
+def needed(config, prepared) -> dict[str, float]:
     """Operations, bytes and exponentials of one step.
 
     A product costs twice itself again for its gradients. The softmax in one piece has
@@ -59,11 +60,12 @@ def needed(config, model, state, batch, n_pairs: int) -> dict[str, float]:
     three. A propagation gathers a row for each edge and direction, forward and
     backward; UltraGCN and the alignment are small beside these and left out.
     """
-    dim, n_items, encoder = config.model.dim, model.n_items, config.seq
-    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    model, feed, encoder = prepared.model, prepared.feed, config.seq
+    dim, n_items = config.model.dim, model.n_items
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(prepared.state.params))
     need = {"operations": 0.0, "bytes": 7.0 * parameters, "exponentials": 0.0}
-    if batch.sequences is not None:
-        rows, length = batch.sequences.items.shape[1:]
+    if feed.sequences is not None:
+        rows, length = feed.layout.shards * feed.layout.rows, feed.layout.length
         slots = rows * length
         dense = (4 + 2 * encoder.feed_forward) * dim**2
         block = 3 * 2 * slots * (dense + 2 * length * dim)
@@ -73,7 +75,8 @@ def needed(config, model, state, batch, n_pairs: int) -> dict[str, float]:
         attention = encoder.blocks * encoder.heads * slots * length
         need["exponentials"] += (1 if whole else 2) * slots * n_items + attention
     if model.graph is not None and model.graph.PROPAGATES:
-        gathered = 2 * 2 * model.graph_settings["layers"] * n_pairs * dim
+        layers = model.graph_settings["layers"]
+        gathered = 2 * 2 * layers * len(prepared.pairs.users) * dim
         need["bytes"] += 4 * gathered
         need["operations"] += 2 * gathered
     return need
@@ -106,34 +109,18 @@ def main() -> None:
     config = importlib.import_module(f"configs.{flags.config}").get_config(flags.method)
     config.data.path, config.split.validation = flags.path, "none"
     config.warmup.epochs = 0
-    settings.check(config)
     train = protocol.make_split(config, protocol.load(config)).refit
-
-    mesh = parallel.make_mesh()
-    model = settings.make_model(config, train.n_users, train.n_items)
-    (phase,) = settings.make_phases(config)
-    rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
-    feed = feeds.Feed(config, model, phase, train, rows, pairs, mesh.size)
-    graph = parallel.place(mesh, graph, steps.graph_specs(graph))
-    batch = feed.batch(feed.plan(0), 0)
-    batch = parallel.place(mesh, batch, steps.batch_specs(batch))
-    tx = optim.make(**config.optim.to_dict())
-    state = parallel.place(mesh, steps.init(model, tx, 0))
-    dispatch = steps.compile_phase(model, phase, tx, 0, mesh, batch, graph)
-
-    def run():
-        nonlocal state
-        state, losses = dispatch(state, batch, graph)
-        return losses
-
-    step = seconds(run) / feed.chunk_steps
+    prepared = prepare(config, train)
+    run = repeat(prepared)
+    step = seconds(run) / prepared.feed.chunk_steps
     if flags.trace:
         with jax.profiler.trace(flags.trace):
             for _ in range(3):
-                jax.block_until_ready(run())
+                run()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.data.name}")
-    need = needed(config, model, state, batch, 0 if pairs is None else len(pairs.users))
-    print(report(step, need, attainable(config.model.dim, model.n_items)))
+    need = needed(config, prepared)
+    attained = attainable(config.model.dim, prepared.model.n_items)
+    print(report(step, need, attained))
 
 
 if __name__ == "__main__":

@@ -92,49 +92,30 @@ def measure_log(path: str, rows: int, items: int) -> dict:
     }
 
 
-def make_phase(method: str, log, **changes):
-    """(one dispatch of an epoch's first chunk, its steps, the state's bytes)."""
+def measure_phase(method: str, log, **changes) -> dict:
+    """Seconds of a step (median of three dispatches), its tokens, the state's bytes."""
     import jax
 
+    from benchmarks.phase import prepare, repeat
     from configs import table
-    from create_jax import feeds, optim, parallel, settings, steps
 
     config = table.get_config(method)
     config.seq.max_len, config.train.chunk = 50, 1
     for key, value in changes.items():
         group, name = key.split(".")
         config[group][name] = value
-    settings.check(config)
-    mesh = parallel.make_mesh()
-    model = settings.make_model(config, log.n_users, log.n_items)
-    (phase,) = settings.make_phases(config)
-    rows, pairs, graph = feeds.make_graph(config, model, log, mesh.size)
-    feed = feeds.Feed(config, model, phase, log, rows, pairs, mesh.size)
-    graph = parallel.place(mesh, graph, steps.graph_specs(graph))
-    batch = feed.batch(feed.plan(0), 0)
-    tokens = batch.sequences and int((batch.sequences.targets > 0).sum())
-    batch = parallel.place(mesh, batch, steps.batch_specs(batch))
-    tx = optim.make(**config.optim.to_dict())
-    state = parallel.place(mesh, steps.init(model, tx, 0))
-    run = steps.compile_phase(model, phase, tx, 0, mesh, batch, graph)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-
-    def once(state):
-        state, losses = run(state, batch, graph)
-        jax.block_until_ready(losses)
-        return state
-
-    return once, once(state), feed.chunk_steps, tokens, size
-
-
-def seconds_a_step(once, state, steps: int) -> float:
-    """The median of three dispatches."""
-    found = []
-    for _ in range(3):
+    prepared = prepare(config, log)
+    feed, tokens = prepared.feed, 0
+    if feed.sequences is not None:
+        tokens = int((feed.batch(feed.plan(0), 0).sequences.targets > 0).sum())
+    once, found = repeat(prepared), []
+    for _ in range(4):
         start = time.monotonic()
-        state = once(state)
-        found.append((time.monotonic() - start) / steps)
-    return float(np.median(found))
+        once()
+        found.append((time.monotonic() - start) / feed.chunk_steps)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(prepared.state))
+    step = float(np.median(found[1:]))  # the first one compiles
+    return {"step": step, "tokens": tokens // feed.chunk_steps, "state": size}
 
 
 def synthetic(rows: int, items: int):
@@ -158,16 +139,11 @@ def synthetic(rows: int, items: int):
 
 def measure_items(path: str, rows: int, items: int) -> dict:
     changes = {"train.batch": 84, "seq.dropout": 0.0}  # about 4,096 tokens a step
-    once, state, steps, tokens, size = make_phase(
-        "sasrec", synthetic(rows, items), **changes
-    )
-    step = seconds_a_step(once, state, steps)
-    return {"step": step, "tokens": tokens // steps, "state": size}
+    return measure_phase("sasrec", synthetic(rows, items), **changes)
 
 
 def measure_edges(path: str, rows: int, items: int) -> dict:
-    once, state, steps, _, size = make_phase("lightgcn", synthetic(rows, items))
-    return {"step": seconds_a_step(once, state, steps), "state": size}
+    return measure_phase("lightgcn", synthetic(rows, items))
 
 
 MEASURES = {"log": measure_log, "items": measure_items, "edges": measure_edges}

@@ -10,6 +10,7 @@ from benchmarks import protocol as grid
 from benchmarks.sides import worker
 from configs import table
 from create_jax import protocol
+from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 
 
@@ -133,9 +134,7 @@ def test_the_nearest_protocol_is_the_one_that_prints_the_same():
     np.testing.assert_allclose(grid.distance(double, row), (0.52 - 0.005) / 1.04)
     paper = {"Amazon Beauty": {"SVD": row}}
     found = [
-        dict(
-            dataset="beauty", method="svd", target=target, switches={"a": 1}, metrics=m
-        )
+        dict(dataset="beauty", method="svd", target=t, switches={"a": 1}, metrics=m)
         for t, m in (("first", double), ("last", exact))
     ]
     ranked = grid.rank_cells(found, paper)
@@ -147,10 +146,11 @@ def test_the_limit_counts_what_the_mathematics_needs():
     config = table.get_config("sasrec")
     model = SimpleNamespace(n_items=100, graph=None)
     state = SimpleNamespace(params=np.zeros((10, 10), np.float32))
-    items = np.zeros((3, 2, 20), np.int32)
-    batch = SimpleNamespace(sequences=SimpleNamespace(items=items))
+    layout = packing.Layout(steps=3, shards=1, sequences=4, rows=2, length=20)
+    feed = SimpleNamespace(sequences=(), layout=layout)
+    prepared = SimpleNamespace(model=model, feed=feed, state=state)
     config.model.dim, config.seq.blocks, config.seq.feed_forward = 8, 2, 1
-    found = limit.needed(config, model, state, batch, 0)
+    found = limit.needed(config, prepared)
     dense, attention = 2 * 3 * 2 * 40 * 6 * 64, 2 * 3 * 2 * 40 * 2 * 20 * 8
     assert found["operations"] == dense + attention + 6 * 40 * 100 * 8
     assert found["bytes"] == 7 * 400

@@ -10,9 +10,10 @@ import functools
 import jax
 import numpy as np
 
+from benchmarks.phase import prepare
 from benchmarks.sides import worker
 from configs import common
-from create_jax import evaluate, feeds, optim, parallel, settings, steps
+from create_jax import evaluate, settings, steps
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
 
@@ -55,7 +56,6 @@ def make_config(spec: dict, data: worker.Data):
 def main() -> None:
     spec, data, ready = worker.start("jax", "flax", "optax", "numpy")
     config = make_config(spec, data)
-    (phase,) = settings.make_phases(config)
     names = range(data.n_users), range(data.n_items)
     log = Interactions(data.users, data.items, np.arange(len(data.users)), *names)
     holdout = Holdout(
@@ -68,46 +68,34 @@ def main() -> None:
         candidates=np.arange(data.n_items + 1) > 0,
     )
 
-    mesh = parallel.make_mesh()
-    model = settings.make_model(config, data.n_users, data.n_items)
-    tx = optim.make(**config.optim.to_dict())
-    rows, pairs, graph = feeds.make_graph(config, model, log, mesh.size)
-    graph = parallel.place(mesh, graph, steps.graph_specs(graph))
-    state = parallel.place(mesh, steps.init(model, tx, config.seed))
-    feed = feeds.Feed(config, model, phase, log, rows, pairs, mesh.size)
+    prepared = prepare(config, log)
+    model, feed, mesh = prepared.model, prepared.feed, prepared.mesh
+    state, epoch = prepared.state, 0
     score = evaluate.model_scores(model, by_graph=model.encoder is None)
     rank = evaluate.compile_ranker(
         score, holdout.candidates, mesh, top_k=worker.TOP, hide_seen=True
     )
     asker = evaluate.make_asker(config, holdout, mesh, model.mask)
-    dispatch, epoch = None, 0
-
-    def place(plan, chunk):
-        batch = feed.batch(plan, chunk)
-        return parallel.place(mesh, batch, steps.batch_specs(batch))
 
     def train_epoch():
-        nonlocal state, dispatch, epoch
+        nonlocal state, epoch
         plan, losses = feed.plan(epoch), None
         for chunk in range(feed.chunks):
-            batch = place(plan, chunk)
-            if dispatch is None:
-                dispatch = steps.compile_phase(
-                    model, phase, tx, config.seed, mesh, batch, graph
-                )
-                dispatch = dispatch.lower(state, batch, graph).compile()
+            batch = prepared.batch(plan, chunk)
             jax.device_get(losses)
-            state, losses = dispatch(state, batch, graph)
+            state, losses = prepared.run(state, batch, prepared.graph)
         losses = jax.device_get(losses)
         if steps.first_bad_step(losses) is not None:
             raise SystemExit(f"{spec['side']}: a loss is not finite")
         epoch += 1
 
     def top_lists():
-        return evaluate.ask(rank, asker, state.params, graph).top
+        return evaluate.ask(rank, asker, state.params, prepared.graph).top
 
-    sequences = feed.sequences
-    tokens = len(pairs.users) if sequences is None else int(sequences.lengths.sum())
+    if feed.sequences is not None:
+        tokens = int(feed.sequences.lengths.sum())
+    else:
+        tokens = len(prepared.pairs.users)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     told = functools.partial(ready, device=device)
     worker.serve(told, data, tokens, train_epoch, top_lists)
