@@ -142,7 +142,10 @@ def _take(study, directory, config, optuna):
         seed=1000 * config.seed + len(study.trials), n_startup_trials=5
     )
     trial = study.ask()
-    return trial, _lock(directory, trial.number)
+    lock = _lock(directory, trial.number)
+    if lock is None:  # another process saw the trial before it was locked and took it
+        return _take(study, directory, config, optuna)
+    return trial, lock
 
 
 def _lock(directory: Path, number: int):

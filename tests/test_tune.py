@@ -193,3 +193,20 @@ def test_another_study_is_not_mixed_in(config, trained, tmp_path):
     with pytest.raises(InputError, match="tune.space"):
         tune.tune(config, str(tmp_path / "study"))
     assert json.loads((tmp_path / "study" / "config.json").read_text())["config"]
+
+
+def test_a_trial_taken_between_question_and_lock_is_the_others(
+    config, trained, monkeypatch, tmp_path
+):
+    config.tune.trials = 3
+    held, lock = [], tune._lock
+
+    def first_is_taken(directory, number):
+        if not held:
+            held.append(lock(directory, number))  # by the other process, just before
+            return None
+        return lock(directory, number)
+
+    monkeypatch.setattr(tune, "_lock", first_is_taken)
+    tune.tune(config, str(tmp_path / "study"))
+    assert [name for name, *_ in trained] == ["trial-0001", "trial-0002"]
