@@ -2,9 +2,9 @@
 # Every run of results/, in the order of what it teaches. Stop it and start it again at
 # any time: finished runs print their result, others continue.
 #
-#   results/run.sh beauty [TRIALS] [SEEDS]      TRIALS of each tuned method; [0,1,2,3]
+#   results/run.sh beauty [TRIALS] [SEEDS]      TRIALS of each tuned method
 set -eu
-data=$1 trials=${2:-10} seeds=${3:-[0,1,2,3]}
+data=$1 trials=${2:-10} seeds=${3:-0,1,2,3}
 main() { python -m create_jax.main "$@"; }
 runs=runs/$data
 
