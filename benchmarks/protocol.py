@@ -122,8 +122,9 @@ def markdown(found: list[dict], nearest: int = 8) -> str:
     ranked = rank_cells(found, report.paper_tables()["table 2"])
     parts = ["# Cells of the protocol beside the paper's model-free rows"]
     parts.append(
-        "Mean relative distance to the paper's Random, PopRnd and SVD rows "
-        "(`benchmarks/protocol.py` says how); 0 = the same print."
+        "Written by `python -m benchmarks.protocol NAMES --path=NAME=FILE`: mean "
+        "relative distance to the paper's Random, PopRnd and SVD rows; 0 = the same "
+        "print."
     )
     for dataset in dict.fromkeys(one["dataset"] for one in found):
         own = [one for one in ranked if one[1]["dataset"] == dataset]

@@ -128,27 +128,6 @@ def make_asker(config, holdout: Holdout, mesh, mask: int = 0) -> Asker:
     )
 
 
-def largest(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`lax.top_k` of [B, V], exactly and with its ties, sooner.
-
-    The k largest stand in the k blocks with the largest maxima, so only those are
-    sorted: of blocks with equal maxima the first ones are taken, and each has one of
-    the k at least.
-    """
-    n = scores.shape[1]
-    width = max(1, round((n / k) ** 0.5))  # n / width + k * width is least
-    if k * width >= n:
-        return lax.top_k(scores, k)
-    padding = ((0, 0), (0, -n % width))
-    blocks = jnp.pad(scores, padding, constant_values=-jnp.inf)
-    blocks = blocks.reshape(len(scores), -1, width)
-    chosen = jnp.sort(lax.top_k(blocks.max(-1), k)[1], axis=-1)  # for ties: by number
-    inside = jnp.take_along_axis(blocks, chosen[..., None], 1)
-    best, place = lax.top_k(inside.reshape(len(scores), -1), k)
-    first = jnp.take_along_axis(chosen, place // width, 1) * width
-    return best, first + place % width
-
-
 def compile_ranker(
     score: Callable, candidates: np.ndarray, mesh, *, top_k: int, hide_seen: bool
 ) -> Callable:
@@ -176,7 +155,7 @@ def compile_ranker(
         ranks = jnp.where(own[:, 0] > -jnp.inf, before.sum(-1), NOT_RANKED)
         if not top_k:
             return ranks, None
-        best, top = largest(scores, min(top_k, scores.shape[1]))
+        best, top = lax.top_k(scores, min(top_k, scores.shape[1]))
         return ranks, jnp.where(best > -jnp.inf, top, 0)
 
     def run(params, graph, queries):

@@ -1,6 +1,5 @@
 """A run: select on validation, refit on everything up to the cut, test once."""
 
-import json
 import platform
 import subprocess
 import time
@@ -300,7 +299,7 @@ def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
     started = read_json(directory / "config.json")
     if started is None:
         return
-    old, new = dict(_flat(started["config"])), dict(_flat(config.to_dict()))
+    old, new = settings.flatten(started["config"]), settings.flatten(config.to_dict())
     differ = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -312,11 +311,3 @@ def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
             f"{directory} holds a run of another config: {'; '.join(differ[:4])}"
             f"{more}; use that config again or choose another --workdir"
         )
-
-
-def _flat(tree: dict, prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, json.loads(json.dumps(value))  # tuples become lists

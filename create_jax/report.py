@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from create_jax import curves, metrics
+from create_jax import curves, metrics, settings
 from create_jax.errors import InputError
 
 COLUMNS = ("ndcg", "recall", "mrr", "coverage")
@@ -139,7 +139,7 @@ def load(folders: list[Path]) -> list[System]:
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
         started = json.loads((folder / "config.json").read_text())
-        flat = dict(_flat(started["config"]))
+        flat = settings.flatten(started["config"])
         flat = {k: v for k, v in flat.items() if not k.startswith(NOT_A_SYSTEM)}
         key = result["dataset"], result["method"], json.dumps(flat, sort_keys=True)
         groups.setdefault(key, []).append((result, flat, folder))
@@ -152,20 +152,12 @@ def load(folders: list[Path]) -> list[System]:
                 "run once"
             )
         others = [g[0][1] for key, g in groups.items() if key[:2] == (dataset, method)]
-        settings = runs[0][1]
-        apart = [k for k in settings if any(o.get(k) != settings[k] for o in others)]
-        label = ", ".join([method, *(f"{k}={_show(settings[k])}" for k in apart)])
+        own = runs[0][1]
+        apart = [k for k in own if any(other.get(k) != own[k] for other in others)]
+        label = ", ".join([method, *(f"{k}={_show(own[k])}" for k in apart)])
         results, folders = [run[0] for run in runs], [run[2] for run in runs]
-        systems.append(System(label, dataset, settings, results, folders))
+        systems.append(System(label, dataset, own, results, folders))
     return systems
-
-
-def _flat(tree: dict, prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _show(value):
@@ -272,11 +264,11 @@ def paper_tables() -> dict:
 
 def paper_row(system: System) -> dict | None:
     """The paper's line of a system (Table 2): metric -> [mean, deviation or None]."""
-    method, settings = system.results[0]["method"], system.settings
+    method, own = system.results[0]["method"], system.settings
     of_table_2 = method != "create" or (
-        settings["seq.encoder"] == "sasrec"
-        and settings["graph.encoder"] == "ultragcn"
-        and settings["align.kind"] == "barlow_twins"
+        own["seq.encoder"] == "sasrec"
+        and own["graph.encoder"] == "ultragcn"
+        and own["align.kind"] == "barlow_twins"
     )
     of_data = paper_tables()["table 2"].get(PAPER_DATA.get(system.dataset), {})
     return of_data.get(PAPER_SYSTEMS.get(method)) if of_table_2 else None

@@ -1,6 +1,7 @@
 """Checks a config before anything is loaded, and builds models and phases from it."""
 
 import importlib
+import json
 from functools import partial
 
 import numpy as np
@@ -88,6 +89,17 @@ def read(config, key: str):
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """Settings by their dotted names; tuples become lists, as in config.json."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.loads(json.dumps(value))
+    return flat
 
 
 def check(config) -> None:

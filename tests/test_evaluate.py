@@ -287,15 +287,3 @@ def test_a_graph_ranks_alike_on_one_device_and_on_eight():
         found.append(evaluate.ask(rank, asker, parallel.place(mesh, params), graph))
     np.testing.assert_array_equal(found[0].ranks, found[1].ranks)
     np.testing.assert_array_equal(found[0].top, found[1].top)
-
-
-@pytest.mark.parametrize("n, k", [(1000, 10), (997, 7), (64, 1), (300, 100), (20, 20)])
-@pytest.mark.parametrize("values", [3, 10**6])
-def test_the_largest_are_those_of_a_full_sort_with_its_ties(n, k, values):
-    """3 different values: nearly all are ties, which the smaller number wins."""
-    rng = np.random.default_rng(n + k)
-    scores = rng.integers(0, values, (17, n)).astype(np.float32)
-    best, top = jax.jit(evaluate.largest, static_argnums=1)(scores, k)
-    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(top, expected)
-    np.testing.assert_array_equal(best, np.take_along_axis(scores, expected, 1))
