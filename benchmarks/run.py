@@ -45,12 +45,12 @@ SIDES = {  # of a peer
 NEEDS = {
     "rectools": ("rectools", "torch", "pytorch_lightning"),
     "replay": ("replay", "torch", "lightning"),
-    "recbole": ("recbole", "torch"),
+    "recbole": ("recbole", "torch", "polars"),
 }
 INSTALL = {
     "rectools": "pip install 'create_jax[bench]'",
     "replay": "pip install 'create_jax[bench]'",
-    "recbole": "pip install recbole==1.2.1, best into an environment of its own, and "
+    "recbole": "pip install recbole==1.2.1 polars, best into an environment of its own, and "
     "say --python=recbole=PYTHON",
 }
 SETTINGS = {  # of all sides, beside dropout, length and batch of configs/
