@@ -192,6 +192,19 @@ def products() -> dict:
     }
 
 
+def cache() -> dict:
+    """2,000,000 rows of 64 floats gathered and summed in eights, from tables of as many
+    rows as LightGCN has in `benchmarks.scaling` at 10^7, 10^6 and 10^5 edges."""
+    gather = jax.jit(lambda table, index: table[index].sum(1))
+    draw = np.random.default_rng(0).integers
+    return {
+        f"{rows:,} rows": partial(
+            gather, normal(rows, DIM), jnp.asarray(draw(0, rows, (250_000, 8)))
+        )
+        for rows in (200_000, 20_000, 2_000)
+    }
+
+
 def evaluation() -> dict:
     """Ranks alone, as validation asks, or with lists of 100, as the test does."""
     config = quickstart.get_config("sasrec")
@@ -213,7 +226,7 @@ def evaluation() -> dict:
 
 CANDIDATES = (
     *(token_chunk, item_chunk, low_precision, scan_length, seeds),
-    *(user_table, products, evaluation),
+    *(user_table, products, cache, evaluation),
 )
 
 

@@ -187,7 +187,6 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
         config.tune.space += (
             ("loss.w_global", "log", 0.01, 1.0),
             ("loss.w_bt", "log", 0.01, 1.0),
-            ("warmup.epochs", "choice", 0, 10, 30),
         )
     if method == "bert4rec":
         config.seq.update(heads=2, feed_forward=4, dropout=0.1)

@@ -62,8 +62,9 @@ def draw_report(systems, out: Path, target: str, name: str) -> list[Path]:
     except ImportError:
         return []
     written = []
-    for dataset in dict.fromkeys(system.dataset for system in systems):
-        own = [system for system in systems if system.dataset == dataset]
+    for section in dict.fromkeys(system.section for system in systems):
+        own = [system for system in systems if system.section == section]
+        stem = section.replace(", ", "-")
         figure = Figure(figsize=(7, 4), layout="constrained")
         panel = figure.subplots()
         for number, system in enumerate(own):
@@ -73,8 +74,8 @@ def draw_report(systems, out: Path, target: str, name: str) -> list[Path]:
                 if epochs:
                     panel.plot(epochs, values, f"C{number % 10}", lw=1, label=label)
         if panel.lines:
-            panel.set(xlabel="epoch", ylabel=f"validation {name}", title=dataset)
-            written.append(_save(figure, panel, out / f"{dataset}-curves.png"))
+            panel.set(xlabel="epoch", ylabel=f"validation {name}", title=section)
+            written.append(_save(figure, panel, out / f"{stem}-curves.png"))
         for key, text in STUDIED.items():
             points = _points(own, key, target, name)
             if len(points) < 2:
@@ -83,8 +84,8 @@ def draw_report(systems, out: Path, target: str, name: str) -> list[Path]:
             panel = figure.subplots()
             values, means, spreads = zip(*points, strict=True)
             panel.errorbar(values, means, spreads, fmt="o-", capsize=3, label=name)
-            panel.set(xlabel=text, ylabel=f"test {name}, percent", title=dataset)
-            written.append(_save(figure, panel, out / f"{dataset}-{key}.png"))
+            panel.set(xlabel=text, ylabel=f"test {name}, percent", title=section)
+            written.append(_save(figure, panel, out / f"{stem}-{key}.png"))
     return written
 
 

@@ -2,10 +2,13 @@
 
 RUNS are directories of finished runs, or directories full of them. Runs of one method
 and settings with several seeds become one line, mean and sample deviation; the paper's
-line stands below it. Each line is compared with the baseline by a paired bootstrap over
-users, p-values corrected for the number of comparisons in the report (Holm 1979).
+line stands below it. A table holds runs of one data set and one protocol. Each line is
+compared with the baseline by a paired bootstrap over users, p-values corrected for the
+number of comparisons in the report (Holm 1979).
 
-Writes DIR/report.md, DIR/report.csv and, with the extra `plots`, PNG figures.
+Writes DIR/report.md, DIR/report.csv and, with the extra `plots`, PNG figures. With
+--fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->` and
+`<!-- /report -->` becomes that part of the report; NAME is main, differences or targets.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import csv
 import functools
 import io
 import json
+import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -22,6 +26,7 @@ import numpy as np
 
 from create_jax import curves, metrics, settings
 from create_jax.errors import InputError
+from create_jax.writers import write_text
 
 COLUMNS = ("ndcg", "recall", "mrr", "coverage")
 # Of a config, what does not make another system.
@@ -108,10 +113,12 @@ def percent(results: list[dict], target: str, name: str) -> str:
 class System(NamedTuple):
     """Runs that differ in their seeds alone.
 
-    label: the method and what else sets it apart. settings: the flat config.
+    label: the method and what else sets it apart. section: its data set, and what sets
+    its protocol apart. settings: the flat config.
     """
 
     label: str
+    section: str
     dataset: str
     settings: dict
     results: list[dict]
@@ -134,30 +141,62 @@ def find_runs(places: list[str]) -> list[Path]:
 
 
 def load(folders: list[Path]) -> list[System]:
-    """Runs grouped by data, method and settings, in the order they were given."""
+    """Runs grouped by data, protocol, method and settings: data and protocols in the
+    order they were given, simple methods first."""
     groups = {}
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
         started = json.loads((folder / "config.json").read_text())
         flat = settings.flatten(started["config"])
         flat = {k: v for k, v in flat.items() if not k.startswith(NOT_A_SYSTEM)}
-        key = result["dataset"], result["method"], json.dumps(flat, sort_keys=True)
+        rules, own = (
+            json.dumps(part, sort_keys=True) for part in (result["protocol"], flat)
+        )
+        key = result["dataset"], rules, result["method"], own
         groups.setdefault(key, []).append((result, flat, folder))
+    protocols = {}
+    for dataset, protocol, *_ in groups:
+        protocols.setdefault(dataset, {})[protocol] = json.loads(protocol)
     systems = []
-    for (dataset, method, _), runs in groups.items():
+    for (dataset, protocol, method, _), runs in groups.items():
         seeds = [result["seed"] for result, *_ in runs]
         if len(set(seeds)) < len(seeds):
             raise InputError(
                 f"{runs[0][2]} and others have the same seed and settings; give each "
                 "run once"
             )
-        others = [g[0][1] for key, g in groups.items() if key[:2] == (dataset, method)]
-        own = runs[0][1]
-        apart = [k for k in own if any(other.get(k) != own[k] for other in others)]
-        label = ", ".join([method, *(f"{k}={_show(own[k])}" for k in apart)])
+        alike = dataset, protocol, method
+        others = [g[0][1] for key, g in groups.items() if key[:3] == alike]
+        own, rules = runs[0][1], protocols[dataset]
+        label = ", ".join([method, *_apart(own, others)])
+        section = ", ".join([dataset, *_apart(rules[protocol], rules.values())])
         results, folders = [run[0] for run in runs], [run[2] for run in runs]
-        systems.append(System(label, dataset, own, results, folders))
-    return systems
+        systems.append(System(label, section, dataset, own, results, folders))
+    sections = list(dict.fromkeys(system.section for system in systems))
+    order = settings.METHODS[::-1]
+
+    def place(system):
+        method = system.results[0]["method"]
+        return sections.index(system.section), order.index(method)
+
+    return sorted(systems, key=place)
+
+
+def _apart(own: dict, others) -> list[str]:
+    """`name=value` of what any of the others has otherwise."""
+    return [
+        f"{name}={_show(value)}"
+        for name, value in own.items()
+        if any(other.get(name) != value for other in others)
+    ]
+
+
+def by_section(systems: list[System]) -> dict[str, list[System]]:
+    """section -> its systems."""
+    return {
+        section: [system for system in systems if system.section == section]
+        for section in dict.fromkeys(system.section for system in systems)
+    }
 
 
 def _show(value):
@@ -187,7 +226,7 @@ class Claim(NamedTuple):
     corrected for all claims of the report.
     """
 
-    dataset: str
+    section: str
     label: str
     baseline: str
     difference: float
@@ -226,10 +265,9 @@ def holm(values: list[float]) -> list[float]:
 
 
 def make_claims(systems, baseline: str, target: str, name: str, resamples: int):
-    """Every system against the baseline of its data set, if that is there once."""
+    """Every system against the baseline of its section, if that is there once."""
     claims = []
-    for dataset in dict.fromkeys(system.dataset for system in systems):
-        own = [system for system in systems if system.dataset == dataset]
+    for section, own in by_section(systems).items():
         bases = [s for s in own if baseline in (s.label, s.results[0]["method"])]
         if len(bases) != 1:
             continue
@@ -246,7 +284,7 @@ def make_claims(systems, baseline: str, target: str, name: str, resamples: int):
             gap = 100 * (values - base)
             low, high, p = bootstrap(gap, users, resamples)
             relative = 100 * (values.mean() / max(base.mean(), 1e-12) - 1)
-            labels = dataset, system.label, bases[0].label
+            labels = section, system.label, bases[0].label
             claims.append(Claim(*labels, gap.mean(), relative, low, high, p))
     corrected = holm([claim.p for claim in claims])
     return [c._replace(holm=p) for c, p in zip(claims, corrected, strict=True)]
@@ -274,45 +312,86 @@ def paper_row(system: System) -> dict | None:
     return of_data.get(PAPER_SYSTEMS.get(method)) if of_table_2 else None
 
 
-def markdown(systems: list[System], claims: list[Claim], target: str, name: str) -> str:
-    """The tables of all data sets, and the claims."""
-    parts = ["# Results", "Percent; mean ± sample deviation over seeds."]
-    for dataset in dict.fromkeys(system.dataset for system in systems):
-        own = [system for system in systems if system.dataset == dataset]
+def parts(systems, claims, target: str, name: str) -> dict[str, str]:
+    """The report in parts: `main`, the tables of the protocols' own target,
+    `differences`, the claims, and `targets`, the tables of the other targets."""
+    main, others = ["Percent; mean ± sample deviation over seeds."], []
+    for section, own in by_section(systems).items():
         first = own[0].results[0]
         for rule in first["test_by_target"]:
-            names = [
-                n for n in first["test_by_target"][rule] if not n.startswith("mrr")
-            ]
-            rows = []
-            for system in own:
-                cells = [percent(system.results, rule, n) for n in names]
-                rows.append([system.label, len(system.results), *cells])
-                paper = paper_row(system)
-                if paper and rule == first["protocol"]["target"]:
-                    cells = [_paper_cell(paper.get(n)) for n in names]
-                    rows.append(["*as the paper prints it*", "", *cells])
-            parts += [f"## {dataset}, target {rule}"]
+            head = f"### {section}, target {rule}"
             if rule == first["protocol"]["target"]:
-                parts.append(about(first))
-            parts.append(markdown_table(["system", "seeds", *names], rows))
-    if claims:
-        rows = [
-            [
-                *(c.dataset, f"{c.label} - {c.baseline}"),
-                *(f"{c.difference:+.3f}", f"{c.relative:+.1f}%"),
-                *(f"{c.low:+.3f} .. {c.high:+.3f}", f"{c.p:.4f}", f"{c.holm:.4f}"),
-            ]
-            for c in claims
+                main += [head, about(first), _table_of(own, rule, paper=True)]
+            else:
+                others += [head, _table_of(own, rule, paper=False)]
+    found = {"main": main, "differences": _differences(claims, target, name)}
+    found |= {"targets": others}
+    return {part: "\n\n".join(texts) for part, texts in found.items() if texts}
+
+
+def _table_of(systems: list[System], target: str, paper: bool) -> str:
+    first = systems[0].results[0]["test_by_target"][target]
+    names = [name for name in first if not name.startswith("mrr")]
+    rows, printed = [], []
+    for system in systems:
+        cells = [percent(system.results, target, name) for name in names]
+        rows.append([system.label, len(system.results), *cells])
+        row = paper_row(system) if paper else None
+        if row and row not in printed:  # once, of several variants
+            printed.append(row)
+            cells = [_paper_cell(row.get(name)) for name in names]
+            rows.append(["*as the paper prints it*", "", *cells])
+    return markdown_table(["system", "seeds", *names], rows)
+
+
+def _differences(claims: list[Claim], target: str, name: str) -> list[str]:
+    if not claims:
+        return []
+    rows = [
+        [
+            *(c.section, f"{c.label} - {c.baseline}"),
+            *(f"{c.difference:+.3f}", f"{c.relative:+.1f}%"),
+            *(f"{c.low:+.3f} .. {c.high:+.3f}", f"{c.p:.4f}", f"{c.holm:.4f}"),
         ]
-        text = (
-            f"{name}, target {target}, percent points: paired bootstrap over users of "
-            "the mean over seeds; p two-sided, then corrected by Holm over this table. "
-            "The interval is over users; how much seeds differ is above."
+        for c in claims
+    ]
+    text = (
+        f"{name}, target {target}, percent points: paired bootstrap over users of "
+        "the mean over seeds; p two-sided, then corrected by Holm over this table. "
+        "The interval is over users; how much seeds differ is above."
+    )
+    head = ["data", "difference", "points", "relative", "95%", "p", "Holm"]
+    return [text, markdown_table(head, rows)]
+
+
+TITLES = {"main": "Results", "differences": "Differences", "targets": "Other targets"}
+
+
+def markdown(found: dict[str, str]) -> str:
+    """The parts as one document."""
+    return "\n\n".join(f"## {TITLES[part]}\n\n{found[part]}" for part in found) + "\n"
+
+
+def fill(path: Path, found: dict[str, str]) -> None:
+    """Puts parts of the report between their marks in a Markdown file."""
+
+    def replace(match):
+        begin, part, end = match.groups()
+        if part not in found:
+            raise InputError(
+                f"{path}: found the mark report:{part}; expected one of "
+                f"{', '.join(found)}"
+            )
+        return f"{begin}\n{found[part]}\n{end}"
+
+    marks = r"(<!-- report:(\w+) -->\n).*?(<!-- /report -->)"
+    text, count = re.subn(marks, replace, path.read_text(), flags=re.DOTALL)
+    if not count:
+        raise InputError(
+            f"{path}: found no <!-- report:NAME --> with a <!-- /report -->; write "
+            "them where the tables belong"
         )
-        head = ["data", "difference", "points", "relative", "95%", "p", "Holm"]
-        parts += ["## Differences", text, markdown_table(head, rows)]
-    return "\n\n".join(parts) + "\n"
+    write_text(path, text)
 
 
 def _paper_cell(value) -> str:
@@ -329,7 +408,7 @@ def markdown_table(head: list, rows: list[list]) -> str:
 
 
 def comma_separated(systems: list[System]) -> str:
-    """One line a data set, system, target and metric."""
+    """One line a section, system, target and metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ("dataset", "system", "target", "metric", "mean", "deviation", "seeds")
@@ -342,27 +421,18 @@ def comma_separated(systems: list[System]) -> str:
                 values = [r["test_by_target"][target][name] for r in system.results]
                 spread = f"{np.std(values, ddof=1):.6f}" if len(values) > 1 else ""
                 mean = f"{np.mean(values):.6f}"
-                row = [system.dataset, system.label, target, name, mean, spread]
+                row = [system.section, system.label, target, name, mean, spread]
                 main = target == first["protocol"]["target"]
                 printed = paper[name][0] if main and name in paper else ""
                 writer.writerow([*row, len(values), printed])
     return text.getvalue()
 
 
-def write(systems, claims, out: Path, target: str, name: str) -> str:
-    """All files of a report; returns the Markdown."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = markdown(systems, claims, target, name)
-    (out / "report.md").write_text(text)
-    (out / "report.csv").write_text(comma_separated(systems))
-    curves.draw_report(systems, out, target, name)
-    return text
-
-
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUNS")
     parser.add_argument("--out", type=Path, help="directory for the files")
+    parser.add_argument("--fill", type=Path, action="append", default=[])
     parser.add_argument("--baseline", default="sasrec", help="method or label")
     parser.add_argument("--target", default="last")
     parser.add_argument("--metric", default="ndcg@10")
@@ -372,10 +442,15 @@ def main(arguments=None) -> int:
         systems = load(find_runs(flags.runs))
         rule = flags.target, flags.metric
         claims = make_claims(systems, flags.baseline, *rule, flags.resamples)
+        found = parts(systems, claims, *rule)
+        text = markdown(found)
+        for path in flags.fill:
+            fill(path, found)
         if flags.out:
-            text = write(systems, claims, flags.out, *rule)
-        else:
-            text = markdown(systems, claims, *rule)
+            flags.out.mkdir(parents=True, exist_ok=True)
+            write_text(flags.out / "report.md", text)
+            write_text(flags.out / "report.csv", comma_separated(systems))
+            curves.draw_report(systems, flags.out, *rule)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

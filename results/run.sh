@@ -1,23 +1,45 @@
 #!/bin/sh
 # Every run of results/, in the order of what it teaches. Stop it and start it again at
-# any time: finished runs print their result, others continue.
+# any time: finished runs print their result, others continue. To make the numbers anew
+# remove results/DATA first.
 #
 #   results/run.sh beauty [TRIALS] [SEEDS]      TRIALS of each tuned method
 set -eu
-data=$1 trials=${2:-10} seeds=${3:-0,1,2,3}
+data=$1 trials=${2:-6} seeds=${3:-0,1,2,3}
+here=results/$data
 main() { python -m create_jax.main "$@"; }
-runs=runs/$data
 
-for method in random poprnd mostpop svd lightgcn ultragcn; do
-  main --config=configs/$data.py:$method --workdir=$runs/$method
+for method in random poprnd mostpop svd ultragcn lightgcn; do
+  main --config=configs/$data.py:$method --workdir=$here/$method
 done
+
 # Equal budgets: the same number of trials, each at most as long as the config says.
-for method in sasrec bert4rec create; do
-  main --config=configs/$data.py:$method --mode=tune --workdir=$runs/$method-tune \
+tuned() {
+  main --config=configs/$data.py:$1 --mode=tune --workdir=$here/$1-tune \
     --config.tune.trials=$trials
-  main --config=$runs/$method-tune/best.py --config.seeds=$seeds --workdir=$runs/$method
+  main --config=$here/$1-tune/best.py --config.seeds=$seeds --workdir=$here/$1
+}
+tuned sasrec
+tuned create
+tuned bert4rec
+main --config=configs/$data.py:esasrec --workdir=$here/esasrec
+
+# Other graph encoders, and the order of the file inside a day shuffled.
+best=$here/create-tune/best.py
+for graph in lightgcn hypergraph; do
+  main --config=$best --config.graph.encoder=$graph --workdir=$here/create-$graph
 done
-main --config=configs/$data.py:esasrec --workdir=$runs/esasrec
-best=$runs/create-tune/best.py
-main --config=$best --config.graph.encoder=lightgcn --workdir=$runs/create-lightgcn
-main --config=$best --config.graph.encoder=hypergraph --workdir=$runs/create-hypergraph
+for method in sasrec create; do
+  main --config=$here/$method-tune/best.py --config.split.ties=random \
+    --workdir=$here/ties-$method
+done
+
+[ $data = beauty ] || exit 0
+for kind in none infonce; do  # barlow_twins and 10 epochs of warm-up: create itself
+  main --config=$best --config.align.kind=$kind --config.seeds=$seeds \
+    --workdir=$here/align-$kind
+done
+for epochs in 0 50; do
+  main --config=$best --config.warmup.epochs=$epochs --config.seeds=$seeds \
+    --workdir=$here/warmup-$epochs
+done

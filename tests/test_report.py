@@ -13,8 +13,8 @@ QUERIES = 400
 TARGETS = ("last", "first")
 
 
-def make_run(folder, method, seed, ranks, dataset="beauty", users=None, **settings):
-    """A finished run whose metrics follow from its ranks."""
+def make_run(folder, method, seed, ranks, users=None, ties="file", **settings):
+    """A finished run on Beauty whose metrics follow from its ranks."""
     folder.mkdir(parents=True)
     by_target = {}
     for target in TARGETS:
@@ -25,14 +25,14 @@ def make_run(folder, method, seed, ranks, dataset="beauty", users=None, **settin
             found[f"coverage@{k}"] = 0.5
         by_target[target] = found
     result = {
-        "dataset": dataset,
+        "dataset": "beauty",
         "method": method,
         "seed": seed,
         "protocol": {
             "kind": "global_temporal",
             "q_test": 0.8,
             "target": "last",
-            "ties": "file",
+            "ties": ties,
             "filter_seen": True,
             "ks": [10, 100],
         },
@@ -110,9 +110,12 @@ def test_the_paper_stands_below_its_systems_only(runs):
     (create,) = [system for system in systems if system.label == "create"]
     changed = create._replace(settings=create.settings | {"align.kind": "infonce"})
     assert report.paper_row(changed) is None
-    text = report.markdown(systems, [], "last", "ndcg@10")
-    assert text.count("*as the paper prints it*") == 2  # of the main target
-    assert "*1.87 ±0.01*" in text
+    found = report.parts(systems, [], "last", "ndcg@10")
+    assert found["main"].count("*as the paper prints it*") == 2
+    assert "*1.87 ±0.01*" in found["main"] and "paper" not in found["targets"]
+    both = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
+    again = report.parts(both, [], "last", "ndcg@10")
+    assert again["main"].count("*as the paper prints it*") == 2  # once of all CREATEs
 
 
 def test_the_bootstrap_is_the_normal_interval_of_many_users():
@@ -156,6 +159,41 @@ def test_claims_are_paired_and_corrected(runs):
     one = report.make_claims(systems, "create, warmup.epochs=0", "last", "mrr@10", 99)
     assert {claim.baseline for claim in one} == {"create, warmup.epochs=0"}
     assert report.make_claims(systems, "create", "last", "ndcg@10", 99) == []
+
+
+def test_a_table_holds_one_protocol(runs):
+    make_run(runs / "c/sasrec", "sasrec", 0, ranks_like(3), ties="random")
+    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    sections = [(system.section, system.label) for system in systems]
+    assert sections == [
+        ("beauty, ties=file", "sasrec"),
+        ("beauty, ties=file", "create"),
+        ("beauty, ties=random", "sasrec"),
+    ]
+    claims = report.make_claims(systems, "sasrec", "last", "ndcg@10", 99)
+    assert [claim.section for claim in claims] == ["beauty, ties=file"]
+    main = report.parts(systems, [], "last", "ndcg@10")["main"]
+    assert "ties file" in main.split("### beauty, ties=random")[0]
+    assert "ties random" in main.split("### beauty, ties=random")[1]
+
+
+def test_documents_are_filled_between_marks_and_nowhere_else(runs, capsys):
+    page = runs / "page.md"
+    page.write_text(
+        "before\n<!-- report:main -->\nold\n<!-- /report -->\nbetween\n"
+        "<!-- report:differences -->\n<!-- /report -->\nafter\n"
+    )
+    arguments = [str(runs / "a"), f"--fill={page}", "--resamples=50"]
+    assert report.main(arguments) == 0
+    text = page.read_text()
+    assert "old" not in text and "| sasrec | 3 |" in text and "create - sasrec" in text
+    assert text.startswith("before\n") and text.endswith("<!-- /report -->\nafter\n")
+    assert report.main(arguments) == 0 and page.read_text() == text
+    unknown = "<!-- report:a -->\n<!-- /report -->\n"
+    for wrong, reason in (("\n", "found no <!--"), (unknown, "the mark report:a")):
+        page.write_text(wrong)
+        assert report.main(arguments) == 2 and page.read_text() == wrong
+        assert reason in capsys.readouterr().err
 
 
 def test_all_files_are_written(runs, capsys):

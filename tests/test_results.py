@@ -1,0 +1,49 @@
+"""The numbers of results/ are those of its files."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from create_jax import report
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "results/README.md"
+
+
+@pytest.fixture(scope="module")
+def made_anew(tmp_path_factory):
+    """The command that results/README.md prints, run on copies of what it writes."""
+    out = tmp_path_factory.mktemp("results")
+    command = re.search(r"^python -m create_jax\.report (.*)$", PAGE.read_text(), re.M)
+    arguments = []
+    for word in shlex.split(command[1]):
+        option, _, file = word.partition("=")
+        if option == "--fill":
+            copy = out / file.replace("/", "-")
+            copy.write_text((ROOT / file).read_text())
+            arguments.append(f"--fill={copy}")
+        elif option == "--out":
+            arguments.append(f"--out={out}")
+        else:
+            arguments.append(str(ROOT / word) if not word.startswith("-") else word)
+    assert report.main(arguments) == 0
+    return out
+
+
+def test_tables_are_those_of_the_files(made_anew):
+    for name in ("report.md", "report.csv", "README.md"):
+        assert (made_anew / name.replace("/", "-")).read_text() == (
+            ROOT / ("results" if name.startswith("report") else ".") / name
+        ).read_text()
+    assert (made_anew / "results-README.md").read_text() == PAGE.read_text()
+
+
+def test_the_text_has_only_numbers_of_the_tables(made_anew):
+    text = re.sub(r"<!-- report:\w+ -->.*?<!-- /report -->", "", PAGE.read_text(), flags=re.S)
+    tables = (made_anew / "report.md").read_text()
+    tables += (ROOT / "results/protocol.md").read_text()
+    known = set(re.findall(r"\d+\.\d+", tables))
+    said = re.search(r"## The answer\n(.*?)\n## ", text, re.S)[1]
+    assert not set(re.findall(r"\d+\.\d{2,}", said)) - known
