@@ -50,8 +50,8 @@ NEEDS = {
 INSTALL = {
     "rectools": "pip install 'create_jax[bench]'",
     "replay": "pip install 'create_jax[bench]'",
-    "recbole": "pip install recbole==1.2.1 polars, best into an environment of its own, and "
-    "say --python=recbole=PYTHON",
+    "recbole": "pip install recbole==1.2.1 polars, best into an environment of its "
+    "own, and say --python=recbole=PYTHON",
 }
 SETTINGS = {  # of all sides, beside dropout, length and batch of configs/
     **dict(dim=64, blocks=2, heads=1, lr=1e-3, b2=0.98, seed=0),

@@ -8,7 +8,7 @@ number of comparisons in the report (Holm 1979).
 
 Writes DIR/report.md, DIR/report.csv and, with the extra `plots`, PNG figures. With
 --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->` and
-`<!-- /report -->` becomes that part of the report; NAME is main, differences or targets.
+`<!-- /report -->` becomes that part of the report. NAME: main, differences, targets.
 """
 
 import argparse

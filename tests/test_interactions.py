@@ -2,7 +2,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from create_jax.data.interactions import fingerprint, from_frame, shuffle_ties, take
+from create_jax.data.interactions import (
+    fingerprint,
+    from_frame,
+    in_order,
+    shuffle_ties,
+    take,
+)
 from create_jax.errors import InputError
 
 
@@ -32,6 +38,15 @@ def test_sorts_by_user_and_time_and_leaves_ties_in_file_order():
     assert (found.users.dtype, found.items.dtype) == (np.int32, np.int32)
     assert found.times.dtype == np.int64
     assert (found.n_users, found.n_items) == (2, 3)
+
+
+@pytest.mark.parametrize("scale", [1, 2**55])
+def test_the_order_is_that_of_users_then_times(scale):
+    rng = np.random.default_rng(0)
+    users = rng.integers(0, 40, 2000).astype(np.int32)
+    times = (rng.integers(0, 100, 2000) - 50) * scale  # the large ones fit no key
+    expected = sorted(range(2000), key=lambda row: (users[row], times[row]))
+    assert in_order(users, times).tolist() == expected
 
 
 def test_codes_follow_the_names_and_not_the_rows():

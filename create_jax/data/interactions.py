@@ -91,7 +91,7 @@ def from_frame(
     log = Interactions(users, items, times, user_ids, item_ids, ratings)
     _check_counts((len(user_ids), len(item_ids), len(times)), counts, source)
 
-    log = take(log, np.lexsort((times, users)))  # stable: ties keep the file's order
+    log = take(log, in_order(users, times))
     del users, items, times, ratings
     if drop_repeats:
         keep = np.ones(len(log.users), bool)
@@ -119,6 +119,18 @@ def from_frame(
     if log.ratings is not None and np.isnan(log.ratings).all():
         log = log._replace(ratings=None)
     return log._replace(items=log.items + 1)  # 0 is padding
+
+
+def in_order(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The rows by (user, time); ties keep the order they have."""
+    first = int(times.min())
+    span = int(times.max()) - first + 1
+    if (int(users.max()) + 1) * span < 2**63:  # one key: 2 to 5 times faster
+        key = users.astype(np.int64)
+        key *= span
+        key += times - first
+        return np.argsort(key, kind="stable")
+    return np.lexsort((times, users))
 
 
 def shuffle_ties(interactions: Interactions, seed: int) -> Interactions:
