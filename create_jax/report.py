@@ -382,7 +382,7 @@ def fill(path: Path, found: dict[str, str]) -> None:
                 f"{path}: found the mark report:{part}; expected one of "
                 f"{', '.join(found)}"
             )
-        return f"{begin}\n{found[part]}\n{end}"
+        return f"{begin}\n{found[part]}\n\n{end}"
 
     marks = r"(<!-- report:(\w+) -->\n).*?(<!-- /report -->)"
     text, count = re.subn(marks, replace, path.read_text(), flags=re.DOTALL)
