@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from create_jax.report import markdown_table as table
+
 NOTES = """\
 An epoch is one pass over all users; evaluation ranks all items for all test queries,
 the history hidden. Median [least..most] of the repetitions. Warm-up: the first epoch
@@ -68,11 +70,6 @@ def spread(values) -> str:
         for value in (np.min(values), np.median(values), np.max(values))
     )
     return f"{middle} [{low}..{high}]"
-
-
-def table(head: list[str], rows: list[list]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def sides(found: dict) -> str:

@@ -47,12 +47,12 @@ STUDIED = {
 }
 
 
-def draw_report(systems, out: Path, target: str, name: str) -> list[Path]:
+def draw_report(sections: dict, out: Path, target: str, name: str) -> list[Path]:
     """Pictures of a report: validation over epochs (figure 2 of the paper) and, where
     systems differ in one studied setting alone, the test metric against it.
 
     Args:
-      systems: of `report.load`. name: of the metric, as `ndcg@10`.
+      sections: of `report.by_section`. name: of the metric, as `ndcg@10`.
 
     Returns:
       The files written; none without the extra `plots`.
@@ -62,8 +62,7 @@ def draw_report(systems, out: Path, target: str, name: str) -> list[Path]:
     except ImportError:
         return []
     written = []
-    for section in dict.fromkeys(system.section for system in systems):
-        own = [system for system in systems if system.section == section]
+    for section, own in sections.items():
         stem = section.replace(", ", "-")
         figure = Figure(figsize=(7, 4), layout="constrained")
         panel = figure.subplots()

@@ -372,8 +372,8 @@ def markdown(found: dict[str, str]) -> str:
     return "\n\n".join(f"## {TITLES[part]}\n\n{found[part]}" for part in found) + "\n"
 
 
-def fill(path: Path, found: dict[str, str]) -> None:
-    """Puts parts of the report between their marks in a Markdown file."""
+def fill(path: Path, found: dict[str, str]) -> str:
+    """A Markdown file with parts of the report between their marks."""
 
     def replace(match):
         begin, part, end = match.groups()
@@ -391,7 +391,7 @@ def fill(path: Path, found: dict[str, str]) -> None:
             f"{path}: found no <!-- report:NAME --> with a <!-- /report -->; write "
             "them where the tables belong"
         )
-    write_text(path, text)
+    return text
 
 
 def _paper_cell(value) -> str:
@@ -432,7 +432,9 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUNS")
     parser.add_argument("--out", type=Path, help="directory for the files")
-    parser.add_argument("--fill", type=Path, action="append", default=[])
+    parser.add_argument(
+        "--fill", type=Path, action="append", default=[], help="Markdown with marks"
+    )
     parser.add_argument("--baseline", default="sasrec", help="method or label")
     parser.add_argument("--target", default="last")
     parser.add_argument("--metric", default="ndcg@10")
@@ -444,13 +446,14 @@ def main(arguments=None) -> int:
         claims = make_claims(systems, flags.baseline, *rule, flags.resamples)
         found = parts(systems, claims, *rule)
         text = markdown(found)
-        for path in flags.fill:
-            fill(path, found)
+        filled = [fill(path, found) for path in flags.fill]  # all of them, or none
+        for path, page in zip(flags.fill, filled, strict=True):
+            write_text(path, page)
         if flags.out:
             flags.out.mkdir(parents=True, exist_ok=True)
             write_text(flags.out / "report.md", text)
             write_text(flags.out / "report.csv", comma_separated(systems))
-            curves.draw_report(systems, flags.out, *rule)
+            curves.draw_report(by_section(systems), flags.out, *rule)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
