@@ -42,7 +42,7 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
     and returns the best parameters; without a holdout, the last parameters.
 
     Args:
-      should_end: (epoch, score) -> bool, asked after each validation of the last phase:
+      should_end: (epoch of the last phase, score) -> bool, asked after its validations:
         a study's wish to end a run without promise (`progress["ended_early"]`).
     """
     config, mesh = run.config, run.mesh
@@ -125,7 +125,9 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
                 if score > progress["best_score"]:
                     progress |= {"best_epoch": epoch + 1, "best_score": score}
                     progress["best_metrics"] = metrics
-                early = should_end is not None and should_end(epoch + 1, score)
+                early = should_end is not None and should_end(
+                    epoch + 1 - last_phase_from, score
+                )
         better = progress["best_epoch"] == epoch + 1
         waited = epoch + 1 - max(progress["best_epoch"], last_phase_from)
         stop = (

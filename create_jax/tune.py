@@ -3,8 +3,9 @@
 A study is a directory: `study.log` (Optuna's journal, which processes may share),
 `trial-<n>/` with the metrics of each trial, and `best.py`, a config. The first trial is
 the config as it stands. Trials that do worse than the median of the others at the same
-epoch end early. Whoever comes after a killed process continues its trial from the last
-checkpoint: a lock says that nobody works on it any more.
+epoch of the last phase end early, after ten of them: a slow start is not a bad end.
+Whoever comes after a killed process continues its trial from the last checkpoint: a lock
+says that nobody works on it any more.
 """
 
 import fcntl
@@ -80,7 +81,7 @@ def tune(config, workdir: str) -> Path:
         study_name="tune",
         storage=optuna.storages.JournalStorage(journal),
         direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=10),
         load_if_exists=True,
     )
     first = {one.key: settings.read(config, one.key) for one in space}
@@ -177,7 +178,7 @@ def _run(study, trial, opened, space, optuna) -> None:
     def should_end(epoch: int, score: float) -> bool:
         if epoch not in known:  # a continued trial says some again
             trial.report(score, epoch)
-        return trial.should_prune()
+        return bool(trial.should_prune())  # a numpy.bool is no JSON
 
     lines = JsonLines(directory / "metrics.jsonl")
     run = opened.run._replace(config=config, workdir=directory, lines=lines)

@@ -45,13 +45,14 @@ def trained(monkeypatch):
     def fit(run, stage, phases, log, holdout, should_end=None):
         assert stage == "select" and holdout.n_queries and len(log.users)
         best, early = formula(run.config), False
-        for epoch in range(1, 6):
-            early = early or should_end(epoch, best * epoch / 5)
+        for epoch in range(1, 16):
+            early = early or should_end(epoch, best * epoch / 15)
+            json.dumps(early)  # as the checkpoint does: no numpy.bool
         (run.workdir / "checkpoints").mkdir()
         one = run.config
         chosen = (one.optim.lr, one.seq.dropout, one.seq.blocks, one.train.batch)
         calls.append((run.workdir.name, chosen, early))
-        progress = {"best_epoch": 5, "best_score": best, "ended_early": early}
+        progress = {"best_epoch": 15, "best_score": best, "ended_early": early}
         return SimpleNamespace(progress=progress)
 
     monkeypatch.setattr(train, "fit", fit)
