@@ -47,7 +47,7 @@ STUDIED = {
 }
 
 
-def draw_report(sections: dict, out: Path, target: str, name: str) -> list[Path]:
+def draw_report(sections: dict, out: Path, name: str) -> list[Path]:
     """Pictures of a report: validation over epochs (figure 2 of the paper) and, where
     systems differ in one studied setting alone, the test metric against it.
 
@@ -76,7 +76,7 @@ def draw_report(sections: dict, out: Path, target: str, name: str) -> list[Path]
             panel.set(xlabel="epoch", ylabel=f"validation {name}", title=section)
             written.append(_save(figure, panel, out / f"{stem}-curves.png"))
         for key, text in STUDIED.items():
-            points = _points(own, key, target, name)
+            points = _points(own, key, name)
             if len(points) < 2:
                 continue
             figure = Figure(figsize=(5, 3.5), layout="constrained")
@@ -97,13 +97,13 @@ def _validation(path: Path, name: str) -> tuple[list, list]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _points(systems, key, target, name) -> list[tuple]:
+def _points(systems, key, name) -> list[tuple]:
     """(value, mean, deviation) of the largest group that differs in `key` alone."""
     groups = {}
     for system in systems:
         if key in system.settings:
             rest = {k: v for k, v in system.settings.items() if k != key}
-            values = [100 * r["test_by_target"][target][name] for r in system.results]
+            values = [100 * r["test"][name] for r in system.results]
             mean = sum(values) / len(values)
             squares = sum((value - mean) ** 2 for value in values)
             spread = (squares / max(len(values) - 1, 1)) ** 0.5

@@ -3,8 +3,9 @@
 RUNS are directories of finished runs, or directories full of them. Runs of one method
 and settings with several seeds become one line, mean and sample deviation; the paper's
 line stands below it. A table holds runs of one data set and one protocol. Each line is
-compared with the baseline by a paired bootstrap over users, p-values corrected for the
-number of comparisons in the report (Holm 1979).
+compared with the baseline, and variants of a method with what they vary, by a paired
+bootstrap over users; p-values are corrected for the number of comparisons in a table
+(Holm 1979).
 
 Writes DIR/report.md, DIR/report.csv and, with the extra `plots`, PNG figures. With
 --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->` and
@@ -113,8 +114,8 @@ def percent(results: list[dict], target: str, name: str) -> str:
 class System(NamedTuple):
     """Runs that differ in their seeds alone.
 
-    label: the method and what else sets it apart. section: its data set, and what sets
-    its protocol apart. settings: the flat config.
+    label: the method, and where its settings are not those of most runs of the method.
+    section: its data set, and the same of its protocol. settings: the flat config.
     """
 
     label: str
@@ -183,11 +184,12 @@ def load(folders: list[Path]) -> list[System]:
 
 
 def _apart(own: dict, others) -> list[str]:
-    """`name=value` of what any of the others has otherwise."""
+    """`name=value` of what less than most of the others have."""
+    others = list(others)
     return [
         f"{name}={_show(value)}"
         for name, value in own.items()
-        if any(other.get(name) != value for other in others)
+        if 2 * sum(other.get(name) == value for other in others) <= len(others)
     ]
 
 
@@ -209,8 +211,6 @@ def per_user(system: System, target: str, name: str) -> tuple[np.ndarray, np.nda
     values, users = [], None
     for folder in system.folders:
         with np.load(folder / "ranks.npz") as file:
-            if target not in file:
-                raise InputError(f"{folder}: its ranks have no target {target!r}")
             values.append(metrics.from_ranks(file[target], int(k))[f"{metric}@{k}"])
             users = file[f"{target}_users"]
     return users, np.mean(values, axis=0)
@@ -223,10 +223,11 @@ class Claim(NamedTuple):
     """A difference to the baseline, in percent points, over the same users.
 
     low, high: the 95% interval. p: two-sided, of a difference of zero. holm: p
-    corrected for all claims of the report.
+    corrected for all claims about the target.
     """
 
     section: str
+    target: str
     label: str
     baseline: str
     difference: float
@@ -237,22 +238,25 @@ class Claim(NamedTuple):
     holm: float = 1.0
 
 
-def bootstrap(differences, users, resamples: int, seed: int = 0):
-    """(low, high, p) of the mean of paired differences [Q], by percentiles.
+def bootstrap(sums, counts, resamples: int, seed: int = 0):
+    """(low, high, p), each [C], of the means of paired differences, by percentiles.
 
-    Users are drawn, each with all queries of theirs. p is twice the share of resampled
-    means on the other side of zero.
+    Users are drawn, each with all queries of theirs; all means from the same draws. p
+    is twice the share of resampled means on the other side of zero.
+
+    Args:
+      sums, counts: [N, C] for N users, their differences summed and how many these are.
     """
     rng = np.random.default_rng(seed)
-    _, owner = np.unique(users, return_inverse=True)
-    sums, counts = np.bincount(owner, differences), np.bincount(owner)
-    n, means = len(sums), np.empty(resamples)
-    for place in range(resamples):
-        drawn = rng.integers(0, n, n)
-        means[place] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    tail = min((means <= 0).sum(), (means >= 0).sum())
-    return low, high, min(1.0, 2 * (tail + 1) / (resamples + 1))
+    n, means = len(sums), []
+    for start in range(0, resamples, 500):
+        drawn = rng.integers(0, n, (min(500, resamples - start), n))
+        times = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(float)
+        means.append((times @ sums) / (times @ counts))
+    means = np.concatenate(means)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    tail = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
+    return low, high, np.minimum(1.0, 2 * (tail + 1) / (resamples + 1))
 
 
 def holm(values: list[float]) -> list[float]:
@@ -264,30 +268,59 @@ def holm(values: list[float]) -> list[float]:
     return corrected
 
 
-def make_claims(systems, baseline: str, target: str, name: str, resamples: int):
-    """Every system against the baseline of its section, if that is there once."""
+def make_claims(systems, baseline: str, name: str, resamples: int) -> list[Claim]:
+    """Every system against the baseline of its section, and a variant of a method
+    against the one that it varies, for each target."""
     claims = []
-    for section, own in by_section(systems).items():
-        bases = [s for s in own if baseline in (s.label, s.results[0]["method"])]
-        if len(bases) != 1:
-            continue
-        base_users, base = per_user(bases[0], target, name)
-        for system in own:
-            if system is bases[0]:
-                continue
-            users, values = per_user(system, target, name)
+    for own in by_section(systems).values():
+        pairs = _pairs(own, baseline)
+        if pairs:
+            claims += _compare(pairs, name, resamples)
+    for target in dict.fromkeys(claim.target for claim in claims):
+        places = [n for n, claim in enumerate(claims) if claim.target == target]
+        corrected = holm([claims[place].p for place in places])
+        for place, p in zip(places, corrected, strict=True):
+            claims[place] = claims[place]._replace(holm=p)
+    return claims
+
+
+def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
+    """(system, what it is compared with) of a section. The baseline is a label, or else
+    the one system of a method."""
+    methods = [system.results[0]["method"] for system in own]
+    labels = [system.label for system in own]
+    if baseline not in labels and methods.count(baseline) == 1:
+        baseline = labels[methods.index(baseline)]
+    pairs = []
+    for label, method in zip(labels, methods, strict=True):
+        for other in dict.fromkeys((baseline, method)):
+            if other != label and other in labels:
+                pairs.append((own[labels.index(label)], own[labels.index(other)]))
+    return pairs
+
+
+def _compare(pairs, name: str, resamples: int) -> list[Claim]:
+    kinds, sums, counts = [], [], []
+    targets = pairs[0][0].results[0]["test_by_target"]
+    for target in targets:
+        involved = {id(system): system for pair in pairs for system in pair}
+        found = {key: per_user(one, target, name) for key, one in involved.items()}
+        for system, base in pairs:
+            (users, values), (base_users, bases) = found[id(system)], found[id(base)]
             if not np.array_equal(users, base_users):
                 raise InputError(
-                    f"{system.folders[0]} and {bases[0].folders[0]} were tested on "
+                    f"{system.folders[0]} and {base.folders[0]} were tested on "
                     "different users; compare runs of one protocol"
                 )
-            gap = 100 * (values - base)
-            low, high, p = bootstrap(gap, users, resamples)
-            relative = 100 * (values.mean() / max(base.mean(), 1e-12) - 1)
-            labels = section, system.label, bases[0].label
-            claims.append(Claim(*labels, gap.mean(), relative, low, high, p))
-    corrected = holm([claim.p for claim in claims])
-    return [c._replace(holm=p) for c, p in zip(claims, corrected, strict=True)]
+            gap = 100 * (values - bases)
+            relative = 100 * (values.mean() / max(bases.mean(), 1e-12) - 1)
+            labels = system.section, target, system.label, base.label
+            kinds.append((*labels, gap.mean(), relative))
+            _, owner = np.unique(users, return_inverse=True)
+            sums.append(np.bincount(owner, gap))
+            counts.append(np.bincount(owner))
+    drawn = bootstrap(np.stack(sums, 1), np.stack(counts, 1), resamples)
+    return [Claim(*kind, *line) for kind, *line in zip(kinds, *drawn, strict=True)]
 
 
 # --- documents ------------------------------------------------------------------------
@@ -312,9 +345,9 @@ def paper_row(system: System) -> dict | None:
     return of_data.get(PAPER_SYSTEMS.get(method)) if of_table_2 else None
 
 
-def parts(systems, claims, target: str, name: str) -> dict[str, str]:
+def parts(systems, claims, name: str) -> dict[str, str]:
     """The report in parts: `main`, the tables of the protocols' own target,
-    `differences`, the claims, and `targets`, the tables of the other targets."""
+    `differences`, the claims about it, and `targets`, both for the other targets."""
     main, others = ["Percent; mean ± sample deviation over seeds."], []
     for section, own in by_section(systems).items():
         first = own[0].results[0]
@@ -324,8 +357,14 @@ def parts(systems, claims, target: str, name: str) -> dict[str, str]:
                 main += [head, about(first), _table_of(own, rule, paper=True)]
             else:
                 others += [head, _table_of(own, rule, paper=False)]
-    found = {"main": main, "differences": _differences(claims, target, name)}
-    found |= {"targets": others}
+    found = {"main": main, "differences": [], "targets": others}
+    own = systems[0].results[0]["protocol"]["target"]
+    for rule in dict.fromkeys(claim.target for claim in claims):
+        texts = _differences([c for c in claims if c.target == rule], name)
+        if rule == own:
+            found["differences"] = texts
+        else:
+            others += [f"### Differences, target {rule}", *texts]
     return {part: "\n\n".join(texts) for part, texts in found.items() if texts}
 
 
@@ -344,9 +383,7 @@ def _table_of(systems: list[System], target: str, paper: bool) -> str:
     return markdown_table(["system", "seeds", *names], rows)
 
 
-def _differences(claims: list[Claim], target: str, name: str) -> list[str]:
-    if not claims:
-        return []
+def _differences(claims: list[Claim], name: str) -> list[str]:
     rows = [
         [
             *(c.section, f"{c.label} - {c.baseline}"),
@@ -356,9 +393,9 @@ def _differences(claims: list[Claim], target: str, name: str) -> list[str]:
         for c in claims
     ]
     text = (
-        f"{name}, target {target}, percent points: paired bootstrap over users of "
-        "the mean over seeds; p two-sided, then corrected by Holm over this table. "
-        "The interval is over users; how much seeds differ is above."
+        f"{name}, target {claims[0].target}, percent points: paired bootstrap over "
+        "users of the mean over seeds; p two-sided, then corrected by Holm over this "
+        "table. The interval is over users; how much seeds differ is above."
     )
     head = ["data", "difference", "points", "relative", "95%", "p", "Holm"]
     return [text, markdown_table(head, rows)]
@@ -436,15 +473,13 @@ def main(arguments=None) -> int:
         "--fill", type=Path, action="append", default=[], help="Markdown with marks"
     )
     parser.add_argument("--baseline", default="sasrec", help="method or label")
-    parser.add_argument("--target", default="last")
     parser.add_argument("--metric", default="ndcg@10")
     parser.add_argument("--resamples", type=int, default=10_000)
     flags = parser.parse_intermixed_args(arguments)
     try:
         systems = load(find_runs(flags.runs))
-        rule = flags.target, flags.metric
-        claims = make_claims(systems, flags.baseline, *rule, flags.resamples)
-        found = parts(systems, claims, *rule)
+        claims = make_claims(systems, flags.baseline, flags.metric, flags.resamples)
+        found = parts(systems, claims, flags.metric)
         text = markdown(found)
         filled = [fill(path, found) for path in flags.fill]  # all of them, or none
         for path, page in zip(flags.fill, filled, strict=True):
@@ -453,7 +488,7 @@ def main(arguments=None) -> int:
             flags.out.mkdir(parents=True, exist_ok=True)
             write_text(flags.out / "report.md", text)
             write_text(flags.out / "report.csv", comma_separated(systems))
-            curves.draw_report(by_section(systems), flags.out, *rule)
+            curves.draw_report(by_section(systems), flags.out, flags.metric)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ A study is a directory: `study.log` (Optuna's journal, which processes may share
 `trial-<n>/` with the metrics of each trial, and `best.py`, a config. The first trial is
 the config as it stands. Trials that do worse than the median of the others at the same
 epoch of the last phase end early, after ten of them: a slow start is not a bad end.
-Whoever comes after a killed process continues its trial from the last checkpoint: a lock
-says that nobody works on it any more.
+Whoever comes after a killed process continues its trial from the last checkpoint: a
+lock says that nobody works on it any more.
 """
 
 import fcntl

@@ -110,32 +110,39 @@ def test_the_paper_stands_below_its_systems_only(runs):
     (create,) = [system for system in systems if system.label == "create"]
     changed = create._replace(settings=create.settings | {"align.kind": "infonce"})
     assert report.paper_row(changed) is None
-    found = report.parts(systems, [], "last", "ndcg@10")
+    found = report.parts(systems, [], "ndcg@10")
     assert found["main"].count("*as the paper prints it*") == 2
     assert "*1.87 ±0.01*" in found["main"] and "paper" not in found["targets"]
     both = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
-    again = report.parts(both, [], "last", "ndcg@10")
+    again = report.parts(both, [], "ndcg@10")
     assert again["main"].count("*as the paper prints it*") == 2  # once of all CREATEs
+
+
+def bootstrap(values, users, resamples):
+    """Of one claim, from the values of its queries."""
+    sums, counts = np.bincount(users, values), np.bincount(users)
+    found = report.bootstrap(sums[:, None], counts[:, None], resamples)
+    return [float(one[0]) for one in found]
 
 
 def test_the_bootstrap_is_the_normal_interval_of_many_users():
     values = np.random.default_rng(0).normal(0.3, 2.0, 5000)
     users = np.arange(5000)
-    low, high, p = report.bootstrap(values, users, 4000)
+    low, high, p = bootstrap(values, users, 4000)
     half = 1.96 * values.std() / np.sqrt(5000)
     np.testing.assert_allclose([low, high], values.mean() + [-half, half], atol=0.006)
     assert p < 0.01
     balanced = values - values.mean()
-    assert report.bootstrap(balanced, users, 4000)[2] > 0.9
-    assert report.bootstrap(np.ones(50), users[:50], 999)[2] == pytest.approx(2 / 1000)
-    assert report.bootstrap(np.zeros(50), users[:50], 999)[2] == 1.0
-    assert report.bootstrap(-values, users, 4000)[2] == pytest.approx(p, abs=0.003)
+    assert bootstrap(balanced, users, 4000)[2] > 0.9
+    assert bootstrap(np.ones(50), users[:50], 999)[2] == pytest.approx(2 / 1000)
+    assert bootstrap(np.zeros(50), users[:50], 999)[2] == 1.0
+    assert bootstrap(-values, users, 4000)[2] == pytest.approx(p, abs=0.003)
 
 
 def test_users_are_drawn_with_all_their_queries():
     values = np.repeat(np.random.default_rng(0).normal(0, 1, 500), 4)
     users = np.repeat(np.arange(500), 4)
-    low, high, _ = report.bootstrap(values, users, 2000)
+    low, high, _ = bootstrap(values, users, 2000)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 500**0.5, rel=0.1)
 
 
@@ -147,8 +154,9 @@ def test_holm_of_a_known_example():
 
 def test_claims_are_paired_and_corrected(runs):
     systems = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
-    claims = report.make_claims(systems, "sasrec", "last", "ndcg@10", 2000)
-    better, same = sorted(claims, key=lambda claim: -claim.difference)
+    claims = report.make_claims(systems, "sasrec", "ndcg@10", 2000)
+    assert [claim.target for claim in claims] == ["last"] * 2 + ["first"] * 2
+    better, same = sorted(claims[:2], key=lambda claim: -claim.difference)
     assert better.label == "create, warmup.epochs=10" and better.holm < 0.01
     assert better.low > 0 and better.low < better.difference < better.high
     assert same.p > 0.05 and same.low < 0 < same.high
@@ -156,9 +164,26 @@ def test_claims_are_paired_and_corrected(runs):
     users, create = report.per_user(systems[0], "last", "ndcg@10")
     assert len(users) == len(create) == QUERIES
     # A label can be the baseline too; without one there is nothing to claim.
-    one = report.make_claims(systems, "create, warmup.epochs=0", "last", "mrr@10", 99)
+    one = report.make_claims(systems, "create, warmup.epochs=0", "mrr@10", 99)
     assert {claim.baseline for claim in one} == {"create, warmup.epochs=0"}
-    assert report.make_claims(systems, "create", "last", "ndcg@10", 99) == []
+    assert report.make_claims(systems, "create", "ndcg@10", 99) == []
+
+
+def test_variants_are_compared_with_what_they_vary(runs):
+    for seed in range(2):
+        folder = runs / f"c/none-{seed}"
+        make_run(folder, "create", seed, ranks_like(30 + seed), align__kind="none")
+    places = [str(runs / name) for name in "abc"]
+    claims = report.make_claims(
+        report.load(report.find_runs(places)), "sasrec", "ndcg@10", 99
+    )
+    assert [(claim.label, claim.baseline) for claim in claims[:5]] == [
+        ("create", "sasrec"),
+        ("create, warmup.epochs=0", "sasrec"),
+        ("create, warmup.epochs=0", "create"),
+        ("create, align.kind=none", "sasrec"),
+        ("create, align.kind=none", "create"),
+    ]
 
 
 def test_a_table_holds_one_protocol(runs):
@@ -170,9 +195,9 @@ def test_a_table_holds_one_protocol(runs):
         ("beauty, ties=file", "create"),
         ("beauty, ties=random", "sasrec"),
     ]
-    claims = report.make_claims(systems, "sasrec", "last", "ndcg@10", 99)
-    assert [claim.section for claim in claims] == ["beauty, ties=file"]
-    main = report.parts(systems, [], "last", "ndcg@10")["main"]
+    claims = report.make_claims(systems, "sasrec", "ndcg@10", 99)
+    assert {claim.section for claim in claims} == {"beauty, ties=file"}
+    main = report.parts(systems, [], "ndcg@10")["main"]
     assert "ties file" in main.split("### beauty, ties=random")[0]
     assert "ties random" in main.split("### beauty, ties=random")[1]
 
@@ -212,7 +237,7 @@ def test_all_files_are_written(runs, capsys):
     assert pictures == {"beauty-curves.png", "beauty-warmup.epochs.png"}
 
 
-@pytest.mark.parametrize("mistake", ["empty", "twice", "users", "target"])
+@pytest.mark.parametrize("mistake", ["empty", "twice", "users"])
 def test_mistakes_are_one_line(runs, capsys, mistake):
     arguments = [str(runs / "a"), "--resamples=50"]
     if mistake == "empty":
@@ -221,12 +246,10 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
     elif mistake == "twice":
         make_run(runs / "c", "sasrec", 0, ranks_like(5))
         arguments.append(str(runs / "c"))
-    elif mistake == "users":
+    else:
         others = np.arange(QUERIES)[::-1]
         make_run(runs / "c", "svd", 0, ranks_like(5), users=others)
         arguments.append(str(runs / "c"))
-    else:
-        arguments.append("--target=all")
     assert report.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
@@ -234,7 +257,6 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
         empty="found no result.json",
         twice="same seed and settings",
         users="different users",
-        target="no target 'all'",
     )
     assert reason[mistake] in said
 
