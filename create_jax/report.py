@@ -4,8 +4,8 @@ RUNS are directories of finished runs, or directories full of them. Runs of one 
 and settings with several seeds become one line, mean and sample deviation; the paper's
 line stands below it. A table holds runs of one data set and one protocol. Each line is
 compared with the baseline, and variants of a method with what they vary, by a paired
-bootstrap over users; p-values are corrected for the number of comparisons in a table
-(Holm 1979).
+bootstrap over users and seeds; p-values are corrected for the number of comparisons in
+a table (Holm 1979).
 
 Writes DIR/report.md, DIR/report.csv and, with the extra `plots`, PNG figures. With
 --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->` and
@@ -157,7 +157,7 @@ def load(folders: list[Path]) -> list[System]:
         groups.setdefault(key, []).append((result, flat, folder))
     protocols = {}
     for dataset, protocol, *_ in groups:
-        protocols.setdefault(dataset, {})[protocol] = json.loads(protocol)
+        protocols.setdefault(dataset, []).append(json.loads(protocol))
     systems = []
     for (dataset, protocol, method, _), runs in groups.items():
         seeds = [result["seed"] for result, *_ in runs]
@@ -168,9 +168,9 @@ def load(folders: list[Path]) -> list[System]:
             )
         alike = dataset, protocol, method
         others = [g[0][1] for key, g in groups.items() if key[:3] == alike]
-        own, rules = runs[0][1], protocols[dataset]
+        own, rules = runs[0][1], json.loads(protocol)
         label = ", ".join([method, *_apart(own, others)])
-        section = ", ".join([dataset, *_apart(rules[protocol], rules.values())])
+        section = ", ".join([dataset, *_apart(rules, protocols[dataset])])
         results, folders = [run[0] for run in runs], [run[2] for run in runs]
         systems.append(System(label, section, dataset, own, results, folders))
     sections = list(dict.fromkeys(system.section for system in systems))
@@ -183,9 +183,8 @@ def load(folders: list[Path]) -> list[System]:
     return sorted(systems, key=place)
 
 
-def _apart(own: dict, others) -> list[str]:
-    """`name=value` of what less than most of the others have."""
-    others = list(others)
+def _apart(own: dict, others: list[dict]) -> list[str]:
+    """`name=value` of what at most half of the others have."""
     return [
         f"{name}={_show(value)}"
         for name, value in own.items()
@@ -205,15 +204,12 @@ def _show(value):
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def per_user(system: System, target: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(users [Q], a metric of each, mean over seeds [Q]) from the saved ranks."""
+def per_query(folder: Path, target: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(users [Q], a metric of each query [Q]) from the saved ranks of a run."""
     metric, k = name.split("@")
-    values, users = [], None
-    for folder in system.folders:
-        with np.load(folder / "ranks.npz") as file:
-            values.append(metrics.from_ranks(file[target], int(k))[f"{metric}@{k}"])
-            users = file[f"{target}_users"]
-    return users, np.mean(values, axis=0)
+    with np.load(folder / "ranks.npz") as file:
+        values = metrics.from_ranks(file[target], int(k))[f"{metric}@{k}"]
+        return file[f"{target}_users"], values
 
 
 # --- claims ---------------------------------------------------------------------------
@@ -238,25 +234,35 @@ class Claim(NamedTuple):
     holm: float = 1.0
 
 
-def bootstrap(sums, counts, resamples: int, seed: int = 0):
-    """(low, high, p), each [C], of the means of paired differences, by percentiles.
-
-    Users are drawn, each with all queries of theirs; all means from the same draws. p
-    is twice the share of resampled means on the other side of zero.
+def resample_users(sums, counts, resamples: int, rng) -> np.ndarray:
+    """Bootstrapped means [resamples, C]: users are drawn, each with all queries of
+    theirs, the same ones for all columns.
 
     Args:
-      sums, counts: [N, C] for N users, their differences summed and how many these are.
+      sums, counts: [N, C] for N users: their metric summed, and over how many queries.
     """
-    rng = np.random.default_rng(seed)
     n, means = len(sums), []
     for start in range(0, resamples, 500):
         drawn = rng.integers(0, n, (min(500, resamples - start), n))
         times = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(float)
         means.append((times @ sums) / (times @ counts))
-    means = np.concatenate(means)
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    tail = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
-    return low, high, np.minimum(1.0, 2 * (tail + 1) / (resamples + 1))
+    return np.concatenate(means)
+
+
+def resample_seeds(means: np.ndarray, rng) -> np.ndarray:
+    """[B] means over seeds of [B, S] runs: of S seeds S - 1 are drawn, which makes the
+    variance that of a mean of S (Rao and Wu 1988). A single run stands for itself."""
+    resamples, seeds = means.shape
+    drawn = rng.integers(0, seeds, (resamples, max(1, seeds - 1)))
+    return np.take_along_axis(means, drawn, axis=1).mean(axis=1)
+
+
+def interval(gaps: np.ndarray) -> tuple[float, float, float]:
+    """(low, high, p) of bootstrapped differences [B], by percentiles; p is twice the
+    share on the other side of zero."""
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
+    return low, high, min(1.0, 2 * (tail + 1) / (len(gaps) + 1))
 
 
 def holm(values: list[float]) -> list[float]:
@@ -300,27 +306,39 @@ def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
 
 
 def _compare(pairs, name: str, resamples: int) -> list[Claim]:
-    kinds, sums, counts = [], [], []
-    targets = pairs[0][0].results[0]["test_by_target"]
+    """The claims of a section, all from the same drawn users."""
+    systems = list({id(system): system for pair in pairs for system in pair}.values())
+    targets, rng = systems[0].results[0]["test_by_target"], np.random.default_rng(0)
+    sums, counts, where = [], [], {}
     for target in targets:
-        involved = {id(system): system for pair in pairs for system in pair}
-        found = {key: per_user(one, target, name) for key, one in involved.items()}
+        asked = None
+        for system in systems:
+            for folder in system.folders:
+                users, values = per_query(folder, target, name)
+                asked = users if asked is None else asked
+                if not np.array_equal(users, asked):
+                    raise InputError(
+                        f"{folder} and {systems[0].folders[0]} were tested on "
+                        "different users; compare runs of one protocol"
+                    )
+                _, owner = np.unique(users, return_inverse=True)
+                where.setdefault((target, id(system)), []).append(len(sums))
+                sums.append(np.bincount(owner, 100 * values))
+                counts.append(np.bincount(owner))
+    sums, counts = np.stack(sums, 1), np.stack(counts, 1)
+    means = sums.sum(0) / counts.sum(0)
+    drawn = resample_users(sums, counts, resamples, rng)
+    mixed = {key: resample_seeds(drawn[:, runs], rng) for key, runs in where.items()}
+    claims = []
+    for target in targets:
         for system, base in pairs:
-            (users, values), (base_users, bases) = found[id(system)], found[id(base)]
-            if not np.array_equal(users, base_users):
-                raise InputError(
-                    f"{system.folders[0]} and {base.folders[0]} were tested on "
-                    "different users; compare runs of one protocol"
-                )
-            gap = 100 * (values - bases)
-            relative = 100 * (values.mean() / max(bases.mean(), 1e-12) - 1)
+            ours, theirs = (target, id(system)), (target, id(base))
+            mean, base_mean = means[where[ours]].mean(), means[where[theirs]].mean()
+            relative = 100 * (mean / max(base_mean, 1e-12) - 1)
             labels = system.section, target, system.label, base.label
-            kinds.append((*labels, gap.mean(), relative))
-            _, owner = np.unique(users, return_inverse=True)
-            sums.append(np.bincount(owner, gap))
-            counts.append(np.bincount(owner))
-    drawn = bootstrap(np.stack(sums, 1), np.stack(counts, 1), resamples)
-    return [Claim(*kind, *line) for kind, *line in zip(kinds, *drawn, strict=True)]
+            found = mean - base_mean, relative, *interval(mixed[ours] - mixed[theirs])
+            claims.append(Claim(*labels, *found))
+    return claims
 
 
 # --- documents ------------------------------------------------------------------------
@@ -394,8 +412,8 @@ def _differences(claims: list[Claim], name: str) -> list[str]:
     ]
     text = (
         f"{name}, target {claims[0].target}, percent points: paired bootstrap over "
-        "users of the mean over seeds; p two-sided, then corrected by Holm over this "
-        "table. The interval is over users; how much seeds differ is above."
+        "users and, of several, over seeds; p two-sided, then corrected by Holm over "
+        "this table."
     )
     head = ["data", "difference", "points", "relative", "95%", "p", "Holm"]
     return [text, markdown_table(head, rows)]
