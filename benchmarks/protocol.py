@@ -9,6 +9,11 @@ mean over its six metrics of |ours - printed| / printed, where a distance within
 rounding of the print counts as none. Random and PopRnd are means over seeds; the rank
 of SVD is chosen on validation, once a quantile. Files: --path=NAME=FILE, or where
 `create_jax.fetch` puts them. Running it again continues.
+
+    python -m benchmarks.protocol --run=DIR
+
+Ranks the test queries of a finished run (SASRec, BERT4Rec, CREATE) under other targets,
+histories and cold items, and compares with the paper's row of the method.
 """
 
 import argparse
@@ -18,6 +23,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from create_jax import experiment, parallel, protocol, report
 from create_jax.train import Run
@@ -93,6 +99,30 @@ def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
             print(f"{name}: {switches}", flush=True)
 
 
+def measure_run(folder: Path, found: list[dict], save) -> None:
+    """Appends the same for a trained run, under switches that need no other training.
+    Candidates are left out: unseen items rank last, and few are in a test set."""
+    started = json.loads((folder / "config.json").read_text())["config"]
+    ranked = "eval.history", "eval.cold_items"
+    for values in itertools.product(*(SWITCHES[name] for name in ranked)):
+        config = ConfigDict(started)
+        config.update_from_flattened_dict(dict(zip(ranked, values, strict=True)))
+        result = experiment.evaluate_again(config, str(folder))
+        switches = {
+            name: result["protocol"][name.split(".")[1]]
+            for name in (*SWITCHES, "split.q_test")
+        }
+        print(switches, flush=True)
+        for target in TARGETS:
+            metrics = result["test_by_target"][target]
+            one = dict(dataset=result["dataset"], method=result["method"])
+            one |= dict(target=target, switches=switches, metrics=metrics)
+            one |= dict(queries=result["data"]["test_queries"])
+            if one not in found:
+                found.append(one)
+        save()
+
+
 def distance(metrics: dict, printed: dict) -> float:
     """Of a row of ours (fractions) from the paper's (percent)."""
     away = []
@@ -107,6 +137,8 @@ def rank_cells(found: list[dict], paper: dict) -> list[tuple[float, dict, dict]]
     """(mean distance, cell, distance of each row), the nearest first."""
     cells = {}
     for one in found:
+        if one["method"] not in METHODS:
+            continue
         key = one["dataset"], one["target"], json.dumps(one["switches"])
         row = paper[report.PAPER_DATA[one["dataset"]]][METHODS[one["method"]]]
         cells.setdefault(key, {})[one["method"]] = distance(one["metrics"], row)
@@ -117,43 +149,88 @@ def rank_cells(found: list[dict], paper: dict) -> list[tuple[float, dict, dict]]
     return sorted(ranked, key=lambda one: one[0])
 
 
-def markdown(found: list[dict], nearest: int = 8) -> str:
-    """The nearest cells of each data set, and the mean distance of each choice."""
+def join_cells(ranked) -> list[tuple[float, dict, dict]]:
+    """(mean over data sets, cell, distance of each data set), the nearest first."""
+    cells = {}
+    for away, cell, _ in ranked:
+        switches = {key: value for key, value in cell.items() if key != "dataset"}
+        cells.setdefault(json.dumps(switches), {})[cell["dataset"]] = away
+    joint = [
+        (float(np.mean(list(rows.values()))), json.loads(switches), rows)
+        for switches, rows in cells.items()
+    ]
+    return sorted(joint, key=lambda one: one[0])
+
+
+def markdown(found: list[dict]) -> str:
+    """The nearest cells of all data sets and of each, and how near each choice is."""
     ranked = rank_cells(found, report.paper_tables()["table 2"])
+    datasets = list(dict.fromkeys(one["dataset"] for one in found))
     parts = ["# Cells of the protocol beside the paper's model-free rows"]
     parts.append(
         "Written by `python -m benchmarks.protocol NAMES --path=NAME=FILE`: mean "
         "relative distance to the paper's Random, PopRnd and SVD rows; 0 = the same "
         "print."
     )
-    for dataset in dict.fromkeys(one["dataset"] for one in found):
+    parts += _section("all", join_cells(ranked), {name: name for name in datasets})
+    for dataset in datasets:
         own = [one for one in ranked if one[1]["dataset"] == dataset]
-        names = ["target", *SWITCHES, "split.q_test"]
-        rows = [
-            [
-                *(cell[n] for n in names),
-                *(f"{rows[m]:.3f}" for m in METHODS),
-                f"{d:.3f}",
-            ]
-            for d, cell, rows in own[:nearest]
-        ]
-        head = [*(n.split(".")[-1] for n in names), *METHODS.values(), "mean"]
-        parts += [f"## {dataset}, nearest cells", report.markdown_table(head, rows)]
-        rows = []
-        for name in names:
-            for value in dict.fromkeys(cell[name] for _, cell, _ in own):
-                of_value = [one for one in own if one[1][name] == value]
-                best = f"{of_value[0][0]:.3f}"
-                mean = f"{np.mean([d for d, *_ in of_value]):.3f}"
-                rows.append([name.split(".")[-1], value, best, mean])
-        head = ["switch", "value", "nearest cell", "mean of cells"]
-        parts += [f"### {dataset}, by switch", report.markdown_table(head, rows)]
+        parts += _section(dataset, own, METHODS)
+        parts += _trained(dataset, found)
     return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> list[str]:
+    names = ["target", *SWITCHES, "split.q_test"]
+    short = [name.split(".")[-1] for name in names]
+    rows = [
+        [*(cell[n] for n in names), *(f"{away[c]:.3f}" for c in columns), f"{mean:.3f}"]
+        for mean, cell, away in cells[:nearest]
+    ]
+    near = report.markdown_table([*short, *columns.values(), "mean"], rows)
+    rows = []
+    for name in names:
+        for value in dict.fromkeys(cell[name] for _, cell, _ in cells):
+            means = [mean for mean, cell, _ in cells if cell[name] == value]
+            row = [name.split(".")[-1], value, f"{means[0]:.3f}"]
+            rows.append([*row, f"{np.mean(means):.3f}"])
+    head = ["switch", "value", "nearest cell", "mean of cells"]
+    by_switch = report.markdown_table(head, rows)
+    return [
+        *(f"## {title}, nearest cells", near),
+        *(f"### {title}, by switch", by_switch),
+    ]
+
+
+def _trained(dataset: str, found: list[dict]) -> list[str]:
+    """The rows of trained runs of a data set, those like the paper's first."""
+    parts = []
+    of_data = [one for one in found if one["dataset"] == dataset]
+    for method in dict.fromkeys(one["method"] for one in of_data):
+        if method in METHODS:
+            continue
+        name = report.PAPER_SYSTEMS[method]
+        printed = report.paper_tables()["table 2"][report.PAPER_DATA[dataset]][name]
+        rows = []
+        for one in of_data:
+            if one["method"] == method:
+                cell = one["target"], *one["switches"].values()
+                values = [f"{100 * one['metrics'][key]:.2f}" for key in printed]
+                away = f"{distance(one['metrics'], printed):.3f}"
+                rows.append([*cell, *values, away])
+        rows.sort(key=lambda row: float(row[-1]))
+        head = ["target", *(key.split(".")[-1] for key in one["switches"])]
+        paper = ["*the paper*", *[""] * (len(head) - 1)]
+        paper += [f"*{mean:g}*" for mean, _ in printed.values()] + [""]
+        table = report.markdown_table([*head, *printed, "distance"], [paper, *rows])
+        parts += [f"### {dataset}, {name} trained once, percent", table]
+    return parts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="+", choices=report.PAPER_DATA)
+    parser.add_argument("data", nargs="*", metavar="NAME", help="beauty, sports, ml1m")
+    parser.add_argument("--run", action="append", type=Path, default=[], metavar="DIR")
     parser.add_argument("--path", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/protocol"))
@@ -168,6 +245,8 @@ def main() -> None:
 
     for name in flags.data:
         measure(name, paths.get(name, ""), flags.seeds, found, save)
+    for folder in flags.run:
+        measure_run(folder, found, save)
     text = markdown(found)
     flags.out.with_suffix(".md").write_text(text)
     print(text)

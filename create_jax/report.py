@@ -7,9 +7,10 @@ compared with the baseline, and variants of a method with what they vary, by a p
 bootstrap over users and seeds; p-values are corrected for the number of comparisons in
 a table (Holm 1979).
 
-Writes DIR/report.md, DIR/report.csv and, with the extra `plots`, PNG figures. With
---fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->` and
-`<!-- /report -->` becomes that part of the report. NAME: main, differences, targets.
+Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
+figures. With --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->`
+and `<!-- /report -->` becomes that part of the report. NAME: main, differences, seeds,
+targets.
 """
 
 import argparse
@@ -204,12 +205,14 @@ def _show(value):
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def per_query(folder: Path, target: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(users [Q], a metric of each query [Q]) from the saved ranks of a run."""
-    metric, k = name.split("@")
+def per_query(folder: Path, target: str, names) -> tuple[np.ndarray, np.ndarray]:
+    """(users [Q], metrics of each query [Q, M]) from the saved ranks of a run."""
     with np.load(folder / "ranks.npz") as file:
-        values = metrics.from_ranks(file[target], int(k))[f"{metric}@{k}"]
-        return file[f"{target}_users"], values
+        users, ranks = file[f"{target}_users"], file[target]
+    at = {
+        k: metrics.from_ranks(ranks, k) for k in {int(n.split("@")[1]) for n in names}
+    }
+    return users, np.stack([at[int(n.split("@")[1])][n] for n in names], axis=1)
 
 
 # --- claims ---------------------------------------------------------------------------
@@ -224,6 +227,7 @@ class Claim(NamedTuple):
 
     section: str
     target: str
+    metric: str
     label: str
     baseline: str
     difference: float
@@ -234,26 +238,30 @@ class Claim(NamedTuple):
     holm: float = 1.0
 
 
-def resample_users(sums, counts, resamples: int, rng) -> np.ndarray:
-    """Bootstrapped means [resamples, C]: users are drawn, each with all queries of
-    theirs, the same ones for all columns.
+def draw_users(n: int, resamples: int, rng) -> np.ndarray:
+    """[resamples, n] how often each of n users is drawn, out of n draws."""
+    rows = (rng.integers(0, n, n) for _ in range(resamples))
+    return np.stack([np.bincount(row, minlength=n).astype(np.uint8) for row in rows])
+
+
+def resample_users(times: np.ndarray, sums, counts) -> np.ndarray:
+    """Bootstrapped means [B, C] over queries, of users drawn with all their queries.
 
     Args:
-      sums, counts: [N, C] for N users: their metric summed, and over how many queries.
+      times: [B, N] of `draw_users`. sums: [N, C] a user's metric summed over queries.
+      counts: [N] how many these are.
     """
-    n, means = len(sums), []
-    for start in range(0, resamples, 500):
-        drawn = rng.integers(0, n, (min(500, resamples - start), n))
-        times = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(float)
-        means.append((times @ sums) / (times @ counts))
-    return np.concatenate(means)
+    blocks = (
+        times[start : start + 500].astype(float) for start in range(0, len(times), 500)
+    )
+    return np.concatenate([(b @ sums) / (b @ counts)[:, None] for b in blocks])
 
 
 def resample_seeds(means: np.ndarray, rng) -> np.ndarray:
-    """[B] means over seeds of [B, S] runs: of S seeds S - 1 are drawn, which makes the
+    """[B, M] means over seeds of [B, S, M]: of S seeds S - 1 are drawn, which makes the
     variance that of a mean of S (Rao and Wu 1988). A single run stands for itself."""
-    resamples, seeds = means.shape
-    drawn = rng.integers(0, seeds, (resamples, max(1, seeds - 1)))
+    resamples, seeds, _ = means.shape
+    drawn = rng.integers(0, seeds, (resamples, max(1, seeds - 1), 1))
     return np.take_along_axis(means, drawn, axis=1).mean(axis=1)
 
 
@@ -274,14 +282,14 @@ def holm(values: list[float]) -> list[float]:
     return corrected
 
 
-def make_claims(systems, baseline: str, name: str, resamples: int) -> list[Claim]:
+def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
     """Every system against the baseline of its section, and a variant of a method
-    against the one that it varies, for each target."""
+    against the one that it varies, for each target and metric."""
     claims = []
     for own in by_section(systems).values():
         pairs = _pairs(own, baseline)
         if pairs:
-            claims += _compare(pairs, name, resamples)
+            claims += _compare(pairs, names, resamples)
     for target in dict.fromkeys(claim.target for claim in claims):
         places = [n for n, claim in enumerate(claims) if claim.target == target]
         corrected = holm([claims[place].p for place in places])
@@ -305,40 +313,49 @@ def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
     return pairs
 
 
-def _compare(pairs, name: str, resamples: int) -> list[Claim]:
+def _compare(pairs, names, resamples: int) -> list[Claim]:
     """The claims of a section, all from the same drawn users."""
     systems = list({id(system): system for pair in pairs for system in pair}.values())
-    targets, rng = systems[0].results[0]["test_by_target"], np.random.default_rng(0)
-    sums, counts, where = [], [], {}
-    for target in targets:
-        asked = None
-        for system in systems:
-            for folder in system.folders:
-                users, values = per_query(folder, target, name)
-                asked = users if asked is None else asked
-                if not np.array_equal(users, asked):
-                    raise InputError(
-                        f"{folder} and {systems[0].folders[0]} were tested on "
-                        "different users; compare runs of one protocol"
-                    )
-                _, owner = np.unique(users, return_inverse=True)
-                where.setdefault((target, id(system)), []).append(len(sums))
-                sums.append(np.bincount(owner, 100 * values))
-                counts.append(np.bincount(owner))
-    sums, counts = np.stack(sums, 1), np.stack(counts, 1)
-    means = sums.sum(0) / counts.sum(0)
-    drawn = resample_users(sums, counts, resamples, rng)
-    mixed = {key: resample_seeds(drawn[:, runs], rng) for key, runs in where.items()}
-    claims = []
-    for target in targets:
+    rng, times, claims = np.random.default_rng(0), None, []
+    for target in systems[0].results[0]["test_by_target"]:
+        sums, counts = _sums(systems, target, names)
+        if times is None:
+            times = draw_users(len(counts), resamples, rng)
+        n_runs = [len(system.folders) for system in systems]
+        drawn = resample_users(times, sums.reshape(len(counts), -1), counts)
+        drawn = drawn.reshape(resamples, sum(n_runs), len(names))
+        ends = np.cumsum(n_runs)
+        bootstrapped, means = {}, {}
+        for system, end, runs in zip(systems, ends, n_runs, strict=True):
+            own = slice(end - runs, end)
+            bootstrapped[id(system)] = resample_seeds(drawn[:, own], rng)
+            means[id(system)] = sums[:, own].sum(0).mean(0) / counts.sum()
         for system, base in pairs:
-            ours, theirs = (target, id(system)), (target, id(base))
-            mean, base_mean = means[where[ours]].mean(), means[where[theirs]].mean()
-            relative = 100 * (mean / max(base_mean, 1e-12) - 1)
-            labels = system.section, target, system.label, base.label
-            found = mean - base_mean, relative, *interval(mixed[ours] - mixed[theirs])
-            claims.append(Claim(*labels, *found))
+            gaps = bootstrapped[id(system)] - bootstrapped[id(base)]
+            for place, name in enumerate(names):
+                mean, other = means[id(system)][place], means[id(base)][place]
+                relative = 100 * (mean / max(other, 1e-12) - 1)
+                labels = system.section, target, name, system.label, base.label
+                found = mean - other, relative, *interval(gaps[:, place])
+                claims.append(Claim(*labels, *found))
     return claims
+
+
+def _sums(systems: list[System], target: str, names) -> tuple[np.ndarray, np.ndarray]:
+    """(sums [N, R, M] of M metrics over the queries of N users in the R runs of all
+    systems, in percent; counts [N] of these queries)."""
+    sums, asked = [], None
+    for folder in (folder for system in systems for folder in system.folders):
+        users, values = per_query(folder, target, names)
+        asked = users if asked is None else asked
+        if not np.array_equal(users, asked):
+            raise InputError(
+                f"{folder} and {systems[0].folders[0]} were tested on different users; "
+                "compare runs of one protocol"
+            )
+        _, owner = np.unique(users, return_inverse=True)
+        sums.append([np.bincount(owner, 100 * column) for column in values.T])
+    return np.transpose(sums, (2, 0, 1)), np.bincount(owner)
 
 
 # --- documents ------------------------------------------------------------------------
@@ -365,7 +382,8 @@ def paper_row(system: System) -> dict | None:
 
 def parts(systems, claims, name: str) -> dict[str, str]:
     """The report in parts: `main`, the tables of the protocols' own target,
-    `differences`, the claims about it, and `targets`, both for the other targets."""
+    `differences`, the claims about it, `seeds`, the runs of each system, and `targets`,
+    tables and claims of the other targets."""
     main, others = ["Percent; mean ± sample deviation over seeds."], []
     for section, own in by_section(systems).items():
         first = own[0].results[0]
@@ -375,10 +393,11 @@ def parts(systems, claims, name: str) -> dict[str, str]:
                 main += [head, about(first), _table_of(own, rule, paper=True)]
             else:
                 others += [head, _table_of(own, rule, paper=False)]
-    found = {"main": main, "differences": [], "targets": others}
+    found = {"main": main, "differences": [], "seeds": _seeds(systems, name)}
+    found |= {"targets": others}
     own = systems[0].results[0]["protocol"]["target"]
     for rule in dict.fromkeys(claim.target for claim in claims):
-        texts = _differences([c for c in claims if c.target == rule], name)
+        texts = _differences([c for c in claims if c.target == rule])
         if rule == own:
             found["differences"] = texts
         else:
@@ -401,25 +420,45 @@ def _table_of(systems: list[System], target: str, paper: bool) -> str:
     return markdown_table(["system", "seeds", *names], rows)
 
 
-def _differences(claims: list[Claim], name: str) -> list[str]:
-    rows = [
-        [
-            *(c.section, f"{c.label} - {c.baseline}"),
-            *(f"{c.difference:+.3f}", f"{c.relative:+.1f}%"),
-            *(f"{c.low:+.3f} .. {c.high:+.3f}", f"{c.p:.4f}", f"{c.holm:.4f}"),
-        ]
-        for c in claims
-    ]
+def _seeds(systems: list[System], name: str) -> list[str]:
+    """What validation chose, and how it tested, where there are several seeds."""
+    rows = []
+    for system in systems:
+        for result in sorted(system.results, key=lambda result: result["seed"]):
+            if len(system.results) > 1:
+                values = [part.get(name) for part in (result["valid"], result["test"])]
+                cells = ["" if v is None else f"{100 * v:.2f}" for v in values]
+                epochs = result["epochs"]
+                rows.append(
+                    [system.section, system.label, result["seed"], epochs, *cells]
+                )
+    head = ["data", "system", "seed", "epochs", f"valid {name}", f"test {name}"]
+    return [markdown_table(head, rows)] if rows else []
+
+
+def _differences(claims: list[Claim]) -> list[str]:
+    """One line a pair; bold where the corrected p is below 0.05."""
+    names = list(dict.fromkeys(claim.metric for claim in claims))
+    lines = {}
+    for c in claims:
+        cell = f"{c.difference:+.2f} ({c.low:+.2f} .. {c.high:+.2f}), p {c.holm:.3f}"
+        cell = f"**{cell}**" if c.holm < 0.05 else cell
+        lines.setdefault((c.section, f"{c.label} - {c.baseline}"), []).append(cell)
     text = (
-        f"{name}, target {claims[0].target}, percent points: paired bootstrap over "
-        "users and, of several, over seeds; p two-sided, then corrected by Holm over "
-        "this table."
+        f"Target {claims[0].target}, percent points: difference (95% interval), p. "
+        "Paired bootstrap over users and, of several, over seeds; p two-sided and "
+        "corrected by Holm over this table, bold below 0.05."
     )
-    head = ["data", "difference", "points", "relative", "95%", "p", "Holm"]
-    return [text, markdown_table(head, rows)]
+    rows = [[*pair, *cells] for pair, cells in lines.items()]
+    return [text, markdown_table(["data", "difference", *names], rows)]
 
 
-TITLES = {"main": "Results", "differences": "Differences", "targets": "Other targets"}
+TITLES = {
+    "main": "Results",
+    "differences": "Differences",
+    "seeds": "Seeds",
+    "targets": "Other targets",
+}
 
 
 def markdown(found: dict[str, str]) -> str:
@@ -483,6 +522,16 @@ def comma_separated(systems: list[System]) -> str:
     return text.getvalue()
 
 
+def claims_as_csv(claims: list[Claim]) -> str:
+    """One line a claim, percent points."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Claim._fields)
+    for claim in claims:
+        writer.writerow(f"{v:.6f}" if isinstance(v, float) else v for v in claim)
+    return text.getvalue()
+
+
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUNS")
@@ -491,13 +540,14 @@ def main(arguments=None) -> int:
         "--fill", type=Path, action="append", default=[], help="Markdown with marks"
     )
     parser.add_argument("--baseline", default="sasrec", help="method or label")
-    parser.add_argument("--metric", default="ndcg@10")
+    parser.add_argument("--metrics", default="ndcg@10,recall@10,ndcg@100,recall@100")
     parser.add_argument("--resamples", type=int, default=10_000)
     flags = parser.parse_intermixed_args(arguments)
     try:
         systems = load(find_runs(flags.runs))
-        claims = make_claims(systems, flags.baseline, flags.metric, flags.resamples)
-        found = parts(systems, claims, flags.metric)
+        names = flags.metrics.split(",")
+        claims = make_claims(systems, flags.baseline, names, flags.resamples)
+        found = parts(systems, claims, names[0])
         text = markdown(found)
         filled = [fill(path, found) for path in flags.fill]  # all of them, or none
         for path, page in zip(flags.fill, filled, strict=True):
@@ -506,7 +556,8 @@ def main(arguments=None) -> int:
             flags.out.mkdir(parents=True, exist_ok=True)
             write_text(flags.out / "report.md", text)
             write_text(flags.out / "report.csv", comma_separated(systems))
-            curves.draw_report(by_section(systems), flags.out, flags.metric)
+            write_text(flags.out / "differences.csv", claims_as_csv(claims))
+            curves.draw_report(by_section(systems), flags.out, names[0])
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

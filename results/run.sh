@@ -35,11 +35,16 @@ for method in sasrec create; do
 done
 
 [ $data = beauty ] || exit 0
-for kind in none infonce; do  # barlow_twins and 10 epochs of warm-up: create itself
-  main --config=$best --config.align.kind=$kind --config.seeds=$seeds \
-    --workdir=$here/align-$kind
-done
-for epochs in 0 50; do
-  main --config=$best --config.warmup.epochs=$epochs --config.seeds=$seeds \
-    --workdir=$here/warmup-$epochs
-done
+# Without early stopping, which ends seeds at very different lengths: as many joint epochs
+# for all as validation chose for CREATE's best trial.
+long() {
+  name=$1 method=$2 && shift 2
+  main --config=$here/$method-tune/best.py --config.split.validation=none \
+    --config.train.epochs=41 --config.seeds=$seeds --workdir=$here/long-$name "$@"
+}
+long sasrec sasrec
+long create create
+long none create --config.align.kind=none
+long infonce create --config.align.kind=infonce
+long warmup-0 create --config.warmup.epochs=0
+long warmup-50 create --config.warmup.epochs=50

@@ -9,7 +9,7 @@ from benchmarks import limit, run, scaling, tables
 from benchmarks import protocol as grid
 from benchmarks.sides import worker
 from configs import table
-from create_jax import protocol
+from create_jax import experiment, protocol
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 
@@ -157,3 +157,39 @@ def test_the_limit_counts_what_the_mathematics_needs():
     assert found["exponentials"] == 40 * 100 + 2 * 40 * 20
     text = limit.report(0.5, {"bytes": 2e9}, {"bytes": 8e9})
     assert "| sum | | | 250.00 |" in text and "sum / step: 50%" in text
+
+
+def test_the_nearest_cell_of_all_data_sets_is_the_nearest_on_average():
+    ranked = [
+        (0.1, {"dataset": "beauty", "target": "last"}, {}),
+        (0.2, {"dataset": "beauty", "target": "first"}, {}),
+        (0.2, {"dataset": "sports", "target": "first"}, {}),
+        (0.5, {"dataset": "sports", "target": "last"}, {}),
+    ]
+    (near, cell, away), far = grid.join_cells(ranked)
+    assert near == 0.2 and cell == {"target": "first"}
+    assert away == {"beauty": 0.2, "sports": 0.2}
+    np.testing.assert_allclose(far[0], 0.3)
+
+
+def test_a_finished_run_is_ranked_under_other_rules(tmp_path):
+    log = make_log()
+    rows = zip(log.users, log.items, log.times, strict=True)
+    lines = ["user,item,time", *(f"{u},{i},{t}" for u, i, t in rows)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    config = table.get_config("mostpop")
+    config.data.path = str(tmp_path / "log.csv")
+    result = experiment.train_and_evaluate(config, str(tmp_path / "run"))
+    found = []
+    for _ in range(2):  # the second time finds all done
+        grid.measure_run(tmp_path / "run", found, lambda: None)
+        assert len(found) == 4 * len(grid.TARGETS)
+    (own,) = [
+        one
+        for one in found
+        if one["target"] == "last"
+        and one["switches"]["eval.history"] == config.eval.history
+        and one["switches"]["eval.cold_items"] == config.eval.cold_items
+    ]
+    assert own["metrics"] == result["test"]
+    assert len({one["metrics"]["mrr@100"] for one in found}) > 4
