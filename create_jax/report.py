@@ -20,6 +20,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -115,8 +116,9 @@ def percent(results: list[dict], target: str, name: str) -> str:
 class System(NamedTuple):
     """Runs that differ in their seeds alone.
 
-    label: the method, and where its settings are not those of most runs of the method.
-    section: its data set, and the same of its protocol. settings: the flat config.
+    label: the method, and where its settings differ from others in the table and are
+    not the most common of the method. section: its data set, and the same of its
+    protocol. settings: the flat config.
     """
 
     label: str
@@ -167,11 +169,16 @@ def load(folders: list[Path]) -> list[System]:
                 f"{runs[0][2]} and others have the same seed and settings; give each "
                 "run once"
             )
-        alike = dataset, protocol, method
-        others = [g[0][1] for key, g in groups.items() if key[:3] == alike]
+        alike = {
+            key: group[0][1]
+            for key, group in groups.items()
+            if (key[0], key[2]) == (dataset, method)
+        }
+        beside = [flat for key, flat in alike.items() if key[1] == protocol]
         own, rules = runs[0][1], json.loads(protocol)
-        label = ", ".join([method, *_apart(own, others)])
-        section = ", ".join([dataset, *_apart(rules, protocols[dataset])])
+        label = ", ".join([method, *_apart(own, beside, list(alike.values()))])
+        every = protocols[dataset]
+        section = ", ".join([dataset, *_apart(rules, every, every)])
         results, folders = [run[0] for run in runs], [run[2] for run in runs]
         systems.append(System(label, section, dataset, own, results, folders))
     sections = list(dict.fromkeys(system.section for system in systems))
@@ -184,12 +191,19 @@ def load(folders: list[Path]) -> list[System]:
     return sorted(systems, key=place)
 
 
-def _apart(own: dict, others: list[dict]) -> list[str]:
-    """`name=value` of what at most half of the others have."""
+def _apart(own: dict, beside: list[dict], every: list[dict]) -> list[str]:
+    """`name=value` of what differs from others beside it, and is not what most of all
+    have."""
+
+    def usual(name, value):
+        counts = Counter(json.dumps(one.get(name)) for one in every).most_common(2)
+        alone = len(counts) == 1 or counts[0][1] > counts[1][1]
+        return alone and counts[0][0] == json.dumps(value)
+
     return [
         f"{name}={_show(value)}"
         for name, value in own.items()
-        if 2 * sum(other.get(name) == value for other in others) <= len(others)
+        if any(one.get(name) != value for one in beside) and not usual(name, value)
     ]
 
 
@@ -317,7 +331,9 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
     """The claims of a section, all from the same drawn users."""
     systems = list({id(system): system for pair in pairs for system in pair}.values())
     rng, times, claims = np.random.default_rng(0), None, []
-    for target in systems[0].results[0]["test_by_target"]:
+    with np.load(systems[0].folders[0] / "ranks.npz") as file:
+        asked = [name for name in file if not name.endswith("_users")]
+    for target in asked:  # not `all`, which has several targets a query
         sums, counts = _sums(systems, target, names)
         if times is None:
             times = draw_users(len(counts), resamples, rng)
@@ -546,6 +562,11 @@ def main(arguments=None) -> int:
     try:
         systems = load(find_runs(flags.runs))
         names = flags.metrics.split(",")
+        known = [n for n in systems[0].results[0]["test"] if "coverage" not in n]
+        if not set(names) <= set(known):
+            raise InputError(
+                f"--metrics={flags.metrics}; expected some of {','.join(known)}"
+            )
         claims = make_claims(systems, flags.baseline, names, flags.resamples)
         found = parts(systems, claims, names[0])
         text = markdown(found)

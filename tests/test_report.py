@@ -181,6 +181,21 @@ def test_claims_are_paired_and_corrected(runs):
     assert report.make_claims(systems, "create", ["ndcg@10"], 99) == []
 
 
+def test_what_is_usual_is_decided_over_all_protocols(runs):
+    for kind in ("none", "infonce"):
+        folder = runs / f"c/{kind}"
+        make_run(folder, "create", 0, ranks_like(4), align__kind=kind, ties="random")
+    folder = runs / "c/create"
+    make_run(folder, "create", 0, ranks_like(5), ties="random")
+    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    shuffled = [s for s in systems if s.results[0]["protocol"]["ties"] == "random"]
+    assert [system.label for system in shuffled] == [
+        "create",
+        "create, align.kind=infonce",
+        "create, align.kind=none",
+    ]
+
+
 def test_variants_are_compared_with_what_they_vary(runs):
     for seed in range(2):
         folder = runs / f"c/none-{seed}"
@@ -257,7 +272,7 @@ def test_all_files_are_written(runs, capsys):
     assert pictures == {"beauty-curves.png", "beauty-warmup.epochs.png"}
 
 
-@pytest.mark.parametrize("mistake", ["empty", "twice", "users"])
+@pytest.mark.parametrize("mistake", ["empty", "twice", "users", "metric"])
 def test_mistakes_are_one_line(runs, capsys, mistake):
     arguments = [str(runs / "a"), "--resamples=50"]
     if mistake == "empty":
@@ -266,6 +281,8 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
     elif mistake == "twice":
         make_run(runs / "c", "sasrec", 0, ranks_like(5))
         arguments.append(str(runs / "c"))
+    elif mistake == "metric":
+        arguments.append("--metrics=ndcg@10,coverage@10")
     else:
         others = np.arange(QUERIES)[::-1]
         make_run(runs / "c", "svd", 0, ranks_like(5), users=others)
@@ -277,6 +294,7 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
         empty="found no result.json",
         twice="same seed and settings",
         users="different users",
+        metric="expected some of ndcg@10,",
     )
     assert reason[mistake] in said
 
