@@ -38,6 +38,7 @@ QUANTILES = (0.8, 0.9)
 # Not `successive`: 128,000 queries a cell on ML-1M, and one target a user is certain
 # (protocol.md, section 3, point 5).
 TARGETS = ("last", "first", "random")
+CELL = ("target", *SWITCHES, "split.q_test")
 METHODS = {"random": "Random", "poprnd": "PopRnd", "svd": "SVD"}
 
 
@@ -101,7 +102,9 @@ def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
 
 def measure_run(folder: Path, found: list[dict], save) -> None:
     """Appends the same for a trained run, under switches that need no other training.
-    Candidates are left out: unseen items rank last, and few are in a test set."""
+    Candidates are left out: unseen items rank last, and few are in a test set.
+    What was found of the run before is replaced."""
+    found[:] = [one for one in found if one["run"] != str(folder)]
     started = json.loads((folder / "config.json").read_text())["config"]
     ranked = "eval.history", "eval.cold_items"
     for values in itertools.product(*(SWITCHES[name] for name in ranked)):
@@ -115,12 +118,12 @@ def measure_run(folder: Path, found: list[dict], save) -> None:
         print(switches, flush=True)
         for target in TARGETS:
             metrics = result["test_by_target"][target]
-            one = dict(dataset=result["dataset"], method=result["method"])
-            one |= dict(target=target, switches=switches, metrics=metrics)
-            one |= dict(queries=result["data"]["test_queries"])
-            if one not in found:
-                found.append(one)
-        save()
+            found.append(
+                dict(run=str(folder), dataset=result["dataset"], target=target)
+                | dict(method=result["method"], switches=switches, metrics=metrics)
+                | dict(queries=result["data"]["test_queries"])
+            )
+    save()
 
 
 def distance(metrics: dict, printed: dict) -> float:
@@ -137,8 +140,6 @@ def rank_cells(found: list[dict], paper: dict) -> list[tuple[float, dict, dict]]
     """(mean distance, cell, distance of each row), the nearest first."""
     cells = {}
     for one in found:
-        if one["method"] not in METHODS:
-            continue
         key = one["dataset"], one["target"], json.dumps(one["switches"])
         row = paper[report.PAPER_DATA[one["dataset"]]][METHODS[one["method"]]]
         cells.setdefault(key, {})[one["method"]] = distance(one["metrics"], row)
@@ -162,10 +163,10 @@ def join_cells(ranked) -> list[tuple[float, dict, dict]]:
     return sorted(joint, key=lambda one: one[0])
 
 
-def markdown(found: list[dict]) -> str:
+def markdown(grid: list[dict], trained: list[dict]) -> str:
     """The nearest cells of all data sets and of each, and how near each choice is."""
-    ranked = rank_cells(found, report.paper_tables()["table 2"])
-    datasets = list(dict.fromkeys(one["dataset"] for one in found))
+    ranked = rank_cells(grid, report.paper_tables()["table 2"])
+    datasets = list(dict.fromkeys(one["dataset"] for one in grid))
     parts = ["# Cells of the protocol beside the paper's model-free rows"]
     parts.append(
         "Written by `python -m benchmarks.protocol NAMES --path=NAME=FILE`: mean "
@@ -176,20 +177,19 @@ def markdown(found: list[dict]) -> str:
     for dataset in datasets:
         own = [one for one in ranked if one[1]["dataset"] == dataset]
         parts += _section(dataset, own, METHODS)
-        parts += _trained(dataset, found)
+    for run in dict.fromkeys(one["run"] for one in trained):
+        parts += _trained(run, [one for one in trained if one["run"] == run])
     return "\n\n".join(parts) + "\n"
 
 
 def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> list[str]:
-    names = ["target", *SWITCHES, "split.q_test"]
-    short = [name.split(".")[-1] for name in names]
     rows = [
-        [*(cell[n] for n in names), *(f"{away[c]:.3f}" for c in columns), f"{mean:.3f}"]
+        [*(cell[n] for n in CELL), *(f"{away[c]:.3f}" for c in columns), f"{mean:.3f}"]
         for mean, cell, away in cells[:nearest]
     ]
-    near = report.markdown_table([*short, *columns.values(), "mean"], rows)
+    near = report.markdown_table([*_short(CELL), *columns.values(), "mean"], rows)
     rows = []
-    for name in names:
+    for name in CELL:
         for value in dict.fromkeys(cell[name] for _, cell, _ in cells):
             means = [mean for mean, cell, _ in cells if cell[name] == value]
             row = [name.split(".")[-1], value, f"{means[0]:.3f}"]
@@ -202,34 +202,42 @@ def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> li
     ]
 
 
-def _trained(dataset: str, found: list[dict]) -> list[str]:
-    """The rows of trained runs of a data set, those like the paper's first."""
-    parts = []
-    of_data = [one for one in found if one["dataset"] == dataset]
-    for method in dict.fromkeys(one["method"] for one in of_data):
-        if method in METHODS:
-            continue
-        name = report.PAPER_SYSTEMS[method]
-        printed = report.paper_tables()["table 2"][report.PAPER_DATA[dataset]][name]
-        rows = []
-        for one in of_data:
-            if one["method"] == method:
-                cell = one["target"], *one["switches"].values()
-                values = [f"{100 * one['metrics'][key]:.2f}" for key in printed]
-                away = f"{distance(one['metrics'], printed):.3f}"
-                rows.append([*cell, *values, away])
-        rows.sort(key=lambda row: float(row[-1]))
-        head = ["target", *(key.split(".")[-1] for key in one["switches"])]
-        paper = ["*the paper*", *[""] * (len(head) - 1)]
-        paper += [f"*{mean:g}*" for mean, _ in printed.values()] + [""]
-        table = report.markdown_table([*head, *printed, "distance"], [paper, *rows])
-        parts += [f"### {dataset}, {name} trained once, percent", table]
-    return parts
+def _trained(run: str, cells: list[dict]) -> list[str]:
+    """The rows of one trained run, those like the paper's first."""
+    dataset, name = cells[0]["dataset"], report.PAPER_SYSTEMS[cells[0]["method"]]
+    printed = report.paper_tables()["table 2"][report.PAPER_DATA[dataset]][name]
+    rows = []
+    for away, one in sorted(
+        ((distance(one["metrics"], printed), one) for one in cells),
+        key=lambda pair: pair[0],
+    ):
+        values = [f"{100 * one['metrics'][key]:.2f}" for key in printed]
+        rows.append([one["target"], *one["switches"].values(), *values, f"{away:.3f}"])
+    paper = ["*the paper*", *[""] * (len(CELL) - 1)]
+    paper += [f"*{mean:g}*" for mean, _ in printed.values()] + [""]
+    head = [*_short(CELL), *printed, "distance"]
+    return [
+        f"## {dataset}, {name} trained once, percent",
+        f"`python -m benchmarks.protocol --run={run}`",
+        report.markdown_table(head, [paper, *rows]),
+    ]
+
+
+def _short(names) -> list[str]:
+    return [name.split(".")[-1] for name in names]
+
+
+def _known(name: str) -> str:
+    if name not in report.PAPER_DATA:
+        names = ", ".join(report.PAPER_DATA)
+        raise argparse.ArgumentTypeError(f"found {name!r}; expected one of {names}")
+    return name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", metavar="NAME", help="beauty, sports, ml1m")
+    # Not `choices`: argparse would look for "no name at all" among them.
+    parser.add_argument("data", nargs="*", type=_known, metavar="NAME")
     parser.add_argument("--run", action="append", type=Path, default=[], metavar="DIR")
     parser.add_argument("--path", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--seeds", type=int, default=3)
@@ -238,16 +246,18 @@ def main() -> None:
     paths = dict(text.split("=", 1) for text in flags.path)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     file = flags.out.with_suffix(".json")
-    found = json.loads(file.read_text()) if file.exists() else []
+    found = {"grid": [], "trained": []}
+    if file.exists():
+        found = json.loads(file.read_text())
 
     def save():
         file.write_text(json.dumps(found, indent=1) + "\n")
 
     for name in flags.data:
-        measure(name, paths.get(name, ""), flags.seeds, found, save)
+        measure(name, paths.get(name, ""), flags.seeds, found["grid"], save)
     for folder in flags.run:
-        measure_run(folder, found, save)
-    text = markdown(found)
+        measure_run(folder, found["trained"], save)
+    text = markdown(**found)
     flags.out.with_suffix(".md").write_text(text)
     print(text)
 

@@ -252,23 +252,21 @@ class Claim(NamedTuple):
     holm: float = 1.0
 
 
-def draw_users(n: int, resamples: int, rng) -> np.ndarray:
-    """[resamples, n] how often each of n users is drawn, out of n draws."""
-    rows = (rng.integers(0, n, n) for _ in range(resamples))
-    return np.stack([np.bincount(row, minlength=n).astype(np.uint8) for row in rows])
-
-
-def resample_users(times: np.ndarray, sums, counts) -> np.ndarray:
-    """Bootstrapped means [B, C] over queries, of users drawn with all their queries.
+def resample_users(parts, resamples: int, rng) -> list[np.ndarray]:
+    """Bootstrapped means [resamples, C] over queries for each part: users are drawn
+    with all queries of theirs, the same ones for all parts and columns.
 
     Args:
-      times: [B, N] of `draw_users`. sums: [N, C] a user's metric summed over queries.
-      counts: [N] how many these are.
+      parts: (sums [N, C] of a user's metrics over queries, counts [N] of these).
     """
-    blocks = (
-        times[start : start + 500].astype(float) for start in range(0, len(times), 500)
-    )
-    return np.concatenate([(b @ sums) / (b @ counts)[:, None] for b in blocks])
+    n, means = len(parts[0][1]), [[] for _ in parts]
+    block = max(1, 4_000_000 // n)  # draws at a time, so that memory stays small
+    for start in range(0, resamples, block):
+        rows = (rng.integers(0, n, n) for _ in range(min(block, resamples - start)))
+        times = np.stack([np.bincount(row, minlength=n) for row in rows]).astype(float)
+        for found, (sums, counts) in zip(means, parts, strict=True):
+            found.append((times @ sums) / (times @ counts)[:, None])
+    return [np.concatenate(found) for found in means]
 
 
 def resample_seeds(means: np.ndarray, rng) -> np.ndarray:
@@ -330,17 +328,18 @@ def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
 def _compare(pairs, names, resamples: int) -> list[Claim]:
     """The claims of a section, all from the same drawn users."""
     systems = list({id(system): system for pair in pairs for system in pair}.values())
-    rng, times, claims = np.random.default_rng(0), None, []
+    rng, claims = np.random.default_rng(0), []
     with np.load(systems[0].folders[0] / "ranks.npz") as file:
         asked = [name for name in file if not name.endswith("_users")]
-    for target in asked:  # not `all`, which has several targets a query
-        sums, counts = _sums(systems, target, names)
-        if times is None:
-            times = draw_users(len(counts), resamples, rng)
-        n_runs = [len(system.folders) for system in systems]
-        drawn = resample_users(times, sums.reshape(len(counts), -1), counts)
+    # Not `all`, which has several targets a query.
+    parts = [_sums(systems, target, names) for target in asked]
+    flat = [(sums.reshape(len(counts), -1), counts) for sums, counts in parts]
+    n_runs = [len(system.folders) for system in systems]
+    ends = np.cumsum(n_runs)
+    for target, (sums, counts), drawn in zip(
+        asked, parts, resample_users(flat, resamples, rng), strict=True
+    ):
         drawn = drawn.reshape(resamples, sum(n_runs), len(names))
-        ends = np.cumsum(n_runs)
         bootstrapped, means = {}, {}
         for system, end, runs in zip(systems, ends, n_runs, strict=True):
             own = slice(end - runs, end)
@@ -439,15 +438,12 @@ def _table_of(systems: list[System], target: str, paper: bool) -> str:
 def _seeds(systems: list[System], name: str) -> list[str]:
     """What validation chose, and how it tested, where there are several seeds."""
     rows = []
-    for system in systems:
+    for system in (system for system in systems if len(system.results) > 1):
         for result in sorted(system.results, key=lambda result: result["seed"]):
-            if len(system.results) > 1:
-                values = [part.get(name) for part in (result["valid"], result["test"])]
-                cells = ["" if v is None else f"{100 * v:.2f}" for v in values]
-                epochs = result["epochs"]
-                rows.append(
-                    [system.section, system.label, result["seed"], epochs, *cells]
-                )
+            values = [part.get(name) for part in (result["valid"], result["test"])]
+            cells = ["" if v is None else f"{100 * v:.2f}" for v in values]
+            run = system.section, system.label, result["seed"], result["epochs"]
+            rows.append([*run, *cells])
     head = ["data", "system", "seed", "epochs", f"valid {name}", f"test {name}"]
     return [markdown_table(head, rows)] if rows else []
 

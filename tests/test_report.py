@@ -123,9 +123,10 @@ def test_the_paper_stands_below_its_systems_only(runs):
 def bootstrap(values, users, resamples):
     """(low, high, p) of the mean over queries of one run."""
     sums, counts = np.bincount(users, values), np.bincount(users)
-    times = report.draw_users(len(counts), resamples, np.random.default_rng(0))
-    assert (times.sum(axis=1) == len(counts)).all()
-    drawn = report.resample_users(times, sums[:, None], counts)
+    parts = [(np.stack([sums, counts], axis=1), counts)]
+    (drawn,) = report.resample_users(parts, resamples, np.random.default_rng(0))
+    assert drawn.shape == (resamples, 2)
+    np.testing.assert_allclose(drawn[:, 1], 1)  # of the counts themselves
     return report.interval(drawn[:, 0])
 
 

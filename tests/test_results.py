@@ -36,6 +36,7 @@ def test_tables_are_those_of_the_files(made_anew):
     for name, original in (
         ("report.md", ROOT / "results/report.md"),
         ("report.csv", ROOT / "results/report.csv"),
+        ("differences.csv", ROOT / "results/differences.csv"),
         ("README.md", ROOT / "README.md"),
         ("results-README.md", PAGE),
     ):
