@@ -228,6 +228,8 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
     if not study.get_trials(deepcopy=False, states=[states.COMPLETE]):
         raise InputError(f"{directory}: no trial has ended; others work on them still")
     best, by = study.best_trial, config.eval.select_by
+    before = sum(phase.epochs for phase in settings.make_phases(config)[:-1])
+    epochs = max(1, best.user_attrs["best_epoch"] - before)
     chosen = {one.key: best.params[one.key] for one in space}
     final = config.copy_and_resolve_references()
     with final.unlocked():
@@ -236,12 +238,16 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
     about = (
         f"{config.data.name}, {config.method}: trial {best.number} of {len(ended)}, "
         f"validation {by} {best.value:.6f}"
+        f" after {epochs}{' joint' if before else ''} epochs"
     )
     lines = [f"  {key} = {value!r}" for key, value in chosen.items()]
+    longer = f"--config.split.validation=none --config.train.epochs={epochs}"
     text = [
         f'"""{about}.\n',
         "Chosen by --mode=tune:\n",
         *lines,
+        "\nWithout early stopping, on all rows up to the test for as long:\n",
+        f"  {longer}",
         '"""\n',
         "from ml_collections import ConfigDict\n",
         f"CONFIG = {pprint.pformat(final.to_dict(), width=86, sort_dicts=False)}\n\n",

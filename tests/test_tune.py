@@ -86,6 +86,8 @@ def test_the_best_trial_becomes_a_config(config, trained, tmp_path, capsys):
         scores.append(formula(one))
     assert formula(best) == max(scores)
     assert best.to_dict().keys() == config.to_dict().keys()
+    told = "--config.split.validation=none --config.train.epochs=15"
+    assert told in path.read_text()
     assert not list((tmp_path / "study").glob("trial-*/checkpoints"))
     assert "--config=" in capsys.readouterr().out
     # Again: nothing to do. More trials: only those.
@@ -94,6 +96,13 @@ def test_the_best_trial_becomes_a_config(config, trained, tmp_path, capsys):
     config.tune.trials = 10
     tune.tune(config, str(tmp_path / "study"))
     assert [name for name, *_ in trained[8:]] == ["trial-0008", "trial-0009"]
+
+
+def test_the_epochs_told_are_those_after_warm_up(config, trained, tmp_path):
+    config.method, config.tune.trials, config.warmup.epochs = "create", 1, 10
+    path = tune.tune(config, str(tmp_path / "study"))
+    assert "after 5 joint epochs" in path.read_text()
+    assert "--config.train.epochs=5\n" in path.read_text()
 
 
 def test_a_killed_trial_is_continued_with_its_settings(config, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""beauty, create: trial 0 of 6, validation ndcg@10 0.028221.
+"""beauty, create: trial 0 of 6, validation ndcg@10 0.028221 after 41 joint epochs.
 
 Chosen by --mode=tune:
 
@@ -6,6 +6,10 @@ Chosen by --mode=tune:
   seq.dropout = 0.5
   loss.w_global = 0.1
   loss.w_bt = 0.2
+
+Without early stopping, on all rows up to the test for as long:
+
+  --config.split.validation=none --config.train.epochs=41
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,13 @@
-"""beauty, sasrec: trial 3 of 6, validation ndcg@10 0.028720.
+"""beauty, sasrec: trial 3 of 6, validation ndcg@10 0.028720 after 27 epochs.
 
 Chosen by --mode=tune:
 
   optim.lr = 0.001066397595817034
   seq.dropout = 0.4540739113090524
+
+Without early stopping, on all rows up to the test for as long:
+
+  --config.split.validation=none --config.train.epochs=27
 """
 
 from ml_collections import ConfigDict
