@@ -101,8 +101,8 @@ class Checkpoints:
 
 def _cannot_save(directory, error):
     return InputError(
-        f"{directory}: the checkpoint could not be saved ({_reason(error)}); free "
-        "some space and run the same command again, it continues from the last one"
+        f"{directory}: the checkpoint could not be saved ({_reason(error)}); once that "
+        "is mended, often by freeing space, the same command goes on from the last one"
     )
 
 

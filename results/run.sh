@@ -3,48 +3,73 @@
 # any time: finished runs print their result, others continue. To make the numbers anew
 # remove results/DATA first.
 #
-#   results/run.sh beauty [TRIALS] [SEEDS]      TRIALS of each tuned method
+#   results/run.sh beauty|sports|ml1m
 set -eu
-data=$1 trials=${2:-6} seeds=${3:-0,1,2,3}
+data=$1
 here=results/$data
 main() { python -m create_jax.main "$@"; }
 
-for method in random poprnd mostpop svd ultragcn lightgcn; do
-  main --config=configs/$data.py:$method --workdir=$here/$method
-done
-
-# Equal budgets: the same number of trials, each at most as long as the config says.
-tuned() {
+# study METHOD TRIALS: settings by validation, at equal budgets for what is compared: the
+# same number of trials, each at most as long as the config says.
+study() {
   main --config=configs/$data.py:$1 --mode=tune --workdir=$here/$1-tune \
-    --config.tune.trials=$trials
-  main --config=$here/$1-tune/best.py --config.seeds=$seeds --workdir=$here/$1
+    --config.tune.trials=$2
 }
-tuned sasrec
-tuned create
-tuned bert4rec
-main --config=configs/$data.py:esasrec --workdir=$here/esasrec
+
+# fixed NAME METHOD EPOCHS SEEDS ...: the best settings of a study, trained on all rows up
+# to the test for so many epochs. Early stopping ends seeds at very different lengths.
+fixed() {
+  name=$1 best=$here/$2-tune/best.py epochs=$3 seeds=$4 && shift 4
+  main --config=$best --config.split.validation=none --config.train.epochs=$epochs \
+    --config.seeds=$seeds --workdir=$here/$name "$@"
+}
+
+# chosen METHOD: the epochs after which validation was best in the study.
+chosen() { sed -n 's/.*config.train.epochs=//p' $here/$1-tune/best.py; }
+
+all=0,1,2,3
+if [ $data = beauty ]; then
+  # By the protocol: stopped by validation, refitted, tested once.
+  for method in random poprnd mostpop svd ultragcn lightgcn; do
+    main --config=configs/$data.py:$method --workdir=$here/$method
+  done
+  for method in sasrec create; do
+    study $method 6
+    main --config=$here/$method-tune/best.py --config.seeds=$all --workdir=$here/$method
+  done
+  # As many joint epochs for all as validation chose for CREATE's best trial.
+  fixed long-sasrec sasrec 41 $all
+  fixed long-create create 41 $all
+  fixed long-none create 41 $all --config.align.kind=none
+  fixed long-infonce create 41 $all --config.align.kind=infonce
+  fixed long-warmup-0 create 41 $all --config.warmup.epochs=0
+  fixed long-warmup-50 create 41 $all --config.warmup.epochs=50
+  long=long- trials=6
+else
+  [ $data = sports ] && rank=128 || rank=64  # by validation: protocol.json
+  for method in random poprnd mostpop svd; do
+    main --config=configs/$data.py:$method --config.split.validation=none \
+      --config.svd.ranks=$rank, --workdir=$here/$method
+  done
+  long='' trials=3
+  for method in sasrec create; do
+    study $method $trials
+    fixed $method $method $(chosen $method) $all
+  done
+  fixed none create $(chosen create) $all --config.align.kind=none
+fi
+
+study bert4rec $trials
+fixed ${long}bert4rec bert4rec $(chosen bert4rec) $all
+for method in esasrec ultragcn lightgcn; do
+  study $method 1
+  fixed ${long}$method $method $(chosen $method) 0,
+done
 
 # Other graph encoders, and the order of the file inside a day shuffled.
-best=$here/create-tune/best.py
-for graph in lightgcn hypergraph; do
-  main --config=$best --config.graph.encoder=$graph --workdir=$here/create-$graph
+for graph in hypergraph lightgcn; do
+  fixed ${long}$graph create $(chosen create) 0, --config.graph.encoder=$graph
 done
 for method in sasrec create; do
-  main --config=$here/$method-tune/best.py --config.split.ties=random \
-    --workdir=$here/ties-$method
+  fixed ${long}ties-$method $method $(chosen $method) 0, --config.split.ties=random
 done
-
-[ $data = beauty ] || exit 0
-# Without early stopping, which ends seeds at very different lengths: as many joint epochs
-# for all as validation chose for CREATE's best trial.
-long() {
-  name=$1 method=$2 && shift 2
-  main --config=$here/$method-tune/best.py --config.split.validation=none \
-    --config.train.epochs=41 --config.seeds=$seeds --workdir=$here/long-$name "$@"
-}
-long sasrec sasrec
-long create create
-long none create --config.align.kind=none
-long infonce create --config.align.kind=infonce
-long warmup-0 create --config.warmup.epochs=0
-long warmup-50 create --config.warmup.epochs=50
