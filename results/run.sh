@@ -44,6 +44,8 @@ if [ $data = beauty ]; then
   fixed long-infonce create 41 $all --config.align.kind=infonce
   fixed long-warmup-0 create 41 $all --config.warmup.epochs=0
   fixed long-warmup-50 create 41 $all --config.warmup.epochs=50
+  # SASRec on the item table that the graph warmed up, and no graph after that.
+  fixed long-init create 41 $all --config.align.kind=none --config.loss.w_global=0.0
   long=long- trials=6
 else
   [ $data = sports ] && rank=128 || rank=64  # by validation: protocol.json
