@@ -63,7 +63,7 @@ def draw_report(sections: dict, out: Path, name: str) -> list[Path]:
         return []
     written = []
     for section, own in sections.items():
-        stem = section.replace(", ", "-")
+        stem = section.replace(", ", "-").replace("=", "-")
         figure = Figure(figsize=(7, 4), layout="constrained")
         panel = figure.subplots()
         for number, system in enumerate(own):
