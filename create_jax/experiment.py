@@ -53,13 +53,23 @@ def train_and_evaluate(config, workdir: str) -> dict:
     if jax.process_index() == 0:
         picture, by = directory / "curves.png", config.eval.select_by
         curves.draw(opened.run.lines.path, picture, by)
-        np.savez_compressed(directory / "ranks.npz", **ranks)
-    write_json(directory / "result.json", result)
+    _keep(directory, result, ranks)
     return result
 
 
-def evaluate_again(config, workdir: str) -> dict:
-    """The result of a finished run, ranked anew under the `eval` settings of now."""
+def _keep(directory: Path, result: dict, ranks: dict) -> None:
+    """What a report needs; result.json comes last and says that all is there."""
+    if jax.process_index() == 0:
+        np.savez_compressed(directory / "ranks.npz", **ranks)
+    write_json(directory / "result.json", result)
+
+
+def evaluate_again(config, workdir: str, save: str = "") -> dict:
+    """The result of a finished run, ranked anew under the `eval` settings of now.
+
+    Args:
+      save: a directory to keep it in, like a run of its own for `create_jax.report`.
+    """
     settings.check(config)
     directory = Path(workdir).absolute()
     if not (directory / "result.json").exists():
@@ -68,8 +78,15 @@ def evaluate_again(config, workdir: str) -> dict:
             "--mode=train, or name its directory with --workdir"
         )
     refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
+    if save:
+        check_writable(Path(save))
+        refuse_other_config(Path(save), config, FREE_TO_CHANGE)
     opened = open_run(config, directory)
-    return test(opened, *_select_and_refit(opened))[0]
+    result, ranks = test(opened, *_select_and_refit(opened))
+    if save:
+        _mark(Path(save), config, opened.facts["data"])
+        _keep(Path(save), result, ranks)
+    return result
 
 
 def open_run(config, directory: Path) -> Opened:
@@ -80,9 +97,7 @@ def open_run(config, directory: Path) -> Opened:
     facts = protocol.describe(config, log, split)
     data, started = facts["data"], read_json(directory / "config.json")
     if started is None:
-        directory.mkdir(parents=True, exist_ok=True)
-        about = {"config": config.to_dict(), "data": data["fingerprint"]}
-        write_json(directory / "config.json", about)
+        _mark(directory, config, data)
     elif started["data"] != data["fingerprint"]:
         raise InputError(
             f"{directory} was trained on other data (fingerprint {started['data']}, "
@@ -97,6 +112,13 @@ def open_run(config, directory: Path) -> Opened:
     )
     lines = JsonLines(directory / "metrics.jsonl")
     return Opened(Run(config, directory, parallel.make_mesh(), lines), split, facts)
+
+
+def _mark(directory: Path, config, data: dict) -> None:
+    """The directory of a run, and what it is a run of."""
+    directory.mkdir(parents=True, exist_ok=True)
+    about = {"config": config.to_dict(), "data": data["fingerprint"]}
+    write_json(directory / "config.json", about)
 
 
 def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:

@@ -33,6 +33,9 @@ _MODE = flags.DEFINE_enum(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where a run lives; default runs/<config>-<method>-<seed>."
 )
+_SAVE = flags.DEFINE_string(
+    "save", None, "Of --mode=evaluate: where to keep the result for create_jax.report."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a cluster (jax.distributed)."
 )
@@ -46,6 +49,11 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise InputError(
             "--config is missing; for example --config=configs/quickstart.py"
+        )
+    if _SAVE.value and _MODE.value != "evaluate":
+        raise InputError(
+            f"--save goes with --mode=evaluate, found --mode={_MODE.value}; a trained "
+            "run keeps its result in --workdir"
         )
     if FLAGS.verbosity < 0:
         logging.set_verbosity(logging.FATAL)  # orbax has much to say
@@ -64,7 +72,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
         runs = runs_of(config, [config.method])
-        report.show([experiment.evaluate_again(c, workdir(c)) for c in runs])
+        report.show([experiment.evaluate_again(c, workdir(c), _save(c)) for c in runs])
     elif _MODE.value == "tune":
         tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
     else:
@@ -97,6 +105,12 @@ def workdir(config) -> str:
     method = "" if config.method == whole.method else f"-{config.method}"
     seed = f"-{config.seed}" if config.seeds else ""
     return _WORKDIR.value + method + seed
+
+
+def _save(config) -> str:
+    """--save, apart for each of several seeds."""
+    seed = f"-{config.seed}" if _SAVE.value and config.seeds else ""
+    return (_SAVE.value or "") + seed
 
 
 def parse_flags(argv: list[str]) -> list[str]:

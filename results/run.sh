@@ -24,8 +24,10 @@ fixed() {
     --config.seeds=$seeds --workdir=$here/$name "$@"
 }
 
-# chosen METHOD: the epochs after which validation was best in the study.
+# chosen METHOD: the epochs after which validation was best in the study. epochs METHOD:
+# of the fixed runs; on Beauty all are as long as CREATE's.
 chosen() { sed -n 's/.*config.train.epochs=//p' $here/$1-tune/best.py; }
+epochs() { [ $data = beauty ] && chosen create || chosen $1; }
 
 all=0,1,2,3
 if [ $data = beauty ]; then
@@ -56,7 +58,7 @@ else
   long='' trials=3
   for method in sasrec create; do
     study $method $trials
-    fixed $method $method $(chosen $method) $all
+    fixed $method $method $(epochs $method) $all
   done
   fixed none create $(chosen create) $all --config.align.kind=none
 fi
@@ -73,5 +75,11 @@ for graph in hypergraph lightgcn; do
   fixed ${long}$graph create $(chosen create) 0, --config.graph.encoder=$graph
 done
 for method in sasrec create; do
-  fixed ${long}ties-$method $method $(chosen $method) 0, --config.split.ties=random
+  fixed ${long}ties-$method $method $(epochs $method) 0, --config.split.ties=random
+done
+
+# The same models when a user's history ends at the cut, as the protocol finding has it.
+for method in sasrec create; do
+  fixed ${long}$method $method $(epochs $method) $all --mode=evaluate \
+    --config.eval.history=train --save=$here/cut-$method
 done

@@ -100,6 +100,24 @@ def test_evaluate_gives_the_same_numbers_and_other_targets(created):
     assert several["test_by_target"]["last"] == result["test_by_target"]["last"]
 
 
+def test_what_evaluate_keeps_is_a_run_for_the_report(created, tmp_path):
+    config, workdir, result = created
+    other = config.copy_and_resolve_references()
+    other.eval.history = "train"
+    again = experiment.evaluate_again(other, str(workdir), str(tmp_path / "cut"))
+    assert json.loads((workdir / "result.json").read_text())["test"] == result["test"]
+    systems = report.load([workdir, tmp_path / "cut"])
+    found = {system.section.split(", ", 1)[1]: system for system in systems}
+    assert found.keys() == {"history=full", "history=train"}
+    kept = found["history=train"].results[0]["test_by_target"]
+    assert kept == again["test_by_target"]
+    assert kept["last"] != result["test_by_target"]["last"]
+    _, values = report.per_query(tmp_path / "cut", "last", ["ndcg@10"])
+    assert values.mean() == pytest.approx(again["test"]["ndcg@10"], abs=1e-6)
+    with pytest.raises(InputError, match="eval.history was 'train', is 'full'"):
+        experiment.evaluate_again(config, str(workdir), str(tmp_path / "cut"))
+
+
 def test_a_sequence_model_beats_the_counts(created, log, tmp_path):
     _, _, result = created
     for method in ("mostpop", "poprnd", "random"):

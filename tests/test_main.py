@@ -186,6 +186,10 @@ def workdir_below_a_file():
     return [config("table"), table("log.csv"), "--workdir=file/run"]
 
 
+def save_of_a_training():
+    return [config("table"), table("log.csv"), "--save=there"]
+
+
 def nothing_to_evaluate():
     return [config("table"), table("log.csv"), "--mode=evaluate"]
 
@@ -218,6 +222,7 @@ CASES = {
     unknown_mode: ["fly", "describe"],
     stray_argument: ["train"],
     workdir_below_a_file: ["file/run", "--workdir"],
+    save_of_a_training: ["--save goes with --mode=evaluate", "--mode=train"],
     nothing_to_evaluate: ["no finished run", "--mode=train"],
 }
 
