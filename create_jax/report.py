@@ -169,12 +169,9 @@ def load(folders: list[Path]) -> list[System]:
                 f"{runs[0][2]} and others have the same seed and settings; give each "
                 "run once"
             )
-        alike = {
-            key: group[0][1]
-            for key, group in groups.items()
-            if (key[0], key[2]) == (dataset, method)
-        }
-        beside = [flat for key, flat in alike.items() if key[1] == protocol]
+        alike = {key: own[0][1] for key, own in groups.items() if key[2] == method}
+        here = dataset, protocol
+        beside = [flat for key, flat in alike.items() if key[:2] == here]
         own, rules = runs[0][1], json.loads(protocol)
         label = ", ".join([method, *_apart(own, beside, list(alike.values()))])
         every = protocols[dataset]
@@ -236,7 +233,7 @@ class Claim(NamedTuple):
     """A difference to the baseline, in percent points, over the same users.
 
     low, high: the 95% interval. p: two-sided, of a difference of zero. holm: p
-    corrected for all claims about the target.
+    corrected for all claims about the section and target.
     """
 
     section: str
@@ -302,8 +299,10 @@ def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
         pairs = _pairs(own, baseline)
         if pairs:
             claims += _compare(pairs, names, resamples)
-    for target in dict.fromkeys(claim.target for claim in claims):
-        places = [n for n, claim in enumerate(claims) if claim.target == target]
+    # A family is a table: no claim changes when other data are added to the report.
+    tables = [(claim.section, claim.target) for claim in claims]
+    for table in dict.fromkeys(tables):
+        places = [n for n, other in enumerate(tables) if other == table]
         corrected = holm([claims[place].p for place in places])
         for place, p in zip(places, corrected, strict=True):
             claims[place] = claims[place]._replace(holm=p)
@@ -459,7 +458,8 @@ def _differences(claims: list[Claim]) -> list[str]:
     text = (
         f"Target {claims[0].target}, percent points: difference (95% interval), p. "
         "Paired bootstrap over users and, of several, over seeds; p two-sided and "
-        "corrected by Holm over this table, bold below 0.05."
+        "corrected by Holm over the claims about the same data and protocol, bold "
+        "below 0.05."
     )
     rows = [[*pair, *cells] for pair, cells in lines.items()]
     return [text, markdown_table(["data", "difference", *names], rows)]
