@@ -117,8 +117,8 @@ class System(NamedTuple):
     """Runs that differ in their seeds alone.
 
     label: the method, and where its settings differ from others in the table and are
-    not the most common of the method. section: its data set, and the same of its
-    protocol. settings: the flat config.
+    not the most common of the method in the report. section: its data set, and the same
+    of its protocol. settings: the flat config.
     """
 
     label: str

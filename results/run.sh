@@ -79,7 +79,15 @@ for method in sasrec create; do
 done
 
 # The same models when a user's history ends at the cut, as the protocol finding has it.
-for method in sasrec create; do
-  fixed ${long}$method $method $(epochs $method) $all --mode=evaluate \
-    --config.eval.history=train --save=$here/cut-$method
-done
+cut() {
+  name=$1 method=$2 && shift 2
+  fixed $long$name $method $(epochs $method) $all --mode=evaluate \
+    --config.eval.history=train --save=$here/cut-$name "$@"
+}
+cut sasrec sasrec
+cut create create
+cut none create --config.align.kind=none
+if [ $data = beauty ]; then
+  cut warmup-0 create --config.warmup.epochs=0
+  cut init create --config.align.kind=none --config.loss.w_global=0.0
+fi

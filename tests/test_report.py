@@ -13,8 +13,10 @@ QUERIES = 400
 TARGETS = ("last", "first")
 
 
-def make_run(folder, method, seed, ranks, users=None, ties="file", **settings):
-    """A finished run on Beauty whose metrics follow from its ranks."""
+def make_run(
+    folder, method, seed, ranks, users=None, ties="file", dataset="beauty", **settings
+):
+    """A finished run whose metrics follow from its ranks."""
     folder.mkdir(parents=True)
     by_target = {}
     for target in TARGETS:
@@ -25,7 +27,7 @@ def make_run(folder, method, seed, ranks, users=None, ties="file", **settings):
             found[f"coverage@{k}"] = 0.5
         by_target[target] = found
     result = {
-        "dataset": "beauty",
+        "dataset": dataset,
         "method": method,
         "seed": seed,
         "protocol": {
@@ -195,6 +197,20 @@ def test_what_is_usual_is_decided_over_all_protocols(runs):
         "create, align.kind=infonce",
         "create, align.kind=none",
     ]
+
+
+def test_other_data_change_no_claim_and_tell_what_is_usual(runs):
+    alone = report.load(report.find_runs([str(runs / "a")]))
+    claims = report.make_claims(alone, "sasrec", ["ndcg@10"], 99)
+    others = ("sasrec", "barlow_twins"), ("create", "barlow_twins"), ("create", "none")
+    for method, kind in others:
+        folder, ranks = runs / f"c/{method}-{kind}", ranks_like(6)
+        make_run(folder, method, 0, ranks, dataset="sports", align__kind=kind)
+    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    labels = [system.label for system in systems if system.dataset == "sports"]
+    assert labels == ["sasrec", "create", "create, align.kind=none"]
+    more = report.make_claims(systems, "sasrec", ["ndcg@10"], 99)
+    assert [claim for claim in more if claim.section == "beauty"] == claims
 
 
 def test_variants_are_compared_with_what_they_vary(runs):
