@@ -72,7 +72,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
         runs = runs_of(config, [config.method])
-        report.show([experiment.evaluate_again(c, workdir(c), _save(c)) for c in runs])
+        again = experiment.evaluate_again
+        report.show([again(c, workdir(c), _apart(_SAVE.value, c)) for c in runs])
     elif _MODE.value == "tune":
         tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
     else:
@@ -101,16 +102,17 @@ def workdir(config) -> str:
     if _WORKDIR.value is None:
         file = config_flags.get_config_filename(FLAGS["config"]).split(":")[0]
         return f"runs/{Path(file).stem}-{config.method}-{config.seed}"
-    whole = _CONFIG.value
-    method = "" if config.method == whole.method else f"-{config.method}"
+    return _apart(_WORKDIR.value, config)
+
+
+def _apart(place: str | None, config) -> str:
+    """A place named by a flag, its own for each of several methods and seeds; "" where
+    none is named."""
+    if not place:
+        return ""
+    method = "" if config.method == _CONFIG.value.method else f"-{config.method}"
     seed = f"-{config.seed}" if config.seeds else ""
-    return _WORKDIR.value + method + seed
-
-
-def _save(config) -> str:
-    """--save, apart for each of several seeds."""
-    seed = f"-{config.seed}" if _SAVE.value and config.seeds else ""
-    return (_SAVE.value or "") + seed
+    return place + method + seed
 
 
 def parse_flags(argv: list[str]) -> list[str]:

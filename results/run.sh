@@ -39,15 +39,14 @@ if [ $data = beauty ]; then
     study $method 6
     main --config=$here/$method-tune/best.py --config.seeds=$all --workdir=$here/$method
   done
-  # As many joint epochs for all as validation chose for CREATE's best trial.
-  fixed long-sasrec sasrec 41 $all
-  fixed long-create create 41 $all
-  fixed long-none create 41 $all --config.align.kind=none
-  fixed long-infonce create 41 $all --config.align.kind=infonce
-  fixed long-warmup-0 create 41 $all --config.warmup.epochs=0
-  fixed long-warmup-50 create 41 $all --config.warmup.epochs=50
+  fixed long-sasrec sasrec $(epochs sasrec) $all
+  fixed long-create create $(epochs create) $all
+  fixed long-none create $(epochs create) $all --config.align.kind=none
+  fixed long-infonce create $(epochs create) $all --config.align.kind=infonce
+  fixed long-warmup-0 create $(epochs create) $all --config.warmup.epochs=0
+  fixed long-warmup-50 create $(epochs create) $all --config.warmup.epochs=50
   # SASRec on the item table that the graph warmed up, and no graph after that.
-  fixed long-init create 41 $all --config.align.kind=none --config.loss.w_global=0.0
+  fixed long-init create $(epochs create) $all --config.align.kind=none --config.loss.w_global=0.0
   long=long- trials=6
 else
   [ $data = sports ] && rank=128 || rank=64  # by validation: protocol.json
