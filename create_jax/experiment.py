@@ -72,11 +72,7 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
     """
     settings.check(config)
     directory = Path(workdir).absolute()
-    if not (directory / "result.json").exists():
-        raise InputError(
-            f"{directory}: no finished run here (no result.json); train it first with "
-            "--mode=train, or name its directory with --workdir"
-        )
+    _need_finished(directory)
     refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
     if save:
         check_writable(Path(save))
@@ -87,6 +83,21 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
         _mark(Path(save), config, opened.facts["data"])
         _keep(Path(save), result, ranks)
     return result
+
+
+def _need_finished(directory: Path) -> None:
+    """A run that can be taken up as it ended, and not by training it again."""
+    result = read_json(directory / "result.json")
+    if result is None:
+        raise InputError(
+            f"{directory}: no finished run here (no result.json); train it first with "
+            "--mode=train, or name its directory with --workdir"
+        )
+    if result["epochs"] and not (directory / "checkpoints").exists():
+        raise InputError(
+            f"{directory}: the parameters of this run are gone (no checkpoints); train "
+            "it again into another --workdir, or bring them back"
+        )
 
 
 def open_run(config, directory: Path) -> Opened:
@@ -265,7 +276,9 @@ def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
 
 def show_example(config, workdir: str, least_history: int = 5) -> None:
     """Prints one real history and the ten items ranked first after it, by title."""
-    opened = open_run(config, Path(workdir).absolute())
+    directory = Path(workdir).absolute()
+    _need_finished(directory)
+    opened = open_run(config, directory)
     fitted, _ = _select_and_refit(opened)
     split, titles = opened.split, protocol.titles(config)
     holdout = split.test[config.eval.target]

@@ -1,6 +1,7 @@
 """A whole run on eight simulated devices: a log whose next item is always i + 1."""
 
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -116,6 +117,17 @@ def test_what_evaluate_keeps_is_a_run_for_the_report(created, tmp_path):
     assert values.mean() == pytest.approx(again["test"]["ndcg@10"], abs=1e-6)
     with pytest.raises(InputError, match="eval.history was 'train', is 'full'"):
         experiment.evaluate_again(config, str(workdir), str(tmp_path / "cut"))
+
+
+def test_a_run_without_its_parameters_is_not_trained_again(created, tmp_path):
+    config, workdir, _ = created
+    for name in ("config.json", "result.json", "metrics.jsonl"):
+        shutil.copy(workdir / name, tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for ask in (experiment.evaluate_again, experiment.show_example):
+        with pytest.raises(InputError, match="no checkpoints"):
+            ask(config, str(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_sequence_model_beats_the_counts(created, log, tmp_path):
