@@ -70,8 +70,8 @@ for method in esasrec ultragcn lightgcn; do
 done
 
 # Other graph encoders, and the order of the file inside a day shuffled.
-for graph in hypergraph lightgcn; do
-  fixed ${long}$graph create $(chosen create) 0, --config.graph.encoder=$graph
+for graph in lightgcn signed hypergraph; do
+  fixed ${long}create-$graph create $(chosen create) 0, --config.graph.encoder=$graph
 done
 for method in sasrec create; do
   fixed ${long}ties-$method $method $(epochs $method) 0, --config.split.ties=random
