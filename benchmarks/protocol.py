@@ -106,11 +106,12 @@ def measure_run(folder: Path, found: list[dict], save) -> None:
     What was found of the run before is replaced."""
     found[:] = [one for one in found if one["run"] != str(folder)]
     started = json.loads((folder / "config.json").read_text())["config"]
-    ranked = "eval.history", "eval.cold_items"
+    _, fitted, chosen = experiment.reopen(ConfigDict(started), str(folder))
+    ranked, logs = ("eval.history", "eval.cold_items"), {}
     for values in itertools.product(*(SWITCHES[name] for name in ranked)):
         config = ConfigDict(started)
         config.update_from_flattened_dict(dict(zip(ranked, values, strict=True)))
-        result = experiment.evaluate_again(config, str(folder))
+        result, _ = experiment.test(open_cell(config, logs), fitted, chosen)
         switches = {
             name: result["protocol"][name.split(".")[1]]
             for name in (*SWITCHES, "split.q_test")

@@ -71,22 +71,22 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
       save: a directory to keep it in, like a run of its own for `create_jax.report`.
     """
     settings.check(config)
-    directory = Path(workdir).absolute()
-    _need_finished(directory)
-    refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
     if save:
         check_writable(Path(save))
         refuse_other_config(Path(save), config, FREE_TO_CHANGE)
-    opened = open_run(config, directory)
-    result, ranks = test(opened, *_select_and_refit(opened))
+    opened, fitted, selection = reopen(config, workdir)
+    result, ranks = test(opened, fitted, selection)
     if save:
         _mark(Path(save), config, opened.facts["data"])
         _keep(Path(save), result, ranks)
     return result
 
 
-def _need_finished(directory: Path) -> None:
-    """A run that can be taken up as it ended, and not by training it again."""
+def reopen(config, workdir: str) -> tuple[Opened, Fitted | None, dict | None]:
+    """A finished run as it ended: its data under the `eval` settings of now, its model,
+    and the progress of the stage that chose its length. An InputError where it is not
+    finished, or left no checkpoints: it would be trained again."""
+    directory = Path(workdir).absolute()
     result = read_json(directory / "result.json")
     if result is None:
         raise InputError(
@@ -98,6 +98,9 @@ def _need_finished(directory: Path) -> None:
             f"{directory}: the parameters of this run are gone (no checkpoints); train "
             "it again into another --workdir, or bring them back"
         )
+    refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
+    opened = open_run(config, directory)
+    return opened, *_select_and_refit(opened)
 
 
 def open_run(config, directory: Path) -> Opened:
@@ -276,10 +279,7 @@ def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
 
 def show_example(config, workdir: str, least_history: int = 5) -> None:
     """Prints one real history and the ten items ranked first after it, by title."""
-    directory = Path(workdir).absolute()
-    _need_finished(directory)
-    opened = open_run(config, directory)
-    fitted, _ = _select_and_refit(opened)
+    opened, fitted, _ = reopen(config, workdir)
     split, titles = opened.split, protocol.titles(config)
     holdout = split.test[config.eval.target]
     long = np.flatnonzero(holdout.end - holdout.begin >= least_history)
