@@ -284,6 +284,7 @@ def main(arguments=None) -> int:
         config = importlib.import_module(f"configs.{name}").get_config("sasrec")
         config.data.path = getattr(flags, name, "")
         config.split.validation = "none"
+        config.eval.cold_items = "drop"  # the peers know no other items
         try:
             split = protocol.make_split(config, protocol.load(config))
             own = dict(

@@ -36,6 +36,7 @@ def make_run(
             "target": "last",
             "ties": ties,
             "filter_seen": True,
+            "cold_items": "drop",
             "ks": [10, 100],
         },
         "data": {"test_queries": QUERIES},

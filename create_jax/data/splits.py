@@ -66,7 +66,7 @@ def hold_out(
     known: np.ndarray,
     *,
     target: str,
-    cold_items: str = "drop",
+    cold_items: str = "keep_as_miss",
     candidates: str = "train",
     history: str = "full",
     seed: int = 0,
