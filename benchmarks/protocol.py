@@ -178,6 +178,8 @@ def markdown(grid: list[dict], trained: list[dict]) -> str:
     for dataset in datasets:
         own = [one for one in ranked if one[1]["dataset"] == dataset]
         parts += _section(dataset, own, METHODS)
+    if trained:
+        parts += _trained_together(trained)
     for run in dict.fromkeys(one["run"] for one in trained):
         parts += _trained(run, [one for one in trained if one["run"] == run])
     return "\n\n".join(parts) + "\n"
@@ -203,10 +205,39 @@ def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> li
     ]
 
 
+def _printed_row(one: dict) -> dict:
+    """The paper's row beside a cell of a trained run."""
+    dataset = report.paper_tables()["table 2"][report.PAPER_DATA[one["dataset"]]]
+    return dataset[report.PAPER_SYSTEMS[one["method"]]]
+
+
+def _trained_together(trained: list[dict]) -> list[str]:
+    """The cells by their mean over data sets, of which each is a mean over its runs."""
+    cells = {}
+    for one in trained:
+        cell = json.dumps(one["switches"] | {"target": one["target"]})
+        by_data = cells.setdefault(cell, {}).setdefault(one["dataset"], [])
+        by_data.append(distance(one["metrics"], _printed_row(one)))
+    datasets = list(dict.fromkeys(one["dataset"] for one in trained))
+    rows = []
+    for cell, by_data in cells.items():
+        means = [float(np.mean(by_data[name])) for name in datasets]
+        means.append(float(np.mean(means)))
+        rows.append((means, json.loads(cell)))
+    rows = [
+        [*(cell[name] for name in CELL), *(f"{mean:.3f}" for mean in means)]
+        for means, cell in sorted(rows, key=lambda row: row[0][-1])
+    ]
+    return [
+        "## all trained runs, distance by data set",
+        report.markdown_table([*_short(CELL), *datasets, "mean"], rows),
+    ]
+
+
 def _trained(run: str, cells: list[dict]) -> list[str]:
     """The rows of one trained run, those like the paper's first."""
     dataset, name = cells[0]["dataset"], report.PAPER_SYSTEMS[cells[0]["method"]]
-    printed = report.paper_tables()["table 2"][report.PAPER_DATA[dataset]][name]
+    printed = _printed_row(cells[0])
     rows = []
     for away, one in sorted(
         ((distance(one["metrics"], printed), one) for one in cells),

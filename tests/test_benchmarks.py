@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
+import pytest
 
 from benchmarks import limit, run, scaling, tables
 from benchmarks import protocol as grid
 from benchmarks.sides import worker
 from configs import table
-from create_jax import experiment, protocol
+from create_jax import experiment, protocol, report
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 
@@ -193,3 +194,23 @@ def test_a_finished_run_is_ranked_under_other_rules(tmp_path):
     ]
     assert own["metrics"] == result["test"]
     assert len({one["metrics"]["mrr@100"] for one in found}) > 4
+
+
+def test_trained_runs_count_once_a_data_set():
+    paper = report.paper_tables()["table 2"]
+
+    def cell(data, method, times):
+        row = paper[report.PAPER_DATA[data]][report.PAPER_SYSTEMS[method]]
+        metrics = {key: times * mean / 100 for key, (mean, _) in row.items()}
+        switches = {name: "x" for name in grid.CELL if name != "target"}
+        one = dict(run=f"{data}-{method}", dataset=data, method=method, target="last")
+        return one | dict(switches=switches, metrics=metrics), row
+
+    cells = [cell("beauty", "sasrec", 2), cell("beauty", "create", 3)]
+    cells.append(cell("sports", "sasrec", 1))
+    a, b, c = (grid.distance(one["metrics"], row) for one, row in cells)
+    assert a == pytest.approx(1, abs=0.01) and b == pytest.approx(2, abs=0.01)
+    _, text = grid._trained_together([one for one, _ in cells])
+    last = text.splitlines()[-1].strip("| ").split(" | ")[-3:]
+    means = [(a + b) / 2, c, ((a + b) / 2 + c) / 2]
+    assert last == [f"{mean:.3f}" for mean in means]
