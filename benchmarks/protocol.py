@@ -218,7 +218,8 @@ def _trained_together(trained: list[dict]) -> list[str]:
         cell = json.dumps(one["switches"] | {"target": one["target"]})
         by_data = cells.setdefault(cell, {}).setdefault(one["dataset"], [])
         by_data.append(distance(one["metrics"], _printed_row(one)))
-    datasets = list(dict.fromkeys(one["dataset"] for one in trained))
+    ranked = {one["dataset"] for one in trained}
+    datasets = [name for name in report.PAPER_DATA if name in ranked]
     rows = []
     for cell, by_data in cells.items():
         means = [float(np.mean(by_data[name])) for name in datasets]

@@ -29,11 +29,15 @@ fixed() {
     --config.eval.cold_items=keep_as_miss --config.seeds=$seeds --workdir=$here/$name "$@"
 }
 
+# cut NAME METHOD EPOCHS SEEDS ...: the same run when histories end at the cut.
+cut() { fixed "$@" --mode=evaluate --config.eval.history=train --save=$here/cut-$1; }
+
 all=0,1,2,3
 case $data in  # the rank of SVD by validation: protocol.json
 beauty) trials=6 rank=256 ;;
 sports) trials=3 rank=128 ;;
 ml1m) trials=3 rank=64 ;;
+*) echo "found $data; expected beauty, sports or ml1m" >&2 && exit 2 ;;
 esac
 
 for method in random poprnd mostpop svd; do
@@ -45,37 +49,35 @@ study create $trials
 sasrec=$(best sasrec train.epochs) create=$(best create train.epochs)
 without="--config.align.kind=none"
 
-case $data in
-beauty)  # All are as long as CREATE, which validation ended later than SASRec.
-  fixed sasrec sasrec $create $all
-  fixed create create $create $all
-  fixed none create $create $all $without
+if [ $data = beauty ]; then  # By the protocol: stopped by validation, tested once.
+  for method in sasrec create; do
+    main --config=$here/$method-tune/best.py --config.eval.cold_items=keep_as_miss \
+      --config.seeds=$all --workdir=$here/stopped-$method
+  done
+  sasrec=$create  # the others are all as long as CREATE, the longer of the two
+fi
+same=
+if [ $data = ml1m ]; then  # CREATE's study ends early: as long as SASRec, and like it
+  fixed short-create create $create $all
+  create=$sasrec
+  same="--config.optim.lr=$(best sasrec optim.lr)"
+  same="$same --config.seq.dropout=$(best sasrec seq.dropout)"
+fi
+fixed sasrec sasrec $sasrec $all
+fixed create create $create $all $same
+fixed none create $create $all $same $without
+if [ $data = beauty ]; then
   fixed infonce create $create $all --config.align.kind=infonce
   fixed warmup-0 create $create $all --config.warmup.epochs=0
   fixed warmup-50 create $create $all --config.warmup.epochs=50
   # SASRec on the item table that the graph warmed up, and no graph after that.
   fixed init create $create $all $without --config.loss.w_global=0.0
-  # By the protocol: stopped by validation, refitted, tested once.
-  for method in sasrec create; do
-    main --config=$here/$method-tune/best.py --config.eval.cold_items=keep_as_miss \
-      --config.seeds=$all --workdir=$here/stopped-$method
-  done
-  ;;
-sports)
-  fixed sasrec sasrec $sasrec $all
-  fixed create create $create $all
-  fixed none create $create $all $without
-  ;;
-ml1m)
-  fixed sasrec sasrec $sasrec $all
-  fixed short-create create $create $all
-  # As long as SASRec, and with its settings.
-  same="--config.optim.lr=$(best sasrec optim.lr)"
-  same="$same --config.seq.dropout=$(best sasrec seq.dropout)"
-  fixed create create $sasrec $all $same
-  fixed none create $sasrec $all $same $without
-  ;;
-esac
+fi
+if [ $data != ml1m ]; then
+  cut sasrec sasrec $sasrec $all
+  cut create create $create $all
+  cut none create $create $all $without
+fi
 
 study bert4rec $trials
 fixed bert4rec bert4rec $(best bert4rec train.epochs) $all
@@ -86,7 +88,7 @@ done
 
 # Other graph encoders, and the order of the file inside a day shuffled.
 for graph in lightgcn signed hypergraph; do
-  fixed create-$graph create $create 0, --config.graph.encoder=$graph
+  fixed create-$graph create $create 0, $same --config.graph.encoder=$graph
 done
 fixed ties-sasrec sasrec $sasrec 0, --config.split.ties=random
-fixed ties-create create $create 0, --config.split.ties=random
+fixed ties-create create $create 0, $same --config.split.ties=random
