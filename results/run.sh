@@ -44,6 +44,10 @@ for method in random poprnd mostpop svd; do
   main --config=configs/$data.py:$method --config.split.validation=none \
     --config.svd.ranks=$rank, --workdir=$here/$method
 done
+if [ $data = beauty ]; then  # what the paper's Random can have ranked
+  main --config=configs/$data.py:random --config.split.validation=none \
+    --config.eval.candidates=all --workdir=$here/all-random
+fi
 study sasrec $trials
 study create $trials
 sasrec=$(best sasrec train.epochs) create=$(best create train.epochs)
