@@ -284,7 +284,7 @@ def main(arguments=None) -> int:
         config = importlib.import_module(f"configs.{name}").get_config("sasrec")
         config.data.path = getattr(flags, name, "")
         config.split.validation = "none"
-        config.eval.cold_items = "drop"  # the peers know no other items
+        config.eval.update(cold_items="drop", candidates="train")  # all that peers know
         try:
             split = protocol.make_split(config, protocol.load(config))
             own = dict(

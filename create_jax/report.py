@@ -99,7 +99,7 @@ def about(result: dict) -> str:
         f"{result['dataset']}, test, percent ({protocol['kind']}{cut}; "
         f"{data['test_queries']:,} queries with target {protocol['target']}; "
         f"ties {protocol['ties']}; unseen targets "
-        f"{'dropped' if protocol['cold_items'] == 'drop' else 'missed'}; seen items "
+        f"{'dropped' if protocol['cold_items'] == 'drop' else 'kept'}; seen items "
         f"{'hidden' if protocol['filter_seen'] else 'ranked'})"
     )
 

@@ -22,17 +22,18 @@ best() { sed -n "s/.*$2 *= *//p" $here/$1-tune/best.py | head -n 1; }
 
 # fixed NAME METHOD EPOCHS SEEDS ...: the best settings of a study, trained on all rows up
 # to the test for so many epochs. Early stopping ends seeds at very different lengths.
-# The studies here are from when validation dropped targets unseen in training.
+# The studies here are from before the default kept unseen targets and ranked all items.
 fixed() {
   name=$1 config=$here/$2-tune/best.py epochs=$3 seeds=$4 && shift 4
   main --config=$config --config.split.validation=none --config.train.epochs=$epochs \
-    --config.eval.cold_items=keep_as_miss --config.seeds=$seeds --workdir=$here/$name "$@"
+    $rules --config.seeds=$seeds --workdir=$here/$name "$@"
 }
 
 # cut NAME METHOD EPOCHS SEEDS ...: the same run when histories end at the cut.
 cut() { fixed "$@" --mode=evaluate --config.eval.history=train --save=$here/cut-$1; }
 
 all=0,1,2,3
+rules="--config.eval.cold_items=keep_as_miss --config.eval.candidates=all"
 case $data in  # the rank of SVD by validation: protocol.json
 beauty) trials=6 rank=256 ;;
 sports) trials=3 rank=128 ;;
@@ -44,10 +45,6 @@ for method in random poprnd mostpop svd; do
   main --config=configs/$data.py:$method --config.split.validation=none \
     --config.svd.ranks=$rank, --workdir=$here/$method
 done
-if [ $data = beauty ]; then  # what the paper's Random can have ranked
-  main --config=configs/$data.py:random --config.split.validation=none \
-    --config.eval.candidates=all --workdir=$here/all-random
-fi
 study sasrec $trials
 study create $trials
 sasrec=$(best sasrec train.epochs) create=$(best create train.epochs)
@@ -55,7 +52,7 @@ without="--config.align.kind=none"
 
 if [ $data = beauty ]; then  # By the protocol: stopped by validation, tested once.
   for method in sasrec create; do
-    main --config=$here/$method-tune/best.py --config.eval.cold_items=keep_as_miss \
+    main --config=$here/$method-tune/best.py $rules \
       --config.seeds=$all --workdir=$here/stopped-$method
   done
   sasrec=$create  # the others are all as long as CREATE, the longer of the two

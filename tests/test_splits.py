@@ -39,7 +39,7 @@ LOG = make_log(
 
 def temporal(log=LOG, **changes):
     settings = dict(q_test=0.5, validation="none", q_val=0.5, target="last", seed=0)
-    settings |= dict(cold_items="drop")
+    settings |= dict(cold_items="drop", candidates="train")
     return global_temporal(log, **(settings | changes))
 
 

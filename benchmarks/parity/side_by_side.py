@@ -60,7 +60,7 @@ def make_config(flags):
     config = importlib.import_module(f"configs.{flags.data}").get_config(flags.method)
     config.data.path = flags.path
     config.split.validation = "none"
-    config.eval.cold_items = "drop"  # the peer knows no other items
+    config.eval.update(cold_items="drop", candidates="train")  # all the peer knows
     config.seq.update(blocks=2, max_len=LENGTH, **SETTINGS[flags.method])
     config.model.update(dim=64, item_std=0.02)
     config.train.update(batch=BATCH, epochs=flags.epochs, mask=HIDDEN)

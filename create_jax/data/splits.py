@@ -67,7 +67,7 @@ def hold_out(
     *,
     target: str,
     cold_items: str = "keep_as_miss",
-    candidates: str = "train",
+    candidates: str = "all",
     history: str = "full",
     seed: int = 0,
 ) -> Holdout:
@@ -79,7 +79,8 @@ def hold_out(
       known: [I + 1] bool, items seen in training. Others never enter a history.
       target: `last | first | random` (one query a user), `successive` (each held row,
         from all before it), `all` (one query, all held rows as targets).
-      cold_items: unknown targets: `drop` them before choosing, or `keep_as_miss`.
+      cold_items: unknown targets: `drop` them before choosing, or `keep_as_miss`, which
+        they are with `train` candidates, and nearly always with `all`.
       candidates: rank `train` items only, or `all`.
       history: `full` = everything before the target; `train` = no held row.
       seed: of the `random` target.
