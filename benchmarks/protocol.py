@@ -186,11 +186,6 @@ def markdown(grid: list[dict], trained: list[dict]) -> str:
 
 
 def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> list[str]:
-    rows = [
-        [*(cell[n] for n in CELL), *(f"{away[c]:.3f}" for c in columns), f"{mean:.3f}"]
-        for mean, cell, away in cells[:nearest]
-    ]
-    near = report.markdown_table([*_short(CELL), *columns.values(), "mean"], rows)
     rows = []
     for name in CELL:
         for value in dict.fromkeys(cell[name] for _, cell, _ in cells):
@@ -200,9 +195,18 @@ def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> li
     head = ["switch", "value", "nearest cell", "mean of cells"]
     by_switch = report.markdown_table(head, rows)
     return [
-        *(f"## {title}, nearest cells", near),
+        *(f"## {title}, nearest cells", _cell_table(cells[:nearest], columns)),
         *(f"### {title}, by switch", by_switch),
     ]
+
+
+def _cell_table(cells, columns: dict[str, str]) -> str:
+    """A line a cell, with its distances and their mean."""
+    rows = [
+        [*(cell[n] for n in CELL), *(f"{away[c]:.3f}" for c in columns), f"{mean:.3f}"]
+        for mean, cell, away in cells
+    ]
+    return report.markdown_table([*_short(CELL), *columns.values(), "mean"], rows)
 
 
 def _printed_row(one: dict) -> dict:
@@ -215,24 +219,16 @@ def _trained_together(trained: list[dict]) -> list[str]:
     """The cells by their mean over data sets, of which each is a mean over its runs."""
     cells = {}
     for one in trained:
-        cell = json.dumps(one["switches"] | {"target": one["target"]})
-        by_data = cells.setdefault(cell, {}).setdefault(one["dataset"], [])
-        by_data.append(distance(one["metrics"], _printed_row(one)))
-    ranked = {one["dataset"] for one in trained}
-    datasets = [name for name in report.PAPER_DATA if name in ranked]
-    rows = []
-    for cell, by_data in cells.items():
-        means = [float(np.mean(by_data[name])) for name in datasets]
-        means.append(float(np.mean(means)))
-        rows.append((means, json.loads(cell)))
-    rows = [
-        [*(cell[name] for name in CELL), *(f"{mean:.3f}" for mean in means)]
-        for means, cell in sorted(rows, key=lambda row: row[0][-1])
+        key = one["dataset"], one["target"], json.dumps(one["switches"])
+        cells.setdefault(key, []).append(distance(one["metrics"], _printed_row(one)))
+    ranked = [
+        (float(np.mean(away)), dict(dataset=name, target=target) | json.loads(cell), {})
+        for (name, target, cell), away in cells.items()
     ]
-    return [
-        "## all trained runs, distance by data set",
-        report.markdown_table([*_short(CELL), *datasets, "mean"], rows),
-    ]
+    there = {cell["dataset"] for _, cell, _ in ranked}
+    columns = {name: name for name in report.PAPER_DATA if name in there}
+    near = _cell_table(join_cells(ranked), columns)
+    return ["## all trained runs, distance by data set", near]
 
 
 def _trained(run: str, cells: list[dict]) -> list[str]:

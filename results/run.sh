@@ -10,9 +10,10 @@ here=results/$data
 main() { python -m create_jax.main "$@"; }
 
 # study METHOD TRIALS: settings by validation, at equal budgets for what is compared: the
-# same number of trials, each at most as long as the config says.
+# same number of trials, each at most as long as the config says. Those here are from
+# before the default kept unseen targets and ranked all items.
 study() {
-  main --config=configs/$data.py:$1 --mode=tune --workdir=$here/$1-tune \
+  [ -f $here/$1-tune/best.py ] || main --config=configs/$data.py:$1 --mode=tune --workdir=$here/$1-tune \
     --config.tune.trials=$2
 }
 
@@ -22,7 +23,6 @@ best() { sed -n "s/.*$2 *= *//p" $here/$1-tune/best.py | head -n 1; }
 
 # fixed NAME METHOD EPOCHS SEEDS ...: the best settings of a study, trained on all rows up
 # to the test for so many epochs. Early stopping ends seeds at very different lengths.
-# The studies here are from before the default kept unseen targets and ranked all items.
 fixed() {
   name=$1 config=$here/$2-tune/best.py epochs=$3 seeds=$4 && shift 4
   main --config=$config --config.split.validation=none --config.train.epochs=$epochs \
@@ -30,7 +30,10 @@ fixed() {
 }
 
 # cut NAME METHOD EPOCHS SEEDS ...: the same run when histories end at the cut.
-cut() { fixed "$@" --mode=evaluate --config.eval.history=train --save=$here/cut-$1; }
+cut() {
+  [ -f $here/cut-$1-${4##*,}/result.json ] ||
+    fixed "$@" --mode=evaluate --config.eval.history=train --save=$here/cut-$1
+}
 
 all=0,1,2,3
 rules="--config.eval.cold_items=keep_as_miss --config.eval.candidates=all"
