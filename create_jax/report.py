@@ -55,6 +55,11 @@ PAPER_SYSTEMS = {
     "ultragcn": "UltraGCN",
     "create": "CREATE",
 }
+PAPER_ALIGNMENTS = {
+    "none": "alignment=None",
+    "infonce": "alignment=Contrastive",
+    "barlow_twins": "alignment=Barlow",
+}
 
 
 # --- for the console ------------------------------------------------------------------
@@ -384,15 +389,21 @@ def paper_tables() -> dict:
 
 
 def paper_row(system: System) -> dict | None:
-    """The paper's line of a system (Table 2): metric -> [mean, deviation or None]."""
+    """The paper's line of a system (Tables 2 and 4): metric -> [mean, deviation or
+    None]."""
     method, own = system.results[0]["method"], system.settings
-    of_table_2 = method != "create" or (
-        own["seq.encoder"] == "sasrec"
-        and own["graph.encoder"] == "ultragcn"
-        and own["align.kind"] == "barlow_twins"
-    )
-    of_data = paper_tables()["table 2"].get(PAPER_DATA.get(system.dataset), {})
-    return of_data.get(PAPER_SYSTEMS.get(method)) if of_table_2 else None
+    data, name = PAPER_DATA.get(system.dataset), PAPER_SYSTEMS.get(method)
+    row = paper_tables()["table 2"].get(data, {}).get(name)
+    if method != "create":
+        return row
+    if own["seq.encoder"] != "sasrec" or own["loss.w_global"] == 0:
+        return None
+    graph = PAPER_SYSTEMS.get(own["graph.encoder"])
+    alignment = PAPER_ALIGNMENTS.get(own["align.kind"])
+    if (graph, alignment) == ("UltraGCN", "alignment=Barlow"):
+        return row
+    variants = paper_tables()["table 4"].get(data, {})
+    return variants.get(f"CREATE SASRec+{graph}, {alignment}")
 
 
 def parts(systems, claims, name: str) -> dict[str, str]:

@@ -10,8 +10,9 @@ here=results/$data
 main() { python -m create_jax.main "$@"; }
 
 # study METHOD TRIALS: settings by validation, at equal budgets for what is compared: the
-# same number of trials, each at most as long as the config says. Those here are from
-# before the default kept unseen targets and ranked all items.
+# same number of trials, each at most as long as the config says. Those of sasrec and
+# create, and bert4rec's on Beauty, are from before the default kept unseen targets and
+# ranked all items.
 study() {
   [ -f $here/$1-tune/best.py ] || main --config=configs/$data.py:$1 --mode=tune --workdir=$here/$1-tune \
     --config.tune.trials=$2
@@ -90,9 +91,12 @@ for method in esasrec ultragcn lightgcn; do
   fixed $method $method $(best $method train.epochs) 0,
 done
 
-# Other graph encoders, and the order of the file inside a day shuffled.
-for graph in lightgcn signed hypergraph; do
+# Other graph encoders; only MovieLens here has the ratings of a signed graph.
+graphs="lightgcn hypergraph"
+[ $data = ml1m ] && graphs="$graphs signed"
+for graph in $graphs; do
   fixed create-$graph create $create 0, $same --config.graph.encoder=$graph
 done
+# The order of the file inside a day shuffled.
 fixed ties-sasrec sasrec $sasrec 0, --config.split.ties=random
 fixed ties-create create $create 0, $same --config.split.ties=random
