@@ -138,7 +138,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             "loss": {
                 "local": "ce",  # sce, sampled, gbce, bce, gsau (30)
                 "negatives": 256,  # of sampled, gbce and bce
-                "shared_negatives": True,  # by all tokens of a step
+                "shared_negatives": "row",  # by its tokens; step, token: by all, none
                 "gbce_t": 0.75,
                 "gsau": {"gamma": 0.1, "rec": False},
                 "sce": {  # buckets, states and items in each; rule in models.md
@@ -188,8 +188,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             ("loss.w_global", "log", 0.01, 1.0),
             ("loss.w_bt", "log", 0.01, 1.0),
         )
-    if method == "bert4rec":
+    if method == "bert4rec":  # slow to begin, and so its source waits twice as long
         config.seq.update(heads=2, feed_forward=4, dropout=0.1)
+        config.train.patience = 20
     elif method in ("create_pone", "create_uni"):
         config.graph.encoder = "signed" if method == "create_pone" else "hypergraph"
         config.item_source.update(input="propagated", output="propagated")

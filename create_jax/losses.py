@@ -221,8 +221,8 @@ def sampled_losses(
 
     Args:
       states: [M, D]; table: [V, D]; targets: [M], 0 = no loss.
-      negatives: [N] items shared by all tokens, or [M, N] for each; one that is the
-        token's own target does not count.
+      negatives: [G, N] items, shared by the M / G tokens of each of G equal parts; one
+        that is the token's own target does not count.
       kind: `sampled`: softmax over the target and the N (Klenitskiy and Vasilev 2023).
         `bce`: -log s(r+) - sum log(1 - s(r-)) (SASRec's own with N = 1). `gbce`: the
         same with s(r+)^beta, and the mean over the 1 + N (gSASRec, arXiv 2308.07192).
@@ -233,18 +233,15 @@ def sampled_losses(
       Scalar mean over tokens that have a target.
     """
     positive = jnp.sum(states * table[targets], -1)  # [M]
-    others = table[negatives]
-    if negatives.ndim == 1:
-        scores = states @ others.T
-    else:
-        scores = jnp.einsum("md,mnd->mn", states, others)
-    same = jnp.broadcast_to(negatives, scores.shape) == targets[:, None]
-    scores = jnp.where(same, -jnp.inf, scores)  # [M, N]
+    parts, n = negatives.shape
+    grouped = states.reshape(parts, -1, states.shape[1])
+    scores = jnp.einsum("gmd,gnd->gmn", grouped, table[negatives])
+    same = negatives[:, None, :] == targets.reshape(parts, -1, 1)
+    scores = jnp.where(same, -jnp.inf, scores).reshape(-1, n)  # [M, N]
     if kind == "sampled":
         logits = jnp.concatenate([positive[:, None], scores], axis=1)
         values = jax.nn.logsumexp(logits, axis=-1) - positive
     else:
-        n = scores.shape[1]
         beta = 1.0
         if kind == "gbce":
             rate = n / (n_items - 1)

@@ -146,7 +146,7 @@ def numpy_bert4rec(params, items):
 def numpy_esasrec(params, items):
     """models.md, section 1, LiGR: gates from what enters the residual, SwiGLU."""
     p = in_float64(params["sequence"])
-    x = in_float64(params["item_table"])[items] + p["positions"][: len(items)]
+    x = in_float64(params["item_table"])[items] + p["positions"][: len(items)][::-1]
     for block in range(2):
         gate = p[f"attention_gate_{block}"]
         y = numpy_norm(p[f"attention_norm_{block}"], x, 1e-5)

@@ -19,7 +19,7 @@ STATES, TABLE = (  # row 10 of the table is no item
     for seed, shape in ((0, (7, D)), (1, (ITEMS + 2, D)))
 )
 # Each is the target of some token; item 5 was drawn twice and counts twice.
-SHARED = np.array([3, 5, 1, 5])
+SHARED = np.array([[3, 5, 1, 5]])
 OWN = np.array(
     [[3, 3, 3], [2, 4, 6], [9, 8, 8], [2, 1, 1], [4, 5, 6], [1, 2, 3], [8] * 3]
 )
@@ -40,7 +40,7 @@ def loss_by_loop(targets, negatives, kind, t):
     """models.md, section 1: token by token, negative by negative, in float64."""
     states, table, values = STATES.astype(float), TABLE.astype(float), []
     for m in np.flatnonzero(targets):
-        drawn = negatives if negatives.ndim == 1 else negatives[m]
+        drawn = negatives[m * len(negatives) // len(states)]
         good = states[m] @ table[targets[m]]
         bad = [states[m] @ table[n] for n in drawn if n != targets[m]]
         if kind == "sampled":
@@ -67,12 +67,19 @@ def test_sampled_losses_are_the_loops(kind, negatives):
     assert value == 0 and not slopes[1].any()  # nothing to learn
 
 
+def test_parts_have_negatives_of_their_own():
+    loss = partial(losses.sampled_losses, kind="sampled")
+    apart = [loss(STATES, TABLE, TARGETS, own[None]) for own in OWN[1:3]]
+    twice = np.tile(STATES, (2, 1)), TABLE, np.tile(TARGETS, 2)
+    close(loss(*twice, OWN[1:3]), np.mean(apart), 1e-6)
+
+
 @pytest.mark.parametrize("t, power", [(0, 1.0), (0.5, 0.625), (1, 0.25)])
 def test_gbce_weakens_the_positive_by_the_sampling_rate(t, power):
     """Two of eight other items: a = 1/4. Both draws are the target, so that only the
     positive is left, with the score 0 and so the loss log 2."""
     value = losses.sampled_losses(
-        *(np.zeros((1, D)), TABLE, np.array([6]), np.array([6, 6])),
+        *(np.zeros((1, D)), TABLE, np.array([6]), np.array([[6, 6]])),
         kind="gbce",
         gbce_t=t,
         n_items=ITEMS,
@@ -81,11 +88,13 @@ def test_gbce_weakens_the_positive_by_the_sampling_rate(t, power):
 
 
 @pytest.mark.parametrize(
-    "t, negatives", [(0.0, SHARED), (1.0, np.arange(1, 9))], ids=["t_0", "all_items"]
+    "t, negatives",
+    [(0.0, SHARED), (1.0, np.arange(1, 9)[None])],
+    ids=["t_0", "all_items"],
 )
 def test_gbce_is_the_mean_of_bce_terms_where_nothing_needs_correction(t, negatives):
     loss = partial(losses.sampled_losses, STATES, TABLE, TARGETS, negatives)
-    plain = loss(kind="bce") / (1 + len(negatives))
+    plain = loss(kind="bce") / (1 + negatives.shape[1])
     close(loss(kind="gbce", gbce_t=t, n_items=ITEMS), plain, 1e-6)
 
 
@@ -246,7 +255,7 @@ def test_every_kind_of_loss_is_reached_from_the_config():
     models = []
     for own in (
         *(dict(local=kind, negatives=3) for kind in ("sampled", "bce", "gbce")),
-        dict(local="sampled", negatives=3, shared_negatives=False),
+        dict(local="sampled", negatives=3, shared_negatives="token"),
         dict(local="gbce", negatives=3, gbce_t=0.1),
         dict(local="sce", sce=dict(buckets=2, bucket_states=3, bucket_items=3)),
         dict(local="sce", sce=dict(buckets=2, bucket_states=7, bucket_items=9)),

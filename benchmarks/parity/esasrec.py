@@ -46,7 +46,9 @@ def main() -> int:
     encoder = Encoder(BLOCKS, HEADS, 0.0, histories.LENGTH, FEED_FORWARD)
     past = histories.draw(log)
     defaults = {"no padding mask": net.no_padding_mask()}
-    found = rectools_net.compare(encoder, parameters(net), net, past, defaults)
+    found = rectools_net.compare(
+        encoder, parameters(net), net, past, defaults, reverse=False
+    )
     return int(not found <= TOLERANCE)
 
 

@@ -2,8 +2,8 @@
 
 How its frame differs from ours, whatever the blocks, and the exact mapping:
 
-* It counts positions from the newest item, ours from the oldest; our encoders are given
-  the positions, so they get the reversed ones.
+* It counts positions from the newest item, our SASRec from the oldest; our encoders are
+  given the positions, so SASRec gets the reversed ones.
 * It pads on the left, ours on the right; with a padding mask that does not matter. The
   mask is off by default, and then items attend to padding.
 * Its items are numbered by appearance; `Net.ids` holds its number of our item.
@@ -108,19 +108,20 @@ def our_logits(encoder, params, net: Net, past, newest_first: bool) -> np.ndarra
     return states @ np.asarray(table)[net.known].T
 
 
-def compare(encoder, params, net: Net, past, defaults) -> float:
+def compare(encoder, params, net: Net, past, defaults, reverse: bool) -> float:
     """The largest difference of a logit; prints it, and what is behind it.
 
     defaults: name -> (modules, attribute, value) as RecTools has it, one at a time.
+    reverse: the encoder counts from the oldest item, and is given reversed positions.
     """
-    ours = our_logits(encoder, params, net, past, newest_first=True)
+    ours = our_logits(encoder, params, net, past, newest_first=reverse)
     theirs = net.logits(past)
     found = float(np.abs(ours - theirs).max())
     print(f"{len(past)} histories, {ours.shape[0]:,} states, {ours.shape[1]:,} items")
     print(f"logits: deviation {theirs.std():.2f}, largest difference {found:.1e}")
     print("with one thing as the libraries have it by default:")
-    usual = our_logits(encoder, params, net, past, newest_first=False)
-    print(f"  ours: positions from the oldest  {np.abs(usual - theirs).max():.1e}")
+    other = our_logits(encoder, params, net, past, newest_first=not reverse)
+    print(f"  ours: positions from the oldest  {np.abs(other - theirs).max():.1e}")
     for name, (modules, attribute, value) in defaults.items():
         mapped = getattr(modules[0], attribute)
         for module in modules:

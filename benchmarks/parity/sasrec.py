@@ -47,7 +47,9 @@ def main() -> int:
     }
     encoder = Encoder(BLOCKS, HEADS, 0.0, histories.LENGTH)
     past = histories.draw(log)
-    found = rectools_net.compare(encoder, parameters(net), net, past, defaults)
+    found = rectools_net.compare(
+        encoder, parameters(net), net, past, defaults, reverse=True
+    )
     return int(not found <= TOLERANCE)
 
 

@@ -1,6 +1,7 @@
 """Our SASRec and BERT4Rec against public ones, each trained by its own code.
 
 python -m benchmarks.parity.side_by_side sasrec --path=FILE [--seeds=3] [--epochs=10]
+python -m benchmarks.parity.side_by_side esasrec --data=quickstart [--epochs=10]
 python -m benchmarks.parity.side_by_side bert4rec --path=FILE [--epochs=30]
 
 Both sides learn from the same rows, all up to the global cut (the last L + 1 of each
@@ -22,6 +23,10 @@ after the relu, after W2), Adam's b2 0.98 (its default). Left as each side has i
 * Its batches are drawn at random, the last one smaller; each of ours has its share of
   every length.
 
+esasrec: the same with RecTools' LiGRLayers, sampled softmax over 256 items and dropout
+0.2, without scaling. Both count positions from the newest item. RecTools draws the 256
+for each place of each sequence, ours for each row of sequences.
+
 bert4rec: transformers' BertModel, trained here as by antklen/sasrec-bert4rec-recsys23:
 every item hidden with probability 0.2, cross-entropy over all items at the hidden ones,
 their mean over the batch; tied output without bias; 2 heads, feed-forward 4 d, dropout
@@ -39,6 +44,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rectools.models.nn.transformers.ligr import LiGRLayers
 from torch.nn.functional import cross_entropy
 
 from benchmarks.parity import bert4rec, histories, rectools_net
@@ -49,9 +55,10 @@ from create_jax.writers import JsonLines
 
 LENGTH, BATCH, LEARNING_RATE, HIDDEN = 10, 128, 1e-3, 0.2
 NAMES = ("ndcg@10", "recall@10")
-EPOCHS = {"sasrec": 10, "bert4rec": 30}
+EPOCHS = {"sasrec": 10, "esasrec": 10, "bert4rec": 30}
 SETTINGS = {  # of `seq`
     "sasrec": dict(heads=1, dropout=0.5, feed_forward=1),
+    "esasrec": dict(heads=1, dropout=0.2, feed_forward=4),
     "bert4rec": dict(heads=2, dropout=0.1, feed_forward=4),
 }
 
@@ -65,7 +72,7 @@ def make_config(flags):
     config.model.update(dim=64, item_std=0.02)
     config.train.update(batch=BATCH, epochs=flags.epochs, mask=HIDDEN)
     config.optim.update(
-        lr=LEARNING_RATE, b2=0.98 if flags.method == "sasrec" else 0.999
+        lr=LEARNING_RATE, b2=0.999 if flags.method == "bert4rec" else 0.98
     )
     config.checkpoint.seconds = 1e9
     settings.check(config)
@@ -75,7 +82,7 @@ def make_config(flags):
 def learned_rows(method: str, log) -> np.ndarray:
     """[R] bool: the rows that training reads, as inputs or as targets."""
     counts = np.bincount(log.users, minlength=log.n_users)
-    n = LENGTH + 1 if method == "sasrec" else LENGTH - 1
+    n = LENGTH - 1 if method == "bert4rec" else LENGTH + 1
     return histories.recent(log, n) & (counts[log.users] >= 2)
 
 
@@ -105,7 +112,7 @@ def ours(config, log, holdout):
 def peer(config, log, holdout):
     """Either peer scores by the product of a state and an item's vector."""
     mesh, start = parallel.make_mesh(), time.monotonic()
-    fit = {"sasrec": fit_rectools, "bert4rec": fit_bert}[config.method]
+    fit = fit_bert if config.method == "bert4rec" else fit_rectools
     encode = fit(config, log)
     seconds = time.monotonic() - start
     states, items = encode(queries(holdout))
@@ -132,6 +139,15 @@ def rank(config, holdout, mesh, score, params, mask: int = 0) -> dict:
 
 def fit_rectools(config, log):
     """histories -> (states [Q, D], items [I + 1, D])."""
+    if config.method == "esasrec":
+        own = dict(
+            loss="sampled_softmax",
+            n_negatives=config.loss.negatives,
+            transformer_layers_type=LiGRLayers,
+            transformer_layers_kwargs={"ff_factors_multiplier": 4},
+        )
+    else:
+        own = dict(loss="softmax", pos_encoding_kwargs={"use_scale_factor": True})
     net = rectools_net.fit(
         log,
         LENGTH,
@@ -140,11 +156,10 @@ def fit_rectools(config, log):
         n_blocks=config.seq.blocks,
         n_heads=config.seq.heads,
         dropout_rate=config.seq.dropout,
-        loss="softmax",
         lr=config.optim.lr,
         batch_size=config.train.batch,
         epochs=config.train.epochs,
-        pos_encoding_kwargs={"use_scale_factor": True},
+        **own,
     )
 
     def encode(past):

@@ -13,6 +13,7 @@ monkey0head/time-to-split).
 
 import argparse
 import importlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from flax.linen import initializers
 from create_jax import evaluate, parallel, protocol, settings, train
 from create_jax.data import splits
 from create_jax.data.interactions import take
-from create_jax.models import transformer
+from create_jax.models import sasrec
 from create_jax.writers import JsonLines
 
 QUANTILE, VALIDATION_USERS = 0.9, 1024
@@ -71,7 +72,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.wide:
         wide = initializers.variance_scaling(0.5, "fan_in", "uniform")
-        transformer.query_initializer = wide
+        sasrec.Attention = partial(sasrec.Attention, query_initializer=wide)
 
     config = importlib.import_module(f"configs.{flags.data}").get_config("sasrec")
     config.data.update(path=flags.path, k_core=5)

@@ -263,9 +263,8 @@ def local_loss(model: Model, states, table, batch, key, axis_name=None):
         )
     if own["kind"] == "gsau":
         return losses.gsau(states, table, targets, key, **own["gsau"], **common)
-    shape = (own["negatives"],)
-    if not own["shared_negatives"]:
-        shape = (len(targets), *shape)
+    sharing = {"step": 1, "row": len(batch.targets), "token": len(targets)}
+    shape = sharing[own["shared_negatives"]], own["negatives"]
     negatives = jax.random.randint(key, shape, 1, model.n_items + 1)
     kinds = dict(kind=own["kind"], gbce_t=own["gbce_t"])
     return losses.sampled_losses(states, table, targets, negatives, **kinds, **common)

@@ -3,15 +3,17 @@
 from functools import partial
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from create_jax.models.transformer import (
-    Attention,
-    Dropout,
-    initializer,
-    segment_mask,
-)
+from create_jax.models.transformer import Attention, Dropout, segment_mask
 
 OBJECTIVE = "next"
+
+# The start of RecTools' eSASRec, Xavier normal: without a norm at the end, states that
+# start as small as SASRec's take long to reach the scores. torch keeps queries, keys
+# and values in one matrix [3 d, d].
+initializer = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+query_initializer = nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 
 
 class Encoder(nn.Module):
@@ -39,12 +41,20 @@ class Encoder(nn.Module):
             return Dropout(self.dropout)(x, train)
 
         table = self.param("positions", initializer, (self.max_len, width))
+        # Counted from the newest item, as its source does.
+        lengths = segment_mask(segments, causal=False).sum(-1)[:, 0]
+        newest_first = jnp.clip(lengths - 1 - positions, 0, self.max_len - 1)
         mask = segment_mask(segments, causal=True)
-        x = drop(x + table[positions])
+        x = drop(x + table[newest_first])
         for block in range(self.blocks):
             y = norm(name=f"attention_norm_{block}")(x)
             attention = Attention(
-                self.heads, self.dropout, causal=True, name=f"attention_{block}"
+                self.heads,
+                self.dropout,
+                causal=True,
+                query_initializer=query_initializer,
+                output_initializer=initializer,
+                name=f"attention_{block}",
             )
             gate = nn.sigmoid(dense(width, name=f"attention_gate_{block}")(x))
             x += gate * drop(attention(y, y, mask, train))

@@ -1,5 +1,6 @@
 """Attention over packed rows, shared by the sequence encoders."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import flax.linen as nn
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 
 initializer = nn.initializers.normal(0.02)
-query_initializer = initializer  # of queries, keys and values
 QUERY_BLOCK = 100  # of causal attention; smaller ones are slower on CPUs
 
 
@@ -48,12 +48,15 @@ class Attention(nn.Module):
     """Multi-head attention with separate inputs for queries and for keys and values.
 
     causal: the mask hides all later keys, so a block of queries meets only the keys up
-    to its end: of two blocks, three quarters of the work.
+    to its end: of two blocks, three quarters of the work. query_initializer: of
+    queries, keys and values; output_initializer: of the last projection.
     """
 
     heads: int
     dropout: float
     causal: bool = False
+    query_initializer: Callable = initializer
+    output_initializer: Callable = initializer
 
     @nn.compact
     def __call__(self, queries, keys, mask, train: bool):
@@ -62,7 +65,8 @@ class Attention(nn.Module):
 
         def project(name, x):
             shape = (self.heads, width // self.heads)
-            return nn.DenseGeneral(shape, kernel_init=query_initializer, name=name)(x)
+            init = self.query_initializer
+            return nn.DenseGeneral(shape, kernel_init=init, name=name)(x)
 
         q, k, v = (
             project("query", queries),
@@ -83,5 +87,5 @@ class Attention(nn.Module):
         ends = [length * number // blocks for number in range(blocks + 1)]
         mixed = [attend(*pair) for pair in pairwise(ends)]
         return nn.DenseGeneral(
-            width, axis=(-2, -1), kernel_init=initializer, name="output"
+            width, axis=(-2, -1), kernel_init=self.output_initializer, name="output"
         )(jnp.concatenate(mixed, axis=1))
