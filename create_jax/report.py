@@ -354,7 +354,10 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
         bootstrapped, means = {}, {}
         for system, end, runs in zip(systems, ends, n_runs, strict=True):
             own = slice(end - runs, end)
-            bootstrapped[id(system)] = resample_seeds(drawn[:, own], rng)
+            # A stream of its own: no difference changes when other systems are added.
+            names_of_runs = " ".join(folder.name for folder in system.folders)
+            seeds = np.random.default_rng(list(names_of_runs.encode()))
+            bootstrapped[id(system)] = resample_seeds(drawn[:, own], seeds)
             means[id(system)] = sums[:, own].sum(0).mean(0) / counts.sum()
         for system, base in pairs:
             gaps = bootstrapped[id(system)] - bootstrapped[id(base)]
