@@ -188,7 +188,8 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             ("loss.w_global", "log", 0.01, 1.0),
             ("loss.w_bt", "log", 0.01, 1.0),
         )
-    if method == "bert4rec":  # slow to begin, and so its source waits twice as long
+    # Patience is of each method's source: what begins slowly is waited for longer.
+    if method == "bert4rec":
         config.seq.update(heads=2, feed_forward=4, dropout=0.1)
         config.train.patience = 20
     elif method in ("create_pone", "create_uni"):
@@ -214,4 +215,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
     elif method == "esasrec":
         config.seq.update(feed_forward=4, dropout=0.2)
         config.loss.local = "sampled"
+        config.train.patience = 50
+    elif method in ("lightgcn", "ultragcn", "signed", "hypergraph"):
+        config.train.patience = 50
     return config
