@@ -138,7 +138,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             "loss": {
                 "local": "ce",  # sce, sampled, gbce, bce, gsau (30)
                 "negatives": 256,  # of sampled, gbce and bce
-                "shared_negatives": "row",  # by its tokens; step, token: by all, none
+                "shared_negatives": True,  # by the tokens of a row
                 "gbce_t": 0.75,
                 "gsau": {"gamma": 0.1, "rec": False},
                 "sce": {  # buckets, states and items in each; rule in models.md

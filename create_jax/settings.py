@@ -43,7 +43,6 @@ ONE_OF = {
     "align.bt.reduce": ("mean_dim", "sum"),
     "align.bert_state": ("appended_mask", "last_position"),
     "loss.local": ("ce", "sce", "sampled", "gbce", "bce", "gsau"),
-    "loss.shared_negatives": ("step", "row", "token"),
     "graph.lightgcn.loss": ("bpr", "alignment_uniformity"),
     "graph.hypergraph.convolution": ("gcn", "gin", "gat"),
     "mrgsrec.user_token_mask": ("causal", "leaky"),

@@ -255,7 +255,7 @@ def test_every_kind_of_loss_is_reached_from_the_config():
     models = []
     for own in (
         *(dict(local=kind, negatives=3) for kind in ("sampled", "bce", "gbce")),
-        dict(local="sampled", negatives=3, shared_negatives="token"),
+        dict(local="sampled", negatives=3, shared_negatives=False),
         dict(local="gbce", negatives=3, gbce_t=0.1),
         dict(local="sce", sce=dict(buckets=2, bucket_states=3, bucket_items=3)),
         dict(local="sce", sce=dict(buckets=2, bucket_states=7, bucket_items=9)),

@@ -263,8 +263,9 @@ def local_loss(model: Model, states, table, batch, key, axis_name=None):
         )
     if own["kind"] == "gsau":
         return losses.gsau(states, table, targets, key, **own["gsau"], **common)
-    sharing = {"step": 1, "row": len(batch.targets), "token": len(targets)}
-    shape = sharing[own["shared_negatives"]], own["negatives"]
+    # Not by the whole step: that learns much more slowly (benchmarks/PARITY.md).
+    parts = len(batch.targets) if own["shared_negatives"] else len(targets)
+    shape = parts, own["negatives"]
     negatives = jax.random.randint(key, shape, 1, model.n_items + 1)
     kinds = dict(kind=own["kind"], gbce_t=own["gbce_t"])
     return losses.sampled_losses(states, table, targets, negatives, **kinds, **common)
