@@ -51,7 +51,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             },
             "eval": {
                 "target": "last",  # first, random, successive, all
-                "cold_items": "keep_as_miss",  # targets unseen in training: or drop
+                "cold_items": "keep_as_miss",  # targets unseen in training; or drop
                 "history": "full",  # before the target; train: only up to the cut
                 "candidates": "all",  # rank all items, or those seen in training: train
                 "filter_seen": True,  # hide the history from the ranking

@@ -1,4 +1,4 @@
-"""Our SASRec and BERT4Rec against public ones, each trained by its own code.
+"""Our SASRec, eSASRec and BERT4Rec against public ones, each trained by its own code.
 
 python -m benchmarks.parity.side_by_side sasrec --path=FILE [--seeds=3] [--epochs=10]
 python -m benchmarks.parity.side_by_side esasrec --data=quickstart [--epochs=10]
@@ -144,7 +144,9 @@ def fit_rectools(config, log):
             loss="sampled_softmax",
             n_negatives=config.loss.negatives,
             transformer_layers_type=LiGRLayers,
-            transformer_layers_kwargs={"ff_factors_multiplier": 4},
+            transformer_layers_kwargs={
+                "ff_factors_multiplier": config.seq.feed_forward
+            },
         )
     else:
         own = dict(loss="softmax", pos_encoding_kwargs={"use_scale_factor": True})

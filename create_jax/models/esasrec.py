@@ -9,9 +9,8 @@ from create_jax.models.transformer import Attention, Dropout, segment_mask
 
 OBJECTIVE = "next"
 
-# The start of RecTools' eSASRec, Xavier normal: without a norm at the end, states that
-# start as small as SASRec's take long to reach the scores. torch keeps queries, keys
-# and values in one matrix [3 d, d].
+# The start of RecTools' eSASRec, Xavier normal. torch keeps queries, keys and values in
+# one matrix [3 d, d], and so they start narrower.
 initializer = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 query_initializer = nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 
