@@ -47,6 +47,7 @@ def softmax_cross_entropy(
 
     Never holds [M, I]: it streams over chunks of tokens, and of the catalogue where it
     is larger than `item_chunk`. Gradients are formed while the logits of a chunk exist.
+    Tokens without a target cost nothing: BERT4Rec has four of them for each with one.
 
     Args:
       states: [M, D] outputs h; scores are h E^T without bias.
@@ -57,6 +58,10 @@ def softmax_cross_entropy(
     Returns:
       Scalar: mean of -log softmax(h E^T)[target].
     """
+    size = len(targets)
+    first = jnp.flatnonzero(targets, size=size, fill_value=size)  # then nothing
+    states = states.at[first].get(mode="fill", fill_value=0, unique_indices=True)
+    targets = targets.at[first].get(mode="fill", fill_value=0)
     states, targets = _token_chunks(states, targets, token_chunk)
     total = _streamed_cross_entropy(states, table, targets, n_items, item_chunk)
     return _over_tokens(total, targets, axis_name)
@@ -79,6 +84,20 @@ def _over_tokens(total, targets, axis_name):
     return global_sum(total, axis_name) / jnp.maximum(count, 1)
 
 
+def _scan_real(body, carry, chunks):
+    """`lax.scan` over tuples of arrays, the last one what says which tokens are real; a
+    chunk without any is skipped, and its outputs are zeros."""
+
+    def step(carry, chunk):
+        def skip(carry, chunk):
+            outputs = jax.eval_shape(body, carry, chunk)[1]
+            return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outputs)
+
+        return lax.cond(jnp.any(chunk[-1] > 0), body, skip, carry, chunk)
+
+    return lax.scan(step, carry, chunks)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _streamed_cross_entropy(states, table, targets, n_items, item_chunk):
     """Sum of losses. states [C, M, D], table [V, D], targets [C, M], 0 = none."""
@@ -94,7 +113,7 @@ def _forward(states, table, targets, n_items, item_chunk):
         found = _softmax_in_parts(states, table, real, n_items, item_chunk)
         log_sums, d_states, d_table = found
     picked = table[targets] * real
-    total = jnp.sum(log_sums * real[..., 0]) - jnp.sum(states * picked)
+    total = jnp.sum(log_sums, where=real[..., 0] > 0) - jnp.sum(states * picked)
     return total, (d_states - picked, d_table.at[targets].add(-states * real))
 
 
@@ -119,7 +138,7 @@ def _softmax(states, table, real, n_items):
         return d_items + (x * scale).T @ exponentials, (log_sums, d_x)
 
     start = jnp.zeros_like(items.T)
-    d_items, (log_sums, d_states) = lax.scan(body, start, (states, real))
+    d_items, (log_sums, d_states) = _scan_real(body, start, (states, real))
     d_table = jnp.zeros_like(table).at[1 : n_items + 1].set(d_items.T)
     return log_sums, d_states, d_table
 
@@ -143,13 +162,13 @@ def _softmax_in_parts(states, table, real, n_items, item_chunk):
         _, rows, bias = part(start)
 
         def body(_, chunk):
-            x, largest, total = chunk
+            x, largest, total, _ = chunk
             logits = x @ rows.T + bias
             new = jnp.maximum(largest, logits.max(-1))
             total = total * jnp.exp(largest - new)
             return None, (new, total + jnp.exp(logits - new[:, None]).sum(-1))
 
-        return lax.scan(body, None, (states, *carry))[1], None
+        return _scan_real(body, None, (states, *carry, real))[1], None
 
     def add_gradients(carry, start):
         d_states, d_table = carry
@@ -161,7 +180,7 @@ def _softmax_in_parts(states, table, real, n_items, item_chunk):
             return d_rows + x.T @ softmax, d_x + softmax @ rows
 
         zeros, chunks = jnp.zeros_like(rows.T), (states, d_states, log_sums, real)
-        d_rows, d_states = lax.scan(body, zeros, chunks)
+        d_rows, d_states = _scan_real(body, zeros, chunks)
         d_rows = d_rows.T + lax.dynamic_slice_in_dim(d_table, first, item_chunk)
         d_table = lax.dynamic_update_slice_in_dim(d_table, d_rows, first, 0)
         return (d_states, d_table), None

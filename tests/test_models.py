@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 
 from configs.common import get_config
 from create_jax import losses, settings
@@ -432,6 +433,14 @@ def test_the_lightgcn_loss_is_bpr_on_propagated_and_decay_on_ego_vectors():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_random_words_are_those_of_jax():
+    key, size = jax.random.key(7), 3 * 5 * 4
+    words = jax.jit(partial(transformer.random_words, shape=(3, 5, 4)))(key)
+    counters = jnp.concatenate([jnp.arange(size), jnp.zeros(size)]).astype(jnp.uint32)
+    theirs = threefry_2x32(jax.random.key_data(key), counters)[:size]
+    np.testing.assert_array_equal(words.reshape(-1), theirs)
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
 def test_dropout_zeros_its_share_and_keeps_the_mean(rate):
     module, x = transformer.Dropout(rate), jnp.full((7, 50, 301), 2.0)
@@ -445,7 +454,7 @@ def test_dropout_zeros_its_share_and_keeps_the_mean(rate):
     for values in (first, other):
         assert abs((values == 0).mean() - rate) < 4 * spread
         np.testing.assert_allclose(values[values > 0], 2 / (1 - rate), rtol=2e-5)
-    # Neighbours, which share a word, and two draws know nothing of each other.
+    # Neighbours and two draws know nothing of each other.
     both = (first == 0).reshape(-1)
     for pair in ((both[:-1], both[1:]), (both, (other == 0).reshape(-1))):
         assert abs(np.corrcoef(*pair)[0, 1]) < 4 / x.size**0.5

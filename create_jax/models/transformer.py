@@ -1,14 +1,17 @@
 """Attention over packed rows, shared by the sequence encoders."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 initializer = nn.initializers.normal(0.02)
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)  # of Threefry-2x32, in turns
 QUERY_BLOCK = 100  # of causal attention; smaller ones are slower on CPUs
 
 
@@ -23,25 +26,39 @@ def segment_mask(segments: jax.Array, causal: bool) -> jax.Array:
     return mask[:, None]
 
 
-class Dropout(nn.Module):
-    """Zeros a share `rate` of x, to 1 / 65,536, and scales the rest to the same mean.
+def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """uint32 of any shape: word i is the first of Threefry-2x32 (Salmon et al. 2011,
+    20 rounds) of the counter (i, 0).
 
-    As Linen's, but each drawn word of 32 bits decides two elements: on CPUs drawing is
-    a tenth of a step.
+    Written out, so that it becomes a part of what reads it; `jax.random.bits` loops
+    over its rounds on CPUs, and drawing was a third of BERT4Rec's step.
     """
+    data = jax.random.key_data(key)
+    keys = data[0], data[1], data[0] ^ data[1] ^ np.uint32(0x1BD11BDA)
+    x = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape) + keys[0]
+    y = jnp.broadcast_to(keys[1], shape)
+    for group in range(1, 6):
+        for rotation in ROTATIONS[(group - 1) % 2]:
+            x += y
+            y = ((y << rotation) | (y >> (32 - rotation))) ^ x
+        x += keys[group % 3]
+        y += keys[(group + 1) % 3] + np.uint32(group)
+    return x
+
+
+class Dropout(nn.Module):
+    """Zeros a share `rate` of x and scales the rest to the same mean."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x, train: bool):
         """x of any shape -> the same; `train` False leaves it as it is."""
-        dropped = round(self.rate * 65536)
-        if not train or not dropped:
+        if not train or not self.rate:
             return x
-        words = jax.random.bits(self.make_rng("dropout"), (-(-x.size // 2),), "uint32")
-        halves = lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)
-        kept = halves[: x.size].reshape(x.shape) >= dropped
-        return jnp.where(kept, x / (1 - dropped / 65536), 0)
+        words = random_words(self.make_rng("dropout"), x.shape)
+        kept = words >= np.uint32(self.rate * 2**32)
+        return jnp.where(kept, x / (1 - self.rate), 0)
 
 
 class Attention(nn.Module):
