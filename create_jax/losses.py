@@ -60,7 +60,7 @@ def softmax_cross_entropy(
     """
     size = len(targets)
     first = jnp.flatnonzero(targets, size=size, fill_value=size)  # then nothing
-    states = states.at[first].get(mode="fill", fill_value=0, unique_indices=True)
+    states = states.at[first].get(mode="fill", fill_value=0, indices_are_sorted=True)
     targets = targets.at[first].get(mode="fill", fill_value=0)
     states, targets = _token_chunks(states, targets, token_chunk)
     total = _streamed_cross_entropy(states, table, targets, n_items, item_chunk)
