@@ -60,8 +60,9 @@ def softmax_cross_entropy(
     """
     size = len(targets)
     first = jnp.flatnonzero(targets, size=size, fill_value=size)  # then nothing
-    states = states.at[first].get(mode="fill", fill_value=0, indices_are_sorted=True)
-    targets = targets.at[first].get(mode="fill", fill_value=0)
+    settings = dict(mode="fill", fill_value=0, indices_are_sorted=True)
+    states = jnp.take(states, first, axis=0, **settings)
+    targets = jnp.take(targets, first, **settings)
     states, targets = _token_chunks(states, targets, token_chunk)
     total = _streamed_cross_entropy(states, table, targets, n_items, item_chunk)
     return _over_tokens(total, targets, axis_name)
