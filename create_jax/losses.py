@@ -47,7 +47,7 @@ def softmax_cross_entropy(
 
     Never holds [M, I]: it streams over chunks of tokens, and of the catalogue where it
     is larger than `item_chunk`. Gradients are formed while the logits of a chunk exist.
-    Tokens without a target cost nothing: BERT4Rec has four of them for each with one.
+    Chunks without any target are skipped: BERT4Rec hides a fifth of its tokens.
 
     Args:
       states: [M, D] outputs h; scores are h E^T without bias.
