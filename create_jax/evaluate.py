@@ -65,6 +65,7 @@ class Asker:
             lengths, batch=batch, row_length=max_len, shards=mesh.size, chunk=chunk
         )
         self.plan = packing.plan_epoch(lengths, self.layout, seed=0, epoch=0)
+        self.layout = self.layout._replace(ends=int(self.plan.segment.max()))
         self.chunk = self.layout.chunk
         self.most_seen = self._most_seen()
         # Small enough to stay on the devices between epochs.

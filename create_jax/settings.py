@@ -291,6 +291,7 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
         dim=config.model.dim,
         encoder=encoder,
         objective=objective,
+        mask_share=config.train.mask,
         token=objective == "masked" or method == "mrgsrec",
         graph=graph,
         graph_settings=own | {"reduce": config.graph.reduce},

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -237,6 +238,23 @@ def test_bert4rec_reads_both_directions_and_esasrec_only_the_past(name):
             assert (moved > 1e-4).all()
         else:
             assert (moved[:column] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["bert4rec", "esasrec", "sasrec"])
+def test_states_that_are_read_alone_are_those_of_all(name):
+    model = make_model(name)
+    params, batch = make_params(model), batch_for(name)
+
+    @jax.jit
+    def encode(params, read):
+        states = create.encode(model, params, params["item_table"], batch, read=read)
+        return states.reshape(len(batch.items), -1, WIDTH)
+
+    everything = np.asarray(encode(params, None))
+    read = np.array([[5, 0, 3], [2, 2, 1], [6, 4, 0]])
+    found = encode(params, read)
+    expected = np.take_along_axis(everything, read[..., None], 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
 # --- masked batches -------------------------------------------------------------------
@@ -537,6 +555,51 @@ def test_a_module_that_is_no_encoder_is_an_input_error_in_one_line(
     message = str(caught.value)
     assert message.startswith(f"config.seq.encoder is '{name}'; expected one of sasrec")
     assert reason in message and "\n" not in message
+
+
+def test_the_loss_of_hidden_items_reads_their_states_only():
+    config = make_config("bert4rec", "none")
+    phase = settings.make_phases(config)[-1]
+    model, params, graph, batch = make_inputs(config)
+    batch = jax.tree.map(jnp.asarray, batch)
+    targets = np.asarray(batch.sequences.targets)
+    several, key = int((targets > 0).sum(1).max()), jax.random.key(0)
+    assert several > 1 and (targets > 0).sum() > several
+
+    @partial(jax.jit, static_argnames="share")
+    def loss(targets, share):
+        def total(params):
+            other = batch._replace(sequences=batch.sequences._replace(targets=targets))
+            own = replace(model, mask_share=share)
+            return create.total_loss(own, phase, params, other, graph, key)[0]
+
+        return jax.value_and_grad(total)(params)
+
+    def columns(share):
+        own = replace(model, mask_share=share)
+        return create.hidden_columns(own, phase, jnp.asarray(targets))
+
+    assert columns(0.5) is None
+    enough = 0.01 if several <= 2 else 0.06
+    assert several <= columns(enough).shape[1] < LENGTH
+    expected, slopes = loss(targets, 0.5)
+    found, own_slopes = loss(targets, enough)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for one, other in zip(
+        jax.tree.leaves(own_slopes), jax.tree.leaves(slopes), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+    # Of a row with more targets than columns, the first ones are learnt from.
+    few = 1e-4
+    kept = targets * (np.cumsum(targets > 0, axis=1) <= columns(few).shape[1])
+    assert 0 < (kept > 0).sum() < (targets > 0).sum()
+    sequences, table_ = batch.sequences, params["item_table"]
+    states = create.encode(
+        model, params, table_, create.training_view(model, sequences)
+    )
+    learnt = sequences._replace(targets=kept)
+    expected = create.local_loss(model, states, table_, learnt, None)
+    np.testing.assert_allclose(loss(targets, few)[0], expected, rtol=1e-6)
 
 
 def test_aligning_every_position_of_bert4rec_skips_the_appended_masks():

@@ -36,7 +36,8 @@ class Batch(NamedTuple):
     """Packed rows, [S, ...] when stacked for S steps. R rows of T slots, B sequences.
 
     With D shards the first axis after S holds them one after the other (R = D rows per
-    shard), and `last` counts inside its own shard.
+    shard), and `last` counts inside its own shard. `ends` is None where every state is
+    read.
     """
 
     items: np.ndarray  # [R, T] input item, 0 = empty slot
@@ -46,11 +47,13 @@ class Batch(NamedTuple):
     users: np.ndarray  # [B] owner of each sequence
     last: np.ndarray  # [B] flat index over [R, T] of its last position
     weights: np.ndarray  # [B] 1 = real, 0 = filler
+    ends: np.ndarray | None = None  # [R, M] last column of segments 1..M, 0 = none
 
 
 class Layout(NamedTuple):
     """The fixed shapes of an epoch: S steps, D shards, B sequences and R rows of T
-    slots in each shard of each step; `chunk` steps make a dispatch."""
+    slots in each shard of each step; `chunk` steps make a dispatch. `ends`: most
+    sequences in a row, where only their ends are read; 0 = all is."""
 
     steps: int
     shards: int
@@ -58,6 +61,7 @@ class Layout(NamedTuple):
     rows: int
     length: int
     chunk: int = 1
+    ends: int = 0
 
 
 class Plan(NamedTuple):
@@ -337,6 +341,13 @@ def fill(
         out[real] = values
         return out.reshape(steps, shards * width)
 
+    ends_in_rows = None
+    if layout.ends:
+        ends_in_rows = np.zeros((steps * shards * rows, layout.ends), np.int32)
+        to_end = (start // length, plan.segment[real] - 1)
+        ends_in_rows[to_end] = ends % length
+        ends_in_rows = ends_in_rows.reshape(steps, shards * rows, layout.ends)
+
     return Batch(
         items=slots(items),
         targets=slots(targets),
@@ -345,6 +356,7 @@ def fill(
         users=per_sequence(sequences.owners[index]),
         last=per_sequence(ends % (rows * length)),
         weights=per_sequence(1.0, np.float32),
+        ends=ends_in_rows,
     )
 
 

@@ -8,6 +8,7 @@ from create_jax.models.transformer import (
     Attention,
     Dropout,
     initializer,
+    pick,
     segment_mask,
 )
 
@@ -27,8 +28,11 @@ class Encoder(nn.Module):
     feed_forward: int
 
     @nn.compact
-    def __call__(self, x, positions, segments, train: bool):
-        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D]."""
+    def __call__(self, x, positions, segments, train: bool, read=None):
+        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D].
+
+        read: [R, M] columns, if only their states [R, M, D] are wanted.
+        """
         width = x.shape[-1]
         norm = partial(nn.LayerNorm, epsilon=1e-12)
         dense = partial(nn.Dense, kernel_init=initializer)
@@ -37,12 +41,13 @@ class Encoder(nn.Module):
             return Dropout(self.dropout)(x, train)
 
         table = self.param("positions", initializer, (self.max_len, width))
-        mask = segment_mask(segments, causal=False)
         x = drop(norm(name="embedding_norm")(x + table[positions]))
         for block in range(self.blocks):
+            wanted = read if block == self.blocks - 1 else None
+            queries, mask = pick(x, wanted), segment_mask(segments, False, wanted)
             attention = Attention(self.heads, self.dropout, name=f"attention_{block}")
-            mixed = drop(attention(x, x, mask, train))
-            a = norm(name=f"attention_norm_{block}")(x + mixed)
+            mixed = drop(attention(queries, x, mask, train))
+            a = norm(name=f"attention_norm_{block}")(queries + mixed)
             inner = dense(self.feed_forward * width, name=f"feed_forward_in_{block}")(a)
             inner = nn.gelu(inner, approximate=False)
             outer = dense(width, name=f"feed_forward_out_{block}")(inner)

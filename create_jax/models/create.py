@@ -6,6 +6,8 @@ alone is this model without a graph; the graph encoders alone are it without a s
 encoder. Row 0 of the item table is padding, rows 1..I are the items.
 """
 
+import inspect
+import math
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 
 from create_jax import losses
 from create_jax.models.graph_encoder import Shapes, Vectors
+from create_jax.models.transformer import pick
 
 READS_EDGES = True  # batches of pairs beside the sequences
 
@@ -25,8 +28,9 @@ class Model:
 
     system: this module, or another with init, groups_of, total_loss, query_tables,
       query_vectors and READS_EDGES.
-    encoder: Linen module (x, positions, segments, train) -> states, or None.
-    objective: `next` item, or `masked` items.
+    encoder: Linen module (x, positions, segments, train, read) -> states, or None;
+      without `read` it makes all states.
+    objective: `next` item, or `masked` items, of which a share `mask_share` is hidden.
     token: whether a special slot ends each sequence ([MASK], a user token); its id is
       the row after the items.
     graph: module of the graph encoder (graph_encoder.py), or None.
@@ -42,6 +46,7 @@ class Model:
     dim: int
     encoder: nn.Module | None
     objective: str
+    mask_share: float
     token: bool
     graph: ModuleType | None
     graph_settings: dict
@@ -142,8 +147,10 @@ def total_loss(
         source, output = item_vectors(model, params, propagated)
         sequences = batch.sequences
         view = training_view(model, sequences)
-        states = encode(model, params, source, view, train=True, key=key)
-        parts["local"] = local_loss(model, states, output, sequences, key, axis_name)
+        read = hidden_columns(model, phase, sequences.targets)
+        states = encode(model, params, source, view, read=read, train=True, key=key)
+        learnt = sequences._replace(targets=pick(sequences.targets, read))
+        parts["local"] = local_loss(model, states, output, learnt, key, axis_name)
         if phase.w_align:
             if model.objective == "masked":
                 states, sequences = masked_states(
@@ -202,17 +209,39 @@ def item_vectors(model: Model, params: dict, propagated) -> tuple[jax.Array, jax
     return tables[model.input_items], tables[model.output_items]
 
 
-def encode(model: Model, params: dict, table, batch, *, train=False, key=None):
-    """States of packed sequences: [R, T] -> [R * T, D]."""
+def encode(
+    model: Model, params: dict, table, batch, *, read=None, train=False, key=None
+):
+    """States of packed sequences: [R, T] -> [R * T, D], or of the columns `read` [R, M]
+    of each row -> [R * M, D]."""
+    takes_read = "read" in inspect.signature(type(model.encoder).__call__).parameters
     states = model.encoder.apply(
         {"params": params["sequence"]},
         table[batch.items],
         batch.positions,
         batch.segments,
         train,
+        *([read] if takes_read else []),
         rngs={"dropout": key} if train else None,
     )
+    states = states if takes_read else pick(states, read)
     return states.reshape(-1, model.dim)
+
+
+def hidden_columns(model: Model, phase, targets):
+    """[R, M] the columns of a row's targets, then others: the states that L_local
+    reads where items are hidden. None = all.
+
+    M is six deviations above the mean. Of a row with more (one of 10^8) the last ones
+    are not learnt from.
+    """
+    ends_wanted = phase.w_align and model.align["bert_state"] == "last_position"
+    length, share = targets.shape[1], model.mask_share
+    deviation = math.sqrt(length * share * (1 - share))
+    most = math.ceil(length * share + 6 * deviation)
+    if model.objective == "next" or ends_wanted or most >= length:
+        return None
+    return jnp.argsort(targets == 0, axis=1, stable=True)[:, :most]
 
 
 def training_view(model: Model, batch):
@@ -375,4 +404,8 @@ def query_vectors(model: Model, params: dict, source, batch, *, by_graph: bool):
     at the end of each packed history. source: the first of `query_tables`."""
     if by_graph:
         return source[batch.users]
-    return encode(model, params, source, batch)[batch.last]
+    place = batch.last
+    if batch.ends is not None:
+        row, segment = place // batch.items.shape[1], batch.segments.reshape(-1)[place]
+        place = row * batch.ends.shape[1] + segment - 1
+    return encode(model, params, source, batch, read=batch.ends)[place]

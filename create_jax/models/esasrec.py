@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from create_jax.models.transformer import Attention, Dropout, segment_mask
+from create_jax.models.transformer import Attention, Dropout, pick, segment_mask
 
 OBJECTIVE = "next"
 
@@ -29,8 +29,11 @@ class Encoder(nn.Module):
     feed_forward: int
 
     @nn.compact
-    def __call__(self, x, positions, segments, train: bool):
-        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D]."""
+    def __call__(self, x, positions, segments, train: bool, read=None):
+        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D].
+
+        read: [R, M] columns, if only their states [R, M, D] are wanted.
+        """
         width = x.shape[-1]
         norm = partial(nn.LayerNorm, epsilon=1e-5)
         dense = partial(nn.Dense, kernel_init=initializer)
@@ -43,20 +46,23 @@ class Encoder(nn.Module):
         # Counted from the newest item, as its source does.
         lengths = segment_mask(segments, causal=False).sum(-1)[:, 0]
         newest_first = jnp.clip(lengths - 1 - positions, 0, self.max_len - 1)
-        mask = segment_mask(segments, causal=True)
         x = drop(x + table[newest_first])
         for block in range(self.blocks):
+            wanted = read if block == self.blocks - 1 else None
+            mask = segment_mask(segments, True, wanted)
             y = norm(name=f"attention_norm_{block}")(x)
             attention = Attention(
                 self.heads,
                 self.dropout,
-                causal=True,
+                causal=wanted is None,
                 query_initializer=query_initializer,
                 output_initializer=initializer,
                 name=f"attention_{block}",
             )
+            mixed = attention(pick(y, wanted), y, mask, train)
+            x = pick(x, wanted)
             gate = nn.sigmoid(dense(width, name=f"attention_gate_{block}")(x))
-            x += gate * drop(attention(y, y, mask, train))
+            x += gate * drop(mixed)
             y = norm(name=f"feed_forward_norm_{block}")(x)
             inner = self.feed_forward * width
             up = nn.silu(plain(inner, name=f"feed_forward_gate_{block}")(y))

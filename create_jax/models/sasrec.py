@@ -7,6 +7,7 @@ from create_jax.models.transformer import (
     Attention,
     Dropout,
     initializer,
+    pick,
     segment_mask,
 )
 
@@ -29,8 +30,11 @@ class Encoder(nn.Module):
     feed_forward: int = 1
 
     @nn.compact
-    def __call__(self, x, positions, segments, train: bool):
-        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D]."""
+    def __call__(self, x, positions, segments, train: bool, read=None):
+        """[R, T, D] item vectors, [R, T] positions and segments -> states [R, T, D].
+
+        read: [R, M] columns, if only their states [R, M, D] are wanted.
+        """
         width = x.shape[-1]
 
         def norm(name):
@@ -44,12 +48,16 @@ class Encoder(nn.Module):
 
         table = self.param("positions", initializer, (self.max_len, width))
         real = (segments > 0)[..., None]
-        mask = segment_mask(segments, causal=True)
         x = drop(x * jnp.sqrt(width).astype(x.dtype) + table[positions]) * real
         for block in range(self.blocks):
-            q = norm(f"attention_norm_{block}")(x)
+            wanted = read if block == self.blocks - 1 else None
+            q = norm(f"attention_norm_{block}")(pick(x, wanted))
+            mask, real = segment_mask(segments, True, wanted), pick(real, wanted)
             attention = Attention(
-                self.heads, self.dropout, causal=True, name=f"attention_{block}"
+                self.heads,
+                self.dropout,
+                causal=wanted is None,
+                name=f"attention_{block}",
             )
             y = norm(f"feed_forward_norm_{block}")(q + attention(q, x, mask, train))
             inner = dense(f"feed_forward_in_{block}", self.feed_forward)(y)

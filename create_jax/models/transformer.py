@@ -15,14 +15,26 @@ ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)  # of Threefry-2x32, in turns
 QUERY_BLOCK = 100  # of causal attention; smaller ones are slower on CPUs
 
 
-def segment_mask(segments: jax.Array, causal: bool) -> jax.Array:
-    """[R, T] -> [R, 1, T, T]: query t may look at key s of its own sequence.
+def pick(x: jax.Array, columns: jax.Array | None) -> jax.Array:
+    """[R, T, ...] -> [R, M, ...]: the [R, M] columns of each row; None = all."""
+    if columns is None:
+        return x
+    columns = columns.reshape(*columns.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, columns, 1)
+
+
+def segment_mask(segments: jax.Array, causal: bool, read=None) -> jax.Array:
+    """[R, T] -> [R, 1, M, T]: query t may look at key s of its own sequence.
 
     Empty slots (segment 0) see each other, so no softmax is empty.
+
+    Args:
+      read: [R, M] columns of the queries; None = all T.
     """
-    mask = segments[:, :, None] == segments[:, None, :]
+    keys = jnp.arange(segments.shape[1])
+    mask = pick(segments, read)[:, :, None] == segments[:, None, :]
     if causal:
-        mask &= jnp.tril(jnp.ones(mask.shape[-2:], bool))
+        mask &= (keys if read is None else read)[..., None] >= keys
     return mask[:, None]
 
 
@@ -64,9 +76,10 @@ class Dropout(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with separate inputs for queries and for keys and values.
 
-    causal: the mask hides all later keys, so a block of queries meets only the keys up
-    to its end: of two blocks, three quarters of the work. query_initializer: of
-    queries, keys and values; output_initializer: of the last projection.
+    causal: query t is at the place of key t and the mask hides all later keys, so a
+    block of queries meets only the keys up to its end: of two blocks, three quarters of
+    the work. query_initializer: of queries, keys and values; output_initializer: of the
+    last projection.
     """
 
     heads: int
@@ -77,7 +90,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, queries, keys, mask, train: bool):
-        """[R, T, D] inputs, [R, 1, T, T] mask of what may be seen -> [R, T, D]."""
+        """[R, M, D] queries, [R, T, D] keys, [R, 1, M, T] what may be seen
+        -> [R, M, D]."""
         length, width = queries.shape[-2:]
 
         def project(name, x):
@@ -93,7 +107,7 @@ class Attention(nn.Module):
         q *= (width // self.heads) ** -0.5
 
         def attend(start, stop):
-            seen = stop if self.causal else length
+            seen = stop if self.causal else keys.shape[1]
             scores = jnp.einsum("rthd,rshd->rhts", q[:, start:stop], k[:, :seen])
             may = mask[:, :, start:stop, :seen]
             weights = nn.softmax(jnp.where(may, scores, -1e9))
