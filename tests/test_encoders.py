@@ -22,7 +22,7 @@ from create_jax.errors import InputError
 from create_jax.models import create
 
 ITEMS, LENGTH, MASK, WIDTH = 12, 7, 13, 8
-# User 1 has one item only; user 3 has more than fit before a [MASK].
+# User 1 has one item only; user 3 has more than fit, and leaves no place for a [MASK].
 HISTORIES = [
     [3, 1, 7, 2],
     [5],
@@ -260,7 +260,7 @@ def test_states_that_are_read_alone_are_those_of_all(name):
 # --- masked batches -------------------------------------------------------------------
 
 SEQUENCES = packing.training_sequences(TRAIN, LENGTH, MASK, hides=True)
-KEPT = {0: [3, 1, 7, 2], 2: [6, 9], 3: [1, 2, 3, 7, 5, 11], 4: [12, 8, 10]}
+KEPT = {0: [3, 1, 7, 2], 2: [6, 9], 3: [6, 1, 2, 3, 7, 5, 11], 4: [12, 8, 10]}
 
 
 training_view = jax.jit(partial(create.training_view, MODELS["bert4rec"]))
@@ -283,34 +283,40 @@ def flat_slots(batch, user):
     return np.arange(last + 1 - length, last + 1)
 
 
-def test_a_masked_sequence_is_the_newest_items_and_a_mask():
+def followed(items):
+    """A history and the [MASK] after it, where there is room."""
+    return [*items, MASK][:LENGTH]
+
+
+def test_a_masked_sequence_is_the_newest_items_and_a_mask_where_it_fits():
     assert SEQUENCES.owners.tolist() == list(KEPT)  # who has two items or more
     assert SEQUENCES.lengths.tolist() == [5, 3, 7, 4]
     batch = masked_batch(np.zeros(19, bool))
     for user, kept in KEPT.items():
         slots = flat_slots(batch, user)
-        assert batch.items.ravel()[slots].tolist() == [*kept, MASK]
-        assert batch.positions.ravel()[slots].tolist() == list(range(len(kept) + 1))
+        assert batch.items.ravel()[slots].tolist() == followed(kept)
+        assert batch.positions.ravel()[slots].tolist() == list(range(len(slots)))
         assert len(set(batch.segments.ravel()[slots].tolist())) == 1
     assert (batch.segments > 0).sum() == 19 and not batch.targets.any()
 
 
 def test_targets_are_exactly_the_hidden_items_and_never_the_mask():
-    # By sequence: the second and the [MASK] of user 0, none of user 2, all of user 3
-    # and its [MASK], the last item of user 4.
+    # By sequence: the second and the [MASK] of user 0, none of user 2, all of user 3,
+    # the last item of user 4.
     hidden = np.array([int(c) for c in "0100100011111110010"]) > 0
-    expected = {0: [0, 1, 0, 0, 0], 2: [0, 0, 0], 3: [*KEPT[3], 0], 4: [0, 0, 10, 0]}
+    expected = {0: [0, 1, 0, 0, 0], 2: [0, 0, 0], 3: KEPT[3], 4: [0, 0, 10, 0]}
     batch = masked_batch(hidden)
     targets = batch.targets.ravel()
     for user, own in expected.items():
         assert targets[flat_slots(batch, user)].tolist() == own
-    assert np.count_nonzero(targets) == 8
+    assert np.count_nonzero(targets) == 9
     # The items themselves stay: only the model's view hides them.
     np.testing.assert_array_equal(batch.items, masked_batch(~hidden).items)
 
 
 def test_hiding_is_a_pure_function_of_seed_and_epoch():
-    many = SEQUENCES._replace(begin=np.zeros(1, int), end=np.array([19_999]))
+    ends = dict(begin=np.zeros(1, int), end=np.array([20_000]))
+    many = SEQUENCES._replace(**ends, room=20_000)
     first = packing.hide(many, 0.2, seed=3, epoch=5)
     np.testing.assert_array_equal(first, packing.hide(many, 0.2, seed=3, epoch=5))
     assert first.shape == (20_000,) and first.dtype == bool
@@ -321,23 +327,23 @@ def test_hiding_is_a_pure_function_of_seed_and_epoch():
     assert abs(packing.hide(many, 0.6, seed=3, epoch=5).mean() - 0.6) < 0.012
 
 
-def test_the_training_view_hides_targets_and_ends_before_the_mask():
+def test_the_training_view_hides_targets_and_leaves_out_masks_after_histories():
     batch = masked_batch(np.array([int(c) for c in "0100000011000000010"]) > 0)
     view = training_view(batch)
     items, segments = np.asarray(view.items).ravel(), np.asarray(view.segments).ravel()
-    read = {
+    seen = {
         0: [3, MASK, 7, 2],
         2: [6, 9],
-        3: [MASK, MASK, 3, 7, 5, 11],
+        3: [MASK, MASK, 2, 3, 7, 5, 11],
         4: [12, 8, MASK],
     }
-    for user, expected in read.items():
+    for user, expected in seen.items():
         slots = flat_slots(batch, user)
-        assert items[slots[:-1]].tolist() == expected
-        own = batch.segments.ravel()[slots[:-1]]
-        np.testing.assert_array_equal(segments[slots[:-1]], own)
-        assert segments[slots[-1]] == 0
-    assert (segments > 0).sum() == 15  # fillers end nothing
+        read, after = slots[: len(expected)], slots[len(expected) :]
+        assert items[read].tolist() == expected
+        np.testing.assert_array_equal(segments[read], batch.segments.ravel()[read])
+        assert (segments[after] == 0).all() and len(after) == (user != 3)
+    assert (segments > 0).sum() == 16
     same = "targets", "positions", "users", "last", "weights"
     for name in same:
         np.testing.assert_array_equal(getattr(view, name), getattr(batch, name))
@@ -345,15 +351,26 @@ def test_the_training_view_hides_targets_and_ends_before_the_mask():
     assert plain is batch  # the objective `next` hides nothing
 
 
+def test_the_query_view_ends_every_history_with_a_mask():
+    six, seven = [3, 1, 7, 2, 5, 9], [4, 6, 1, 2, 3, 7, 5]
+    batch = pack([followed(six)], [followed(seven)], [[5, MASK], [9, 8, 2, MASK]])
+    view = create.query_view(MODELS["bert4rec"], batch)
+    rows = [[*six, MASK], [*seven[1:], MASK], [5, MASK, 9, 8, 2, MASK, 0]]
+    assert np.asarray(view.items).tolist() == rows
+    for name in ("positions", "segments", "last"):
+        np.testing.assert_array_equal(getattr(view, name), getattr(batch, name))
+
+
 def test_the_model_does_not_see_which_items_are_hidden():
     hidden = np.array([int(c) for c in "0100000011000000010"]) > 0
     other = np.where(hidden, 8, 0)  # other items in their place
     log = TRAIN.items.copy()
     start = 0
-    for begin, end in zip(SEQUENCES.begin, SEQUENCES.end, strict=True):
+    slices = SEQUENCES.begin, SEQUENCES.end, SEQUENCES.lengths
+    for begin, end, slots in zip(*slices, strict=True):
         own = other[start : start + end - begin]
         log[begin:end] = np.where(own > 0, own, log[begin:end])
-        start += end - begin + 1
+        start += slots
     batches = masked_batch(hidden), masked_batch(hidden, SEQUENCES._replace(log=log))
     assert (batches[0].targets != batches[1].targets).sum() == 4
     views = [training_view(batch) for batch in batches]
@@ -430,7 +447,9 @@ def test_the_state_that_bert4rec_aligns_is_the_chosen_one(bert_state):
         items = sequences.items.ravel()[slots]
         if bert_state == "last_position":
             targets = sequences.targets.ravel()[slots]
-            items = np.where(targets > 0, MASK, items)[:-1]
+            items = np.where(targets > 0, MASK, items)[: len(KEPT[user])]
+        else:
+            items = [*KEPT[user][1 - LENGTH :], MASK]
         expected.append(numpy_bert4rec(params, items)[-1])
         users.append(params["user_table"][user])
     assert sequences.targets.any()
@@ -614,9 +633,11 @@ def test_aligning_every_position_of_bert4rec_skips_the_appended_masks():
         model, params, params["item_table"], batch, view, None, jax.random.key(0)
     )
     real = np.asarray(aligned.segments).reshape(-1) > 0
-    assert real.sum() == (np.asarray(batch.items) > 0).sum() - int(batch.weights.sum())
+    items = np.asarray(batch.items)
+    assert real.sum() == ((items > 0) & (items < MASK)).sum()
     owner = np.asarray(create.sequence_of_slot(aligned))
     for row, (last, weight) in enumerate(zip(batch.last, batch.weights, strict=True)):
         if weight:  # from its first item to the one before its [MASK]
             first = int(last) - int(batch.positions.reshape(-1)[last])
-            assert (owner[first : int(last)] == row).all()
+            end = int(last) + (items.reshape(-1)[last] != MASK)
+            assert (owner[first:end] == row).all()

@@ -634,7 +634,7 @@ def test_a_training_sequence_is_all_but_the_newest_item_and_a_token():
             )
             for user in own.users[own.weights > 0]:
                 history, slots = HISTORIES[user], slots_of(own, user)
-                flat = {name: x.ravel() for name, x in own._asdict().items()}
+                flat = jax.tree.map(np.ravel, own)._asdict()
                 read = history[:-1][-(LENGTH - 1) :]
                 assert flat["items"][slots].tolist() == [*read, TOKEN]
                 assert flat["targets"][slots].tolist() == [*history[-len(read) :], 0]

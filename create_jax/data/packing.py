@@ -19,6 +19,7 @@ class Sequences(NamedTuple):
 
     owners: [n] int32, the user (training) or the query (evaluation) of each slice.
     mask: id of the special item that follows each slice, 0 = none follows.
+    room: most slots; a slice that fills them is followed by nothing.
     """
 
     owners: np.ndarray
@@ -26,10 +27,12 @@ class Sequences(NamedTuple):
     begin: np.ndarray
     end: np.ndarray
     mask: int = 0
+    room: int = np.iinfo(np.int32).max
 
     @property
     def lengths(self) -> np.ndarray:
-        return self.end - self.begin + (self.mask > 0)
+        sizes = self.end - self.begin
+        return sizes + ((self.mask > 0) & (sizes < self.room))
 
 
 class Batch(NamedTuple):
@@ -80,15 +83,17 @@ def training_sequences(
 
     Args:
       mask: the last slot is this special item; 0 = there is none.
-      hides: the targets will be items hidden inside the slice. Otherwise it leaves out
-        the newest item, which is only a target (`fill` shifts by one).
+      hides: the targets will be items hidden inside the slice, which may fill all slots
+        and leave none to the special item, so that all positions are learnt. Otherwise
+        it leaves out the newest item, which is only a target (`fill` shifts by one).
     """
     counts = np.bincount(train.users, minlength=train.n_users)
     users = np.flatnonzero(counts >= 2)
     items = counts[users] - (not hides)
     end = np.cumsum(counts)[users] - (not hides)
-    begin = end - np.minimum(items, max_len - (mask > 0))
-    return Sequences(users.astype(np.int32), train.items, begin, end, mask)
+    begin = end - np.minimum(items, max_len - (mask > 0 and not hides))
+    owners = users.astype(np.int32)
+    return Sequences(owners, train.items, begin, end, mask, room=max_len)
 
 
 def hide(sequences: Sequences, probability: float, seed: int, epoch: int) -> np.ndarray:
@@ -327,9 +332,9 @@ def fill(
         first = (np.cumsum(sequences.lengths) - sequences.lengths)[index]
         chosen = hidden[np.repeat(first, size) + within]
         targets[chosen] = items[chosen]
-    if sequences.mask:
-        items[np.cumsum(size) - 1] = sequences.mask
-        targets[np.cumsum(size) - 1] = 0
+    followed = size > (sequences.end - sequences.begin)[index]
+    special = np.cumsum(size)[followed] - 1
+    items[special], targets[special] = sequences.mask, 0
 
     def slots(values):
         out = np.zeros(steps * shards * rows * length, np.int32)

@@ -246,14 +246,23 @@ def hidden_columns(model: Model, phase, targets):
 
 def training_view(model: Model, batch):
     """What the encoder reads to learn: everything (`next`), or the history with the
-    targets hidden and without the [MASK] at its end, which only queries have."""
+    targets hidden and without a [MASK] after it, which only queries have."""
     if model.objective == "next":
         return batch
-    ends = jnp.where(batch.weights > 0, batch.last, batch.items.size)
-    shape = batch.items.shape
-    segments = batch.segments.reshape(-1).at[ends].set(0, mode="drop").reshape(shape)
+    segments = jnp.where(batch.items == model.mask, 0, batch.segments)
     items = jnp.where(batch.targets > 0, model.mask, batch.items)
     return batch._replace(items=items, segments=segments)
+
+
+def query_view(model: Model, batch):
+    """Every history with a [MASK] at its end, as a query is posed: one that fills its
+    row, and has none, gives its oldest item for it."""
+    newest = batch.items[:, -1:]
+    full = batch.positions[:, -1:] == batch.items.shape[1] - 1
+    full &= newest != model.mask
+    mask = jnp.full_like(newest, model.mask)
+    shifted = jnp.concatenate([batch.items[:, 1:], mask], axis=1)
+    return batch._replace(items=jnp.where(full, shifted, batch.items))
 
 
 def masked_states(model: Model, params: dict, table, batch, view, states, key):
@@ -261,12 +270,13 @@ def masked_states(model: Model, params: dict, table, batch, view, states, key):
 
     `appended_mask`: one more pass over the whole history with a [MASK] at its end, as a
     query is posed. `last_position`: the states at hand, of the training view; there a
-    history ends one slot before its [MASK].
+    history ends before its [MASK].
     """
     if model.align["bert_state"] == "appended_mask":
-        key = jax.random.fold_in(key, 1)
+        batch, key = query_view(model, batch), jax.random.fold_in(key, 1)
         return encode(model, params, table, batch, train=True, key=key), batch
-    return states, view._replace(last=batch.last - (batch.weights > 0))
+    followed = batch.items.reshape(-1)[batch.last] == model.mask
+    return states, view._replace(last=batch.last - (followed & (batch.weights > 0)))
 
 
 def local_loss(model: Model, states, table, batch, key, axis_name=None):
