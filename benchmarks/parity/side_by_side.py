@@ -5,7 +5,7 @@ python -m benchmarks.parity.side_by_side esasrec --data=quickstart [--epochs=10]
 python -m benchmarks.parity.side_by_side bert4rec --path=FILE [--epochs=30]
 
 Both sides learn from the same rows, all up to the global cut (the last L + 1 of each
-user, L - 1 for BERT4Rec), for the same number of epochs without validation, with L 10,
+user, L for BERT4Rec), for the same number of epochs without validation, with L 10,
 d 64, 2 blocks, batch 128 and Adam 1e-3. Both rank the queries of `test["last"]` by the
 same code: the items of those rows without the user's history. Code 1 if the means of
 NDCG@10 over seeds are further apart than one side's own best and worst seed.
@@ -82,7 +82,7 @@ def make_config(flags):
 def learned_rows(method: str, log) -> np.ndarray:
     """[R] bool: the rows that training reads, as inputs or as targets."""
     counts = np.bincount(log.users, minlength=log.n_users)
-    n = LENGTH - 1 if method == "bert4rec" else LENGTH + 1
+    n = LENGTH if method == "bert4rec" else LENGTH + 1
     return histories.recent(log, n) & (counts[log.users] >= 2)
 
 
@@ -183,9 +183,9 @@ def fit_bert(config, log):
     torch.manual_seed(config.seed)
     bert = bert4rec.new_bert(log.n_items, LENGTH)
     starts = np.searchsorted(log.users, np.arange(log.n_users + 1))
-    past = [log.items[a:b][1 - LENGTH :] for a, b in itertools.pairwise(starts)]
+    past = [log.items[a:b][-LENGTH:] for a, b in itertools.pairwise(starts)]
     past = [items for items in past if len(items) >= 2]
-    rows = torch.from_numpy(histories.pad(past, "right", LENGTH - 1)).long()
+    rows = torch.from_numpy(histories.pad(past, "right", LENGTH)).long()
     adam = torch.optim.Adam(bert.parameters(), lr=config.optim.lr)
     for _ in range(config.train.epochs):
         for numbers in torch.randperm(len(rows)).split(config.train.batch):
