@@ -93,8 +93,19 @@ def gradients(state):
     return {group: kept.trace for group, kept in state.opt_state.items()}
 
 
+def in_float64(tree):
+    """Single-precision arrays as double ones."""
+
+    def widen(x):
+        x = np.asarray(x)
+        return jnp.asarray(x, jnp.float64 if x.dtype == np.float32 else x.dtype)
+
+    return jax.tree.map(widen, tree)
+
+
 class Case:
-    """A joint step over eight shards with uneven numbers of tokens and of pairs."""
+    """A joint step over eight shards with uneven numbers of tokens and of pairs, in
+    double precision: the mathematics is equal, the order of sums is not."""
 
     def __init__(self, encoder, **changes):
         config = make_config(encoder=encoder, **changes)
@@ -108,11 +119,12 @@ class Case:
         targets[targets.shape[0] // SHARDS * 2 - 1] = 0  # shards pack too evenly
         sequences = batch.sequences._replace(targets=targets)
         edges = batch.edges._replace(weights=weights)
-        self.batch = steps.StepBatch(sequences, edges)
+        self.batch = in_float64(steps.StepBatch(sequences, edges))
+        self.graph, self.whole_graph = in_float64((self.graph, self.whole_graph))
         tokens = (targets > 0).reshape(SHARDS, -1).sum(1)
         users = sequences.weights.reshape(SHARDS, -1).sum(1)
         assert tokens.max() - tokens.min() > 3 and users.min() < users.max()
-        self.state = random_state(self.model, KEEP)
+        self.state = in_float64(random_state(self.model, KEEP))
 
     def step(self, axis_name):
         return partial(steps.train_step, self.model, JOINT, KEEP, 0, axis_name)
@@ -146,10 +158,12 @@ class Case:
 
 
 def same(found, expected):
-    """Losses and gradients to 1e-5; a leading axis of devices is allowed in `found`."""
+    """Losses and gradients to 1e-10; `found` may have a leading axis of devices."""
 
     def close(x, y):
-        np.testing.assert_allclose(x, np.broadcast_to(y, x.shape), rtol=1e-5, atol=1e-5)
+        assert x.dtype == y.dtype == jnp.float64
+        expected = np.broadcast_to(y, x.shape)
+        np.testing.assert_allclose(x, expected, rtol=1e-10, atol=1e-10)
 
     sums, slopes = found
     assert set(sums) >= {"loss", "loss/local", "loss/global", "loss/align"}
@@ -188,6 +202,13 @@ def by_compiled_phase(case):
     return state, sums
 
 
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("encoder", ["ultragcn", "lightgcn"])
 def test_vmap_pmap_and_eight_devices_give_the_step_of_one_device(encoder):
     case = Case(encoder)
@@ -197,6 +218,7 @@ def test_vmap_pmap_and_eight_devices_give_the_step_of_one_device(encoder):
         same((sums, gradients(state)), expected)
 
 
+@pytest.mark.usefixtures("double_precision")
 def test_the_other_losses_are_split_correctly_too():
     """InfoNCE over all positions, per-pair negatives, sums instead of means."""
     case = Case(
@@ -226,7 +248,7 @@ def test_what_is_shared_by_a_step_is_not_split():
     batch, graph = specs("ultragcn", True)
     assert batch.edges == (split, split, whole, split)
     assert set(jax.tree.leaves(graph)) == {whole}
-    assert set(batch.sequences) == {split}
+    assert set(jax.tree.leaves(batch.sequences)) == {split}
     batch, _ = specs("ultragcn", False)
     assert batch.edges == (split, split, split, split)
     batch, graph = specs("lightgcn", True)
