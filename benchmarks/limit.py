@@ -56,9 +56,11 @@ def needed(config, prepared) -> dict[str, float]:
 
     A product costs twice itself again for its gradients. The softmax in one piece has
     three (its logits are used while they exist), in parts four and each exponential
-    twice. Bytes: Adam reads parameter, two moments and gradient and writes the first
-    three. A propagation gathers a row for each edge and direction, forward and
-    backward; UltraGCN and the alignment are small beside these and left out.
+    twice. Where items are hidden, the softmax and the queries of the last block are
+    those of the hidden ones. Bytes: Adam reads parameter, two moments and gradient and
+    writes the first three. A propagation gathers a row for each edge and direction,
+    forward and backward; UltraGCN and the alignment are small beside these and left
+    out.
     """
     model, feed, encoder = prepared.model, prepared.feed, config.seq
     dim, n_items = config.model.dim, model.n_items
@@ -67,13 +69,17 @@ def needed(config, prepared) -> dict[str, float]:
     if feed.sequences is not None:
         rows, length = feed.layout.shards * feed.layout.rows, feed.layout.length
         slots = rows * length
-        dense = (4 + 2 * encoder.feed_forward) * dim**2
-        block = 3 * 2 * slots * (dense + 2 * length * dim)
+        hidden = model.objective == "masked"
+        read = slots * model.mask_share if hidden else slots
+        # What each query and what each key of a block costs, with its gradients.
+        query = 6 * ((2 + 2 * encoder.feed_forward) * dim**2 + 2 * length * dim)
+        key = 6 * 2 * dim**2
+        queries = (encoder.blocks - 1) * slots + read
         whole = n_items <= config.loss.whole_items
-        softmax = (3 if whole else 4) * 2 * slots * n_items * dim
-        need["operations"] += encoder.blocks * block + softmax
-        attention = encoder.blocks * encoder.heads * slots * length
-        need["exponentials"] += (1 if whole else 2) * slots * n_items + attention
+        softmax = (3 if whole else 4) * 2 * read * n_items * dim
+        need["operations"] += queries * query + encoder.blocks * slots * key + softmax
+        attention = encoder.heads * queries * length
+        need["exponentials"] += (1 if whole else 2) * read * n_items + attention
     if model.graph is not None and model.graph.PROPAGATES:
         layers = model.graph_settings["layers"]
         gathered = 2 * 2 * layers * len(prepared.pairs.users) * dim

@@ -145,7 +145,7 @@ def test_the_nearest_protocol_is_the_one_that_prints_the_same():
 
 def test_the_limit_counts_what_the_mathematics_needs():
     config = table.get_config("sasrec")
-    model = SimpleNamespace(n_items=100, graph=None)
+    model = SimpleNamespace(n_items=100, graph=None, objective="next")
     state = SimpleNamespace(params=np.zeros((10, 10), np.float32))
     layout = packing.Layout(steps=3, shards=1, sequences=4, rows=2, length=20)
     feed = SimpleNamespace(sequences=(), layout=layout)
@@ -156,6 +156,12 @@ def test_the_limit_counts_what_the_mathematics_needs():
     assert found["operations"] == dense + attention + 6 * 40 * 100 * 8
     assert found["bytes"] == 7 * 400
     assert found["exponentials"] == 40 * 100 + 2 * 40 * 20
+    # A quarter hidden: of the last block's 6 d^2 those of keys and values, 2, stay.
+    model.objective, model.mask_share = "masked", 0.25
+    found = limit.needed(config, prepared)
+    dense, attention = dense / 2 * (1 + (2 + 4 / 4) / 6), attention / 2 * (1 + 1 / 4)
+    assert found["operations"] == dense + attention + 6 * 10 * 100 * 8
+    assert found["exponentials"] == 10 * 100 + 40 * 20 + 10 * 20
     text = limit.report(0.5, {"bytes": 2e9}, {"bytes": 8e9})
     assert "| sum | | | 250.00 |" in text and "sum / step: 50%" in text
 
