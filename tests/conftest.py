@@ -5,6 +5,9 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
 # Files whose tests compile most; begun first, two processes end together.
 LONGEST = ["resume", "steps", "end_to_end", "encoders", "main", "models", "losses"]
 
@@ -15,3 +18,24 @@ def pytest_collection_modifyitems(items):
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_in_less_time():
+    """The same mathematics; programs that tests start compile as users' do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def as_users_compile(compile_in_less_time):
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -171,11 +171,13 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize("changes", SWITCHES, ids=str)
-def test_every_switch_reaches_a_step_of_its_own(log, changes):
-    """Each open choice of the paper gives a joint step with a loss of another value."""
+@pytest.fixture(scope="module")
+def joint_loss(log):
+    """(loss, squared norms of its gradients) of a joint step with changed settings."""
 
-    def joint_loss(config):
+    @cache
+    def of(**changes):
+        config = make_config(log, "create", **changes)
         settings.check(config)
         train = protocol.load(config)
         model = settings.make_model(config, train.n_users, train.n_items)
@@ -188,12 +190,16 @@ def test_every_switch_reaches_a_step_of_its_own(log, changes):
             create.total_loss, model, phase, batch=batch, graph=graph, key=key
         )
         (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        norms = [float(jnp.sum(g * g)) for g in jax.tree.leaves(grads)]
-        return float(value), norms
+        return float(value), [float(jnp.sum(g * g)) for g in jax.tree.leaves(grads)]
 
-    encoder = changes.get("graph__encoder", "ultragcn")
-    value, norms = joint_loss(make_config(log, "create", **changes))
-    plain = joint_loss(make_config(log, "create", graph__encoder=encoder))
+    return of
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+def test_every_switch_reaches_a_step_of_its_own(joint_loss, changes):
+    """Each open choice of the paper gives a joint step with a loss of another value."""
+    value, norms = joint_loss(**changes)
+    plain = joint_loss(graph__encoder=changes.get("graph__encoder", "ultragcn"))
     assert np.isfinite([value, *norms]).all()
     # Where a gradient stops, the loss itself stays.
     assert value != plain[0] or norms != plain[1]

@@ -6,9 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import polars as pl
 import pytest
+import test_steps
 from jax.sharding import AxisType
 
 from configs.common import get_config
@@ -543,12 +543,9 @@ def test_the_published_weights_and_a_loss_without_alignment():
     np.testing.assert_allclose(total - less, 0.05 * parts["align"], rtol=1e-3)
 
 
-# An "optimizer" whose state is the last gradient, so that a step can be asked for it.
-KEEP = optax.trace(decay=0.0)
-
-
 class Case:
-    """A step over eight shards with uneven numbers of tokens and of sequences."""
+    """A step over eight shards with uneven numbers of tokens and of sequences, in
+    double precision: the mathematics is equal, the order of sums is not."""
 
     def __init__(self):
         config = make_config(seq__blocks=1)
@@ -563,10 +560,16 @@ class Case:
         users = batch.sequences.weights.reshape(SHARDS, -1).sum(1)
         assert len(set(tokens)) > 2 and tokens[2] == 0 and users.min() < users.max()
         params = make_params(self.model, seed=1)
-        self.state = steps.TrainState(jnp.int32(0), params, optim.init(KEEP, params))
+        state = steps.TrainState(
+            jnp.int32(0), params, optim.init(test_steps.KEEP, params)
+        )
+        self.state, self.batch = test_steps.in_float64((state, self.batch))
+        self.graph, self.whole_graph = test_steps.in_float64(
+            (self.graph, self.whole_graph)
+        )
 
     def step(self, axis_name):
-        arguments = self.model, self.phase, KEEP, 0, axis_name
+        arguments = self.model, self.phase, test_steps.KEEP, 0, axis_name
         return partial(steps.train_step, *arguments)
 
     def on_one_device(self):
@@ -584,12 +587,13 @@ class Case:
         stacked = jax.tree.map(lambda x: np.asarray(x)[None], self.batch)
         batch = parallel.place(mesh, stacked, steps.batch_specs(stacked))
         graph = parallel.place(mesh, self.graph, steps.graph_specs(self.graph))
-        arguments = self.model, self.phase, KEEP, 0, mesh, batch, graph
+        arguments = self.model, self.phase, test_steps.KEEP, 0, mesh, batch, graph
         state = jax.tree.map(jnp.copy, self.state)  # it is given away
         run = steps.compile_phase(*arguments)
         return run(parallel.place(mesh, state), batch, graph)
 
 
+@pytest.mark.usefixtures("double_precision")
 def test_eight_devices_give_the_step_of_one_device():
     case = Case()
     expected_state, expected = case.on_one_device()
@@ -603,7 +607,9 @@ def test_eight_devices_give_the_step_of_one_device():
         assert np.abs(slope).max() > 1e-4 or name.endswith("['key']['bias']")
 
     def close(x, y):
-        np.testing.assert_allclose(x, np.broadcast_to(y, x.shape), rtol=2e-5, atol=1e-5)
+        assert x.dtype == y.dtype == jnp.float64
+        expected = np.broadcast_to(y, x.shape)
+        np.testing.assert_allclose(x, expected, rtol=1e-10, atol=1e-10)
 
     state, sums = case.on_eight_devices()
     jax.tree.map(close, sums, expected)

@@ -202,12 +202,6 @@ def by_compiled_phase(case):
     return state, sums
 
 
-@pytest.fixture
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("encoder", ["ultragcn", "lightgcn"])
 def test_vmap_pmap_and_eight_devices_give_the_step_of_one_device(encoder):
@@ -294,6 +288,7 @@ def differs(found, other):
     )
 
 
+@pytest.mark.usefixtures("as_users_compile")
 def test_create_without_graph_weights_is_sasrec_bit_for_bit():
     ends = {}
     for method in ("sasrec", "create"):
@@ -325,6 +320,7 @@ def test_create_without_graph_weights_is_sasrec_bit_for_bit():
         equal(joint.opt_state[group], alone.opt_state[group])
 
 
+@pytest.mark.usefixtures("as_users_compile")
 def test_sixteen_steps_are_eight_a_restart_and_eight_bit_for_bit(tmp_path):
     changes = {"train.batch": 3, "train.chunk": 5}
     config = make_config(encoder="lightgcn", dropout=0.3, **changes)
