@@ -253,7 +253,7 @@ def run_process(*arguments, limit=None):
 
 
 def test_a_full_disk_is_named_and_the_run_continues(tmp_path):
-    arguments = [config("table"), table(tmp_path / "log.csv")]
+    arguments = [config("table") + ":sasrec", table(tmp_path / "log.csv")]
     arguments += [f"--workdir={tmp_path / 'run'}", "--config.train.epochs=2"]
     arguments += ["--config.split.validation=none", "--config.model.dim=64"]
     full = run_process(*arguments, limit=32 * 1024)
