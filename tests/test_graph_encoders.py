@@ -494,17 +494,10 @@ def test_eight_devices_give_the_step_of_one(monkeypatch, method, encoder, change
     if encoder == "signed":
         has = case.batch.edges.disliked_weights.reshape(8, -1).sum(1)
         assert has.min() < has.max()
-    sums, slopes = case.on_one_device()
-    state, found_sums = test_steps.by_compiled_phase(case)
-    found = test_steps.gradients(state)
-    groups = {"item_table", "user_table", "sequence", "graph"}
-    assert set(found) == set(slopes) == groups
-    assert set(sums) >= {"loss", "loss/local", "loss/global", "loss/align"}
-    jax.tree.map(lambda x, y: close(x[0], y, 1e-10), found_sums, sums)
-    jax.tree.map(lambda x, y: close(x, y, 1e-10), found, slopes)
-    for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
-        name = jax.tree_util.keystr(path)
-        assert np.abs(slope).max() > 1e-4 or name.endswith("['key']['bias']")
+    state, sums = test_steps.by_compiled_phase(case)
+    found = sums, test_steps.gradients(state)
+    groups = "item_table", "user_table", "sequence", "graph"
+    test_steps.same(found, case.on_one_device(), groups)
 
 
 # --- alignment ------------------------------------------------------------------------

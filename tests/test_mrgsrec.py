@@ -12,7 +12,7 @@ import test_steps
 from jax.sharding import AxisType
 
 from configs.common import get_config
-from create_jax import evaluate, feeds, losses, optim, parallel, settings, steps
+from create_jax import evaluate, feeds, losses, optim, settings, steps
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
@@ -543,78 +543,37 @@ def test_the_published_weights_and_a_loss_without_alignment():
     np.testing.assert_allclose(total - less, 0.05 * parts["align"], rtol=1e-3)
 
 
-class Case:
-    """A step over eight shards with uneven numbers of tokens and of sequences, in
-    double precision: the mathematics is equal, the order of sums is not."""
+class Case(test_steps.Case):
+    """A step over eight shards with uneven numbers of tokens and of sequences."""
 
     def __init__(self):
         config = make_config(seq__blocks=1)
-        self.model, phase, self.graph, batch = make_inputs(config, SHARDS)
+        self.model, phase, graph, batch = make_inputs(config, SHARDS)
         self.phase = phase._replace(w_global=0.7, w_align=0.9)
-        self.whole_graph = make_inputs(config)[2]
         targets = batch.sequences.targets.copy()
         slots = targets.shape[0] // SHARDS
         targets[2 * slots : 3 * slots] = 0  # a shard without any target
-        self.batch = batch._replace(sequences=batch.sequences._replace(targets=targets))
+        batch = batch._replace(sequences=batch.sequences._replace(targets=targets))
         tokens = (targets > 0).reshape(SHARDS, -1).sum(1)
         users = batch.sequences.weights.reshape(SHARDS, -1).sum(1)
         assert len(set(tokens)) > 2 and tokens[2] == 0 and users.min() < users.max()
-        params = make_params(self.model, seed=1)
-        state = steps.TrainState(
-            jnp.int32(0), params, optim.init(test_steps.KEEP, params)
-        )
-        self.state, self.batch = test_steps.in_float64((state, self.batch))
-        self.graph, self.whole_graph = test_steps.in_float64(
-            (self.graph, self.whole_graph)
-        )
-
-    def step(self, axis_name):
-        arguments = self.model, self.phase, test_steps.KEEP, 0, axis_name
-        return partial(steps.train_step, *arguments)
-
-    def on_one_device(self):
-        """The whole batch at once: `last` counts over the rows of all shards."""
-        sequences = self.batch.sequences
-        slots = sequences.items.size // SHARDS
-        last = sequences.last.reshape(SHARDS, -1) + slots * np.arange(SHARDS)[:, None]
-        whole = self.batch._replace(sequences=sequences._replace(last=last.ravel()))
-        return jax.jit(self.step(None))(self.state, whole, self.whole_graph)
-
-    def on_eight_devices(self):
-        """As training does it: shard_map under jit, over the mesh of all devices."""
-        mesh = parallel.make_mesh()
-        assert mesh.size == SHARDS
-        stacked = jax.tree.map(lambda x: np.asarray(x)[None], self.batch)
-        batch = parallel.place(mesh, stacked, steps.batch_specs(stacked))
-        graph = parallel.place(mesh, self.graph, steps.graph_specs(self.graph))
-        arguments = self.model, self.phase, test_steps.KEEP, 0, mesh, batch, graph
-        state = jax.tree.map(jnp.copy, self.state)  # it is given away
-        run = steps.compile_phase(*arguments)
-        return run(parallel.place(mesh, state), batch, graph)
+        params, keep = make_params(self.model, seed=1), test_steps.KEEP
+        state = steps.TrainState(jnp.int32(0), params, optim.init(keep, params))
+        inputs = state, batch, graph, make_inputs(config)[2]
+        inputs = test_steps.in_float64(inputs)
+        self.state, self.batch, self.graph, self.whole_graph = inputs
 
 
 @pytest.mark.usefixtures("double_precision")
 def test_eight_devices_give_the_step_of_one_device():
     case = Case()
-    expected_state, expected = case.on_one_device()
+    expected = case.on_one_device()
     names = "local", "global", "fused", "align"
-    assert expected.keys() == {"loss", "grad_norm", *(f"loss/{n}" for n in names)}
-    slopes = {name: kept.trace for name, kept in expected_state.opt_state.items()}
-    assert set(slopes) == {"item_table", "user_table", "sequence", "fusion"}
-    # No gradient is compared for nothing, but for the keys' bias: softmax ignores it.
-    for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
-        name = jax.tree_util.keystr(path)
-        assert np.abs(slope).max() > 1e-4 or name.endswith("['key']['bias']")
-
-    def close(x, y):
-        assert x.dtype == y.dtype == jnp.float64
-        expected = np.broadcast_to(y, x.shape)
-        np.testing.assert_allclose(x, expected, rtol=1e-10, atol=1e-10)
-
-    state, sums = case.on_eight_devices()
-    jax.tree.map(close, sums, expected)
-    found = {name: kept.trace for name, kept in state.opt_state.items()}
-    jax.tree.map(close, found, slopes)
+    assert expected[0].keys() == {"loss", "grad_norm", *(f"loss/{n}" for n in names)}
+    state, sums = test_steps.by_compiled_phase(case)
+    found = sums, test_steps.gradients(state)
+    groups = "item_table", "user_table", "sequence", "fusion"
+    test_steps.same(found, expected, groups)
 
 
 # --- packing --------------------------------------------------------------------------
