@@ -60,7 +60,17 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "batch": 256,  # queries a step
                 "every": 1,  # epochs between validations
             },
-            "model": {"dim": 64, "item_std": 0.02, "user_std": 0.02},  # (22)
+            "model": {
+                "dim": 64,
+                "item_std": 0.02,  # (22)
+                "user_std": 0.02,
+                # Of float32 products in training: highest (float32), high (TF32 on
+                # NVIDIA, three bfloat16 on TPU), default (the device's fastest).
+                "precision": "highest",
+                # Of dropout and sampled negatives: threefry2x32 (the same numbers on
+                # every kind of device), rbg (the device's own generator).
+                "random": "threefry2x32",
+            },
             "seq": {  # (21, 23, 24)
                 "encoder": "sasrec",  # of CREATE: bert4rec, esasrec, or your.module
                 "blocks": 2,

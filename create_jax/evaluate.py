@@ -160,8 +160,10 @@ def compile_ranker(
         return ranks, jnp.where(best > -jnp.inf, top, 0)
 
     def run(params, graph, queries):
-        score_queries = score(params, graph)
-        return lax.map(lambda q: step(score_queries, q), queries)
+        # Rounded products would change ranks: bfloat16 a sixth of them.
+        with jax.default_matmul_precision("highest"):
+            score_queries = score(params, graph)
+            return lax.map(lambda q: step(score_queries, q), queries)
 
     compiled = {}
 

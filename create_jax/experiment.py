@@ -270,6 +270,7 @@ def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
         "test_by_target": by_target,
         "epochs": fitted.progress["epoch"] if fitted else 0,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "precision": config.model.precision,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": _versions(),
         "git": _git_commit(),

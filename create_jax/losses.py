@@ -405,7 +405,8 @@ def cross_correlation(a, b, weights, axis_name=None):
     """C_ij = 1/B sum_u za_ui zb_uj of standardised views (CREATE, eq. 2) -> [D, D]."""
     count = jnp.maximum(global_sum(weights.sum(), axis_name), 1.0)
     a = standardise(a, weights, axis_name) * weights[:, None]
-    return global_sum(a.T @ standardise(b, weights, axis_name), axis_name) / count
+    b = standardise(b, weights, axis_name)
+    return global_sum(jnp.matmul(a.T, b, precision="highest"), axis_name) / count
 
 
 def barlow_twins(

@@ -30,6 +30,8 @@ ONE_OF = {
     "eval.candidates": ("train", "all"),
     "eval.history": ("full", "train"),
     "svd.history": ("full", "train"),
+    "model.precision": ("highest", "high", "default"),
+    "model.random": ("threefry2x32", "rbg"),
     "item_source.input": ("ego", "propagated"),
     "item_source.output": ("ego", "propagated"),
     "graph.encoder": (*GRAPH_ONLY, "selfgnn", "none"),
@@ -301,6 +303,8 @@ def make_model(config, n_users: int, n_items: int) -> create.Model:
         output_items=config.item_source.output if method in JOINT else "ego",
         item_std=config.model.item_std,
         user_std=config.model.user_std,
+        precision=config.model.precision,
+        random=config.model.random,
     )
 
 

@@ -54,13 +54,14 @@ def init(model: create.Model, tx, seed: int) -> TrainState:
 
 def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
     """One step on one device of `axis_name`; dropout is a function of (seed, step)."""
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed, impl=model.random), state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, lax.axis_index(axis_name))
 
     def loss(params):
         arguments = model, phase, params, batch, graph, key, axis_name
-        return model.system.total_loss(*arguments)
+        with jax.default_matmul_precision(model.precision):
+            return model.system.total_loss(*arguments)
 
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     groups = [g for g in model.system.groups_of(model, phase) if g in grads]

@@ -38,6 +38,9 @@ class Model:
     align, local: the config's `align` and `loss`; `local["kind"]` is `loss.local`.
     input_items, output_items: item vectors the transformer reads and scores with:
       `ego` (the table) or `propagated` (through the graph).
+    precision: of float32 products in training, as `jax.default_matmul_precision`;
+      alignment and ranking always have the highest.
+    random: JAX's name of the generator of dropout and of sampled negatives.
     """
 
     system: ModuleType
@@ -56,6 +59,8 @@ class Model:
     output_items: str = "ego"
     item_std: float = 0.02
     user_std: float = 0.02
+    precision: str = "highest"
+    random: str = "threefry2x32"
 
     @property
     def mask(self) -> int:
@@ -376,7 +381,8 @@ def compare(model: Model, params: dict, local, world, weights, axis_name=None):
         "vicreg": align["vicreg"],
     }[align["kind"]]
     align_views = getattr(losses, align["kind"])
-    return align_views(local, world, weights, **settings, axis_name=axis_name)
+    with jax.default_matmul_precision("highest"):
+        return align_views(local, world, weights, **settings, axis_name=axis_name)
 
 
 def sequence_of_slot(batch):

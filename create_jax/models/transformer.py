@@ -39,12 +39,15 @@ def segment_mask(segments: jax.Array, causal: bool, read=None) -> jax.Array:
 
 
 def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 of any shape: word i is the first of Threefry-2x32 (Salmon et al. 2011,
-    20 rounds) of the counter (i, 0).
+    """uint32 of any shape. Of a Threefry key word i is the first of Threefry-2x32
+    (Salmon et al. 2011, 20 rounds) of the counter (i, 0).
 
     Written out, so that it becomes a part of what reads it; `jax.random.bits` loops
     over its rounds on CPUs, where dropout was a quarter of BERT4Rec's step on ML-1M.
+    Any other key is JAX's own matter.
     """
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        return jax.random.bits(key, shape)
     data = jax.random.key_data(key)
     keys = data[0], data[1], data[0] ^ data[1] ^ np.uint32(0x1BD11BDA)
     x = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape) + keys[0]
