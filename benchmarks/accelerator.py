@@ -2,11 +2,11 @@
 
 python -m benchmarks.accelerator --out=DIR [--minutes=8] [--data=DIR] [--steps=A,B]
 
-Steps run in the order of their worth until the time is up. Each has a limit of its own,
-and its line in DIR/accelerator.jsonl is written as it ends, so that nothing is lost.
-`python -m benchmarks.accelerator --table FILE ...` writes ACCELERATOR.md from such
-lines. --data holds the files of Beauty, ML-1M and Gowalla, in any folder; a step whose
-data or packages are absent says so.
+Steps run in the order of their worth until the time is up. Each has a limit of its own.
+What it measures goes to DIR/accelerator.jsonl at once, a line a measurement, so that
+nothing is lost. `python -m benchmarks.accelerator --table FILE` writes the tables of
+benchmarks/ACCELERATOR.md from such lines. --data holds the files of Beauty, ML-1M and
+Gowalla, in any folder; a step whose data or packages are absent says so.
 
 Steps run one after the other in a process of their own. A step that outlasts its limit
 ends with that process, and the next one gets a fresh process.
@@ -16,24 +16,26 @@ import argparse
 import contextlib
 import functools
 import gzip
-import importlib
 import importlib.util
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from create_jax.report import markdown_table
+from create_jax.writers import write_text
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -57,13 +59,19 @@ class Absent(Exception):
 
 
 class Step(NamedTuple):
-    """run: Setup -> what was measured. seconds: its limit. environment: of its process.
-    alone: the worker ends first, so that the device's memory is free."""
+    """run: Setup -> (what, measurement), as they come. seconds: the limit of all.
+    environment: of its process. alone: in a process of its own, so that the device's
+    memory is free."""
 
-    run: Callable[[Setup], dict]
+    run: Callable[[Setup], Iterator[tuple[str, object]]]
     seconds: float
     environment: dict = {}
     alone: bool = False
+
+
+def ways(setup: Setup, *several) -> tuple:
+    """The ways to compare; of a tiny version the first."""
+    return several[:1] if setup.tiny else several
 
 
 def file_of(setup: Setup, name: str) -> Path:
@@ -75,14 +83,15 @@ def file_of(setup: Setup, name: str) -> Path:
 
 def config_of(setup: Setup, name: str, method: str, **changes):
     """A config of `configs/`, without validation and warm-up; tiny: the quick start's
-    12-core with a small model. changes: `seq_dropout=0.1` sets seq.dropout."""
+    20-core with a small model. changes: `seq_dropout=0.1` sets seq.dropout."""
     file = "quickstart" if setup.tiny else name
     config = importlib.import_module(f"configs.{file}").get_config(method)
     config.split.validation, config.warmup.epochs = "none", 0
     config.compare, config.example = (), False
     if setup.tiny:
-        config.data.k_core, config.model.dim, config.seq.max_len = 12, 8, 12
-        config.train.batch, config.train.epochs, config.train.chunk = 256, 2, 2
+        config.data.k_core, config.model.dim, config.seq.max_len = 20, 8, 12
+        config.train.batch, config.train.epochs, config.train.chunk = 64, 2, 2
+        config.seq.blocks = 1
     elif name != "quickstart":
         config.data.path = str(file_of(setup, name))
     flat = {key.replace("__", "."): value for key, value in changes.items()}
@@ -99,6 +108,10 @@ def prepared_of(config):
     return prepare(config, split.refit)
 
 
+def normal(*shape):
+    return np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)
+
+
 def step_seconds(prepared) -> float:
     """Median seconds of a step inside a dispatch."""
     from benchmarks.limit import seconds
@@ -107,47 +120,31 @@ def step_seconds(prepared) -> float:
     return seconds(repeat(prepared)) / prepared.feed.chunk_steps
 
 
-def in_turn(ways: dict, rounds: int = 5) -> dict:
-    """Ways to do the same, in turns: median seconds, and ratio to the first."""
-    from benchmarks.candidates import compare
-
-    found = {}
-    for way, seconds, ratio in compare(ways, rounds):
-        found[way] = {"seconds": seconds, "ratio": round(ratio, 3)}
-    return found
-
-
 # --- steps ----------------------------------------------------------------------------
 
 
-def versions(setup: Setup) -> dict:
+def versions(setup: Setup):
     """What runs here."""
     from importlib import metadata
 
     import jax
 
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "polars", "numpy")
     device = jax.devices()[0]
-    found = {name: metadata.version(name) for name in names}
+    yield "device", f"{jax.device_count()} x {device.device_kind}"
     with contextlib.suppress(OSError):
         command = ["nvidia-smi", "--query-gpu=driver_version,memory.total"]
-        done = subprocess.run(
-            [*command, "--format=csv,noheader"], capture_output=True, text=True
-        )
-        found["driver"] = done.stdout.strip()
-    stats = device.memory_stats() or {}
-    return {
-        "python": platform.python_version(),
-        **found,
-        "device": f"{jax.device_count()} x {device.device_kind}",
-        "platform": device.platform,
-        "processors": os.cpu_count(),
-        "memory_bytes": stats.get("bytes_limit"),
-    }
+        command.append("--format=csv,noheader")
+        done = subprocess.run(command, capture_output=True, text=True)
+        yield "driver, memory", done.stdout.strip()
+    yield "processors", os.cpu_count()
+    yield "python", platform.python_version()
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "polars", "numpy")
+    for name in names:
+        yield name, metadata.version(name)
 
 
-def train_and_test(config) -> dict:
-    """A whole run, as a user starts it: seconds and metrics of its result.json."""
+def whole_run(config) -> dict:
+    """A run as a user starts it: seconds and metrics of its result.json."""
     from create_jax import experiment
 
     with tempfile.TemporaryDirectory() as folder:
@@ -155,83 +152,125 @@ def train_and_test(config) -> dict:
         result = experiment.train_and_evaluate(config, f"{folder}/run")
         whole = time.monotonic() - began
     test = {name: round(value, 5) for name, value in result["test"].items()}
-    return {
-        "seconds": result["seconds"] | {"whole": round(whole, 3)},
-        "epochs": result["epochs"],
-        "test": test,
-    }
+    seconds = result["seconds"] | {"whole": round(whole, 3)}
+    return {"seconds": seconds, "epochs": result["epochs"], "test": test}
 
 
-def quickstart(setup: Setup) -> dict:
+def quickstart(setup: Setup):
     """Three epochs of the quick start: one of warm-up, two joint."""
     changes = dict(warmup__epochs=1, train__epochs=2)
-    return train_and_test(config_of(setup, "quickstart", "create", **changes))
+    yield "create", whole_run(config_of(setup, "quickstart", "create", **changes))
 
 
-def exactness(setup: Setup) -> dict:
-    """Relative errors against float64, |x - x64| / |x64|: the softmax, one product of
-    a propagation, and the joint loss and gradients of a step of CREATE."""
+def beauty(setup: Setup):
+    """100 joint epochs on Beauty. The goal is 15 seconds of training."""
+    changes = dict(train__epochs=1 if setup.tiny else 100)
+    for method in ways(setup, "create", "sasrec"):
+        yield method, whole_run(config_of(setup, "beauty", method, **changes))
+
+
+def ml1m(setup: Setup):
+    """Joint epochs on ML-1M."""
+    for method, epochs in ways(setup, ("sasrec", 50), ("create", 50), ("bert4rec", 20)):
+        changes = dict(train__epochs=1 if setup.tiny else epochs)
+        yield method, whole_run(config_of(setup, "ml1m", method, **changes))
+
+
+def equal_bits(setup: Setup):
+    """Two equal dispatches from one state: the largest difference of a parameter."""
     import jax
-    import jax.numpy as jnp
 
-    from benchmarks import candidates
+    from create_jax import parallel
+
+    for method, graph in ways(
+        setup, ("create", "ultragcn"), ("sasrec", "none"), ("create", "lightgcn")
+    ):
+        changes = {} if graph == "none" else dict(graph__encoder=graph)
+        prepared = prepared_of(config_of(setup, "beauty", method, **changes))
+        batch = prepared.batch(prepared.feed.plan(0), 0)
+        start, ends = jax.device_get(prepared.state), []
+        for _ in range(2):
+            state = parallel.place(prepared.mesh, start)
+            state, _ = prepared.run(state, batch, prepared.graph)
+            ends.append(jax.tree.leaves(jax.device_get(state.params)))
+        apart = max(np.abs(a - b).max() for a, b in zip(*ends, strict=True))
+        yield (
+            f"{method}, graph {graph}",
+            {
+                "difference": float(apart),
+                "steps": prepared.feed.chunk_steps,
+                "seconds a step": step_seconds(prepared),
+            },
+        )
+
+
+def relative_error(found, exact) -> float:
+    """|x - x64| / |x64| over all leaves."""
+    import jax
+
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True))
+    square = sum(np.sum((np.float64(a) - np.float64(b)) ** 2) for a, b in pairs)
+    return float(np.sqrt(square / sum(np.sum(np.float64(b) ** 2) for _, b in pairs)))
+
+
+def in_double(tree):
+    import jax
+
+    def widen(x):
+        x = np.asarray(x)
+        return jax.numpy.asarray(x, np.float64 if x.dtype == np.float32 else x.dtype)
+
+    return jax.tree.map(widen, tree)
+
+
+def exactness(setup: Setup):
+    """Errors against float64: the softmax, and the loss and gradients of a joint step
+    of CREATE (with LightGCN its propagation too)."""
+    import jax
+
     from create_jax import losses
 
-    def error(found, exact):
-        found, exact = jax.tree.leaves(found), jax.tree.leaves(exact)
-        square = sum(
-            np.sum((np.asarray(a, np.float64) - np.asarray(b)) ** 2)
-            for a, b in zip(found, exact, strict=True)
-        )
-        whole = sum(np.sum(np.asarray(b, np.float64) ** 2) for b in exact)
-        return float(np.sqrt(square / whole))
-
-    def double(tree):
-        return jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
-        )
-
-    result = {}
     items, tokens = (500, 64) if setup.tiny else (12_101, 1024)
-    states, table = candidates.normal(tokens, 64), candidates.normal(items + 1, 64)
-    targets = jnp.asarray(np.random.default_rng(1).integers(1, items + 1, tokens))
-    softmax = functools.partial(losses.softmax_cross_entropy, n_items=items)
-    for size in (items, items // 4):  # whole, and in parts
-        loss = jax.value_and_grad(functools.partial(softmax, item_chunk=size), (0, 1))
-        with jax.enable_x64(True):
-            exact = jax.device_get(jax.jit(loss)(*double((states, table)), targets))
-        for precision in ("highest", "high", "default"):
-            with jax.default_matmul_precision(precision):
-                found = jax.jit(loss)(states, table, targets)
-            name = "whole" if size == items else "in parts"
-            result[f"softmax {name}, {precision}"] = error(found, exact)
+    arguments = normal(tokens, 64), normal(items + 1, 64)
+    targets = np.random.default_rng(1).integers(1, items + 1, tokens, np.int32)
+    precisions = ways(setup, "highest", "high", "default")
 
-    for encoder in ("ultragcn", "lightgcn"):
-        config = config_of(setup, "beauty", "create", graph__encoder=encoder)
-        for precision in ("highest", "high", "default"):
-            config.model.precision = precision
-            prepared = prepared_of(config)
-            loss, arguments = _joint_loss(config, prepared)
+    def softmax(states, table):
+        return losses.softmax_cross_entropy(states, table, targets, n_items=items)
+
+    gradients = jax.value_and_grad(softmax, (0, 1))
+    with jax.enable_x64(True):
+        exact = jax.device_get(jax.jit(gradients)(*in_double(arguments)))
+    for precision in precisions:
+        with jax.default_matmul_precision(precision):
+            found = jax.device_get(jax.jit(gradients)(*arguments))
+        yield f"softmax, {precision}", relative_error(found, exact)
+
+    for encoder in ways(setup, "ultragcn", "lightgcn"):
+        for precision in precisions:
+            changes = dict(graph__encoder=encoder, model__precision=precision)
+            config = config_of(setup, "beauty", "create", **changes)
+            loss, arguments = joint_loss(config, prepared_of(config))
             found = jax.device_get(loss(*arguments))
             if precision == "highest":
                 with jax.enable_x64(True):
-                    exact = jax.device_get(loss(*double(arguments)))
-            result[f"{encoder} loss, {precision}"] = error(found[0], exact[0])
-            for group in found[1]:
-                key = f"{encoder} gradient of {group}, {precision}"
-                result[key] = error(found[1][group], exact[1][group])
-    return result
+                    exact = jax.device_get(loss(*in_double(arguments)))
+            errors = {
+                group: relative_error(found[1][group], exact[1][group])
+                for group in found[1]
+            }
+            loss_error = relative_error(found[0], exact[0])
+            yield f"{encoder}, {precision}", {"loss": loss_error, "gradients": errors}
 
 
-def _joint_loss(config, prepared):
-    """(params, batch of one step, graph) -> (loss, gradients), and the arguments."""
+def joint_loss(config, prepared):
+    """(params, batch of one step, graph) -> (loss, gradients), and its arguments."""
     import jax
 
     from create_jax import settings
 
-    model = prepared.model
+    model, key = prepared.model, jax.random.key(0)
     (phase,) = settings.make_phases(config)
-    key = jax.random.key(0)
 
     @jax.jit
     def loss(params, batch, graph):
@@ -244,231 +283,219 @@ def _joint_loss(config, prepared):
 
     stacked = prepared.feed.batch(prepared.feed.plan(0), 0)
     batch = jax.tree.map(lambda x: np.asarray(x[0]), stacked)
-    return loss, jax.device_put((prepared.state.params, batch, prepared.graph))
+    return loss, jax.device_get((prepared.state.params, batch, prepared.graph))
 
 
-def equal_bits(setup: Setup) -> dict:
-    """Two equal dispatches from one state: whether all parameters have equal bits."""
-    import jax
-
-    found = {}
-    ways = {
-        "sasrec": {},
-        "create": {},
-        "create lightgcn": dict(graph__encoder="lightgcn"),
-        "bert4rec": {},
-    }
-    for way, changes in ways.items():
-        config = config_of(setup, "beauty", way.split()[0], **changes)
-        prepared = prepared_of(config)
-        batch = prepared.batch(prepared.feed.plan(0), 0)
-        start = jax.device_get(prepared.state)
-        ends = []
-        for _ in range(3):
-            from create_jax import parallel
-
-            state = parallel.place(prepared.mesh, start)
-            state, _ = prepared.run(state, batch, prepared.graph)
-            ends.append(jax.device_get(state.params))
-        apart = [
-            float(np.abs(a - b).max())
-            for end in ends[1:]
-            for a, b in zip(
-                jax.tree.leaves(ends[0]), jax.tree.leaves(end), strict=True
-            )
-        ]
-        found[way] = {
-            "equal": max(apart) == 0.0,
-            "largest difference": max(apart),
-            "steps": prepared.feed.chunk_steps,
-            "seconds a step": step_seconds(prepared),
-        }
-    return found
-
-
-def whole_runs(setup: Setup, name: str, epochs: int, methods) -> dict:
-    """Whole runs of `epochs` joint epochs, compiling apart."""
-    found = {}
-    for method in methods:
-        changes = {} if setup.tiny else dict(train__epochs=epochs)
-        found[method] = train_and_test(config_of(setup, name, method, **changes))
-    return found
-
-
-def beauty(setup: Setup) -> dict:
-    """100 joint epochs on Beauty. The goal is 15 seconds of training."""
-    return whole_runs(setup, "beauty", 100, ("create", "sasrec"))
-
-
-def ml1m(setup: Setup) -> dict:
-    """50 joint epochs on ML-1M."""
-    return whole_runs(setup, "ml1m", 50, ("create", "sasrec"))
-
-
-def bert4rec(setup: Setup) -> dict:
-    """20 epochs of BERT4Rec on ML-1M."""
-    return whole_runs(setup, "ml1m", 20, ("bert4rec",))
-
-
-def limits(setup: Setup) -> dict:
+def limits(setup: Setup):
     """A step beside the time that its operations, bytes and exponentials take alone."""
     import jax
 
     from benchmarks import limit
 
-    found = {}
-    for name, method in (("beauty", "sasrec"), ("beauty", "create"), ("ml1m", "sasrec")):
+    for name, method in ways(
+        setup, ("beauty", "sasrec"), ("beauty", "create"), ("ml1m", "sasrec")
+    ):
         config = config_of(setup, name, method)
         prepared = prepared_of(config)
         need = limit.needed(config, prepared)
         with jax.default_matmul_precision("highest"):
             attained = limit.attainable(config.model.dim, prepared.model.n_items)
         alone = {kind: need[kind] / attained[kind] for kind in need}
-        step = step_seconds(prepared)
-        found[f"{method}, {name}"] = {
-            "step": step,
-            "alone": alone,
-            "attained": attained,
-            "share": sum(alone.values()) / step,
-        }
-    return found
+        yield (
+            f"{method}, {name}",
+            {
+                "seconds a step": step_seconds(prepared),
+                "alone": alone,
+                "attained": attained,
+            },
+        )
 
 
-def host(setup: Setup) -> dict:
+def host(setup: Setup):
     """What an epoch costs the host: planning, filling and placing its batches."""
     import jax
 
-    found = {}
-    for name, method in (("beauty", "create"), ("ml1m", "sasrec")):
+    for name, method in ways(setup, ("beauty", "create"), ("ml1m", "sasrec")):
         prepared = prepared_of(config_of(setup, name, method))
-        feed, began = prepared.feed, time.monotonic()
+        feed, times = prepared.feed, [time.monotonic()]
         plan = feed.plan(1)
-        planned = time.monotonic()
+        times.append(time.monotonic())
         batches = [feed.batch(plan, chunk) for chunk in range(feed.chunks)]
-        filled = time.monotonic()
+        times.append(time.monotonic())
         for chunk in range(feed.chunks):
             jax.block_until_ready(prepared.batch(plan, chunk))
-        placed = time.monotonic()
-        found[f"{method}, {name}"] = {
-            "plan": planned - began,
-            "fill": filled - planned,
-            "fill and place": placed - filled,
-            "bytes": sum(x.nbytes for b in batches for x in jax.tree.leaves(b)),
-            "dispatches": feed.chunks,
-            "steps": feed.steps,
-            "steps alone": step_seconds(prepared) * feed.steps,
-        }
-    return found
+        times.append(time.monotonic())
+        planned, filled, placed = np.diff(times)
+        yield (
+            f"{method}, {name}",
+            {
+                "plan": planned,
+                "fill": filled,
+                "fill and place": placed,
+                "bytes": sum(x.nbytes for b in batches for x in jax.tree.leaves(b)),
+                "dispatches": feed.chunks,
+                "steps": feed.steps,
+            },
+        )
 
 
-def precision(setup: Setup) -> dict:
-    """A step with float32 products, TF32 and the device's fastest."""
-    found = {}
-    for name, method in (("beauty", "create"), ("ml1m", "sasrec")):
-        for value in ("highest", "high", "default"):
+def token_chunks(setup: Setup):
+    """Seconds a step by tokens whose logits exist at once."""
+    for name, chunk in ways(
+        setup,
+        ("ml1m", 512),
+        ("ml1m", 4096),
+        ("ml1m", 32768),
+        ("beauty", 512),
+        ("beauty", 4096),
+    ):
+        config = config_of(setup, name, "sasrec", loss__token_chunk=chunk)
+        yield f"{name}, {chunk}", step_seconds(prepared_of(config))
+
+
+def precision(setup: Setup):
+    """Seconds a step with float32 products, TF32 and the device's fastest."""
+    for value in ways(setup, "highest", "high", "default"):
+        for name, method in (("beauty", "create"), ("ml1m", "sasrec")):
             config = config_of(setup, name, method, model__precision=value)
-            found[f"{method}, {name}, {value}"] = step_seconds(prepared_of(config))
-    return found
+            yield f"{method}, {name}, {value}", step_seconds(prepared_of(config))
 
 
-def dropout(setup: Setup) -> dict:
-    """A step with our own Threefry, JAX's, the device's generator, and no dropout."""
+def trace(setup: Setup):
+    """The kernels of two dispatches: launches, and seconds a step of the largest."""
+    from benchmarks.phase import repeat
+
+    for name, method in ways(setup, ("beauty", "create"), ("ml1m", "sasrec")):
+        prepared = prepared_of(config_of(setup, name, method))
+        run = repeat(prepared)
+        run()
+        kernels, wall = traced(run, times=2)
+        steps = 2 * prepared.feed.chunk_steps
+        largest = sorted(kernels.items(), key=lambda item: -item[1][0])[:12]
+        yield (
+            f"{method}, {name}",
+            {
+                "seconds a step": wall / steps,
+                "busy": sum(seconds for seconds, _ in kernels.values()) / steps,
+                "launches": sum(count for _, count in kernels.values()) / steps,
+                "kernels": {
+                    kernel: seconds / steps for kernel, (seconds, _) in largest
+                },
+            },
+        )
+
+
+def traced(run: Callable, times: int) -> tuple[dict, float]:
+    """kernel -> (seconds, launches) on the device's streams, and the seconds of all."""
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            began = time.monotonic()
+            for _ in range(times):
+                run()
+            wall = time.monotonic() - began
+        (file,) = Path(folder).rglob("*.trace.json.gz")
+        with gzip.open(file) as text:
+            events = json.load(text)["traceEvents"]
+
+    def named(kind, part):
+        return {
+            (event["pid"], event.get("tid") if kind == "thread_name" else None)
+            for event in events
+            if event.get("name") == kind and part in event["args"]["name"]
+        }
+
+    devices, streams = named("process_name", "/device:"), named("thread_name", "Stream")
+    kernels = {}
+    for event in events:
+        place = event.get("pid"), event.get("tid")
+        on_device = place in streams and (place[0], None) in devices
+        if event.get("ph") == "X" and on_device:
+            seconds, count = kernels.get(event["name"], (0.0, 0))
+            kernels[event["name"]] = seconds + 1e-6 * event["dur"], count + 1
+    return kernels, wall
+
+
+def dropout(setup: Setup):
+    """Seconds a step with our own Threefry, JAX's, the device's generator, none."""
     import jax
 
     from create_jax.models import transformer
 
-    found, own = {}, transformer.random_words
-    for name in ("beauty", "ml1m"):
-        for way in ("own threefry", "jax threefry", "rbg", "none"):
-            changes = {"rbg": dict(model__random="rbg"), "none": dict(seq__dropout=0.0)}
-            config = config_of(setup, name, "sasrec", **changes.get(way, {}))
-            if way == "jax threefry":
+    own = transformer.random_words
+    for name in ways(setup, "beauty", "ml1m"):
+        for way, changes in ways(
+            setup,
+            ("own threefry", {}),
+            ("JAX's threefry", {}),
+            ("rbg", dict(model__random="rbg")),
+            ("none", dict(seq__dropout=0.0)),
+        ):
+            if way == "JAX's threefry":
                 transformer.random_words = jax.random.bits
             try:
-                found[f"{name}, {way}"] = step_seconds(prepared_of(config))
+                config = config_of(setup, name, "sasrec", **changes)
+                yield f"{name}, {way}", step_seconds(prepared_of(config))
             finally:
                 transformer.random_words = own
-    return found
 
 
-def blocks(setup: Setup) -> dict:
-    """A step by chunk sizes of the softmax and blocks of causal queries."""
-    from create_jax.models import transformer
-
-    found = {}
-    for chunk in (512, 2048, 8192, 32768):
-        for name in ("beauty", "ml1m"):
-            config = config_of(setup, name, "sasrec", loss__token_chunk=chunk)
-            prepared = prepared_of(config)
-            found[f"{name}, token_chunk {chunk}"] = step_seconds(prepared)
-    usual = transformer.QUERY_BLOCK
-    for block in (100, 200, 50):
-        transformer.QUERY_BLOCK = block
-        try:
-            prepared = prepared_of(config_of(setup, "ml1m", "sasrec"))
-            found[f"ml1m, query block {block}"] = step_seconds(prepared)
-        finally:
-            transformer.QUERY_BLOCK = usual
-    for length in (64, 8, 1):
-        config = config_of(setup, "beauty", "sasrec", train__chunk=length)
-        found[f"beauty, train.chunk {length}"] = step_seconds(prepared_of(config))
-    return found
-
-
-def batches(setup: Setup) -> dict:
-    """Seconds of 2,048 sequences by the sequences of a step: what a device could do."""
-    found = {}
-    for batch in (128, 256, 512, 1024, 2048):
-        config = config_of(setup, "beauty", "sasrec", train__batch=batch)
-        found[f"batch {batch}"] = step_seconds(prepared_of(config)) * 2048 / batch
-    return found
-
-
-def ranking(setup: Setup) -> dict:
-    """All test queries by queries a step: ranks alone, and lists of 100."""
-    import jax
-
+def ranking(setup: Setup):
+    """Seconds for all test queries by queries a step, with lists of 100."""
+    from benchmarks.limit import seconds
     from create_jax import evaluate, parallel, protocol, settings
 
-    found = {}
-    for name in ("beauty", "ml1m"):
-        for batch in (256, 1024, 4096):
-            config = config_of(setup, name, "sasrec", eval__batch=batch)
-            split = protocol.make_split(config, protocol.load(config))
-            holdout, mesh, log = split.test["last"], parallel.make_mesh(), split.refit
-            model = settings.make_model(config, log.n_users, log.n_items)
-            params = parallel.place(mesh, model.system.init(model, 0))
-            asker = evaluate.make_asker(config, holdout, mesh, model.mask)
-            score = evaluate.model_scores(model, by_graph=False)
-            for top_k in (0, 100):
-                rank = evaluate.compile_ranker(
-                    score, holdout.candidates, mesh, top_k=top_k, hide_seen=True
-                )
-                ask = functools.partial(evaluate.ask, rank, asker, params, ())
-                ask()
-                times = []
-                for _ in range(3):
-                    began = time.monotonic()
-                    jax.block_until_ready(ask().ranks)
-                    times.append(time.monotonic() - began)
-                key = f"{name}, {batch} queries, lists of {top_k}"
-                found[key] = float(np.median(times))
-    return found
+    for name, batch in ways(
+        setup, ("beauty", 256), ("beauty", 1024), ("beauty", 4096), ("ml1m", 1024)
+    ):
+        config = config_of(setup, name, "sasrec", eval__batch=batch)
+        split = protocol.make_split(config, protocol.load(config))
+        holdout, mesh, log = split.test["last"], parallel.make_mesh(), split.refit
+        model = settings.make_model(config, log.n_users, log.n_items)
+        params = parallel.place(mesh, model.system.init(model, 0))
+        asker = evaluate.make_asker(config, holdout, mesh, model.mask)
+        rank = evaluate.compile_ranker(
+            evaluate.model_scores(model, by_graph=False),
+            holdout.candidates,
+            mesh,
+            top_k=100,
+            hide_seen=True,
+        )
+        ask = functools.partial(evaluate.ask, rank, asker, params, ())
+        yield f"{name}, {batch} queries", seconds(lambda ask=ask: ask().ranks)
 
 
-def candidates(setup: Setup) -> dict:
-    """The questions of benchmarks.candidates, on this device."""
-    from benchmarks import candidates
+def query_blocks(setup: Setup):
+    """Seconds a step on ML-1M by queries of a block of causal attention."""
+    from create_jax.models import transformer
 
-    names = ("item_chunk", "low_precision", "products", "user_table")
-    found = {}
-    for name in names[1:2] if setup.tiny else names:
-        found[name] = in_turn(getattr(candidates, name)())
-    return found
+    usual = transformer.QUERY_BLOCK
+    for block in ways(setup, 100, 200, 50):
+        transformer.QUERY_BLOCK = block
+        try:
+            config = config_of(setup, "ml1m", "sasrec")
+            yield f"{block}", step_seconds(prepared_of(config))
+        finally:
+            transformer.QUERY_BLOCK = usual
 
 
-def seeds(setup: Setup) -> dict:
-    """Seconds a seed and step of SASRec where S seeds share one vmap."""
+def dispatches(setup: Setup):
+    """Seconds a step on Beauty by the most steps of a dispatch."""
+    for length in ways(setup, 64, 8, 1):
+        config = config_of(setup, "beauty", "sasrec", train__chunk=length)
+        yield f"{length}", step_seconds(prepared_of(config))
+
+
+def batches(setup: Setup):
+    """Seconds for 2,048 sequences of Beauty by the sequences of a step."""
+    for batch in ways(setup, 128, 512, 2048):
+        config = config_of(setup, "beauty", "sasrec", train__batch=batch)
+        yield f"{batch}", step_seconds(prepared_of(config)) * 2048 / batch
+
+
+def seeds(setup: Setup):
+    """Seconds a seed and step of SASRec on Beauty where S seeds share one vmap."""
     import jax
     import jax.numpy as jnp
 
@@ -488,221 +515,161 @@ def seeds(setup: Setup) -> dict:
 
         return jax.lax.scan(body, state, batch)
 
-    found = {}
     batch = feed.batch(feed.plan(0), 0)
-    for number in (1, 2) if setup.tiny else (1, 4, 16):
+    for number in ways(setup, 1, 4, 16):
         states = [stepping.init(model, tx, seed) for seed in range(number)]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        several = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * number), batch)
-        run = jax.jit(jax.vmap(dispatch))
-        whole = seconds(functools.partial(run, stacked, several))
-        found[f"{number} seeds"] = whole / number / feed.chunk_steps
-    return found
+        several = jax.tree.map(lambda *x: jnp.stack(x), *[batch] * number)
+        run = functools.partial(jax.jit(jax.vmap(dispatch)), stacked, several)
+        yield f"{number}", seconds(run) / number / feed.chunk_steps
 
 
-def million(setup: Setup) -> dict:
-    """The softmax over 10^6 items, d 64, and its gradients: seconds and memory."""
+def million(setup: Setup):
+    """The softmax over 10^6 items, d 64, 4,096 tokens, and its gradients, by items
+    scored at once."""
     import jax
-    import jax.numpy as jnp
 
-    from benchmarks.candidates import normal
     from benchmarks.limit import seconds
     from create_jax import losses
 
     items, tokens = (5_000, 64) if setup.tiny else (1_000_000, 4096)
     states, table = normal(tokens, 64), normal(items + 1, 64)
-    targets = jnp.asarray(np.random.default_rng(1).integers(1, items + 1, tokens))
-    found = {}
-    for precision in ("highest", "high"):
-        for chunk in (4096, 32768, 131072):
-            loss = functools.partial(
-                *(losses.softmax_cross_entropy,),
-                n_items=items,
-                item_chunk=min(chunk, items),
-            )
+    targets = np.random.default_rng(1).integers(1, items + 1, tokens, np.int32)
+    for precision in ways(setup, "highest", "high"):
+        for chunk in ways(setup, 4096, 32768, 131072):
+
+            def loss(states, table, chunk=chunk):
+                return losses.softmax_cross_entropy(
+                    states, table, targets, n_items=items, item_chunk=chunk
+                )
+
             with jax.default_matmul_precision(precision):
                 step = jax.jit(jax.value_and_grad(loss, (0, 1)))
-                compiled = step.lower(states, table, targets).compile()
+                compiled = step.lower(states, table).compile()
             memory = compiled.memory_analysis()
-            found[f"item_chunk {chunk}, {precision}"] = {
-                "seconds": seconds(lambda run=compiled: run(states, table, targets)),
-                "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
-            }
-    return found
+            yield (
+                f"{chunk}, {precision}",
+                {
+                    "seconds": seconds(functools.partial(compiled, states, table)),
+                    "temporary bytes": getattr(memory, "temp_size_in_bytes", None),
+                },
+            )
 
 
-def propagation(setup: Setup) -> dict:
-    """LightGCN's product on a graph of Gowalla's size: seconds, and what it compiles
-    to."""
+def propagation(setup: Setup):
+    """Three layers of LightGCN and their gradient on a graph of Gowalla's size, by
+    gathers and by a sorted segment sum."""
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.candidates import normal
     from benchmarks.limit import seconds
     from create_jax.models import lightgcn
     from create_jax.models import propagation as propagating
 
-    users, items, pairs = (
-        (300, 200, 3_000) if setup.tiny else (29_858, 40_981, 810_128)
-    )
+    users, items, pairs = 29_858, 40_981, 810_128
+    if setup.tiny:
+        users, items, pairs = 30, 20, 300
     rng = np.random.default_rng(0)
     popular = np.exp(rng.random(pairs) * np.log(items)).astype(np.int64) % items
     edges = np.stack([rng.integers(0, users, pairs), 1 + popular])
     edges = np.unique(edges, axis=1)
     graph = lightgcn.adjacency(*edges, users, items + 1)
-    n, x = users + items + 1, normal(users + items + 1, 64)
+    n = users + items + 1
+    x = normal(n, 64)
     matrix = propagating.Matrix(propagating.lay_out(graph, n), None)
-    matrix = jax.tree.map(jnp.asarray, matrix)
     order = np.argsort(graph.receivers, kind="stable")
-    senders, receivers, weights = (
-        jnp.asarray(values[order])
-        for values in (graph.senders, graph.receivers, graph.edges)
-    )
+    sorted_edges = graph.senders[order], graph.receivers[order], graph.edges[order]
 
     def gathers(x, matrix):
         return propagating.product(x, matrix, None)
 
-    def segments(x, matrix):
+    def segments(x, edges):
+        senders, receivers, weights = edges
         terms = weights[:, None] * x[senders]
         return jax.ops.segment_sum(terms, receivers, n, indices_are_sorted=True)
 
-    found = {"edges": 2 * edges.shape[1]}
-    for way in (gathers, segments):
-        for layers in (1, 3):
+    for way, graph in ((gathers, matrix), (segments, sorted_edges)):
 
-            def run(x, matrix, way=way, layers=layers):
-                for _ in range(layers):
-                    x = way(x, matrix)
-                return x
+        def loss(x, graph, way=way):
+            for _ in range(3):
+                x = way(x, graph)
+            return jnp.sum(x**2)
 
-            def step(x, matrix, run=run):
-                return jax.grad(lambda x: jnp.sum(run(x, matrix) ** 2))(x)
-
-            lowered = jax.jit(step).lower(x, matrix)
-            began = time.monotonic()
-            compiled = lowered.compile()
-            text = compiled.as_text()
-            found[f"{way.__name__}, {layers} layers and gradient"] = {
+        graph = jax.tree.map(jnp.asarray, graph)
+        lowered = jax.jit(jax.grad(loss)).lower(x, graph)
+        began = time.monotonic()
+        compiled = lowered.compile()
+        yield (
+            way.__name__,
+            {
+                "directed edges": 2 * edges.shape[1],
                 "compile": time.monotonic() - began,
-                "seconds": seconds(lambda run=compiled: run(x, matrix)),
-                "gathers": len(re.findall(r"stablehlo\.\"?gather", lowered.as_text())),
-                "fusions": len(re.findall(r"= \S+ fusion\(", text)),
-            }
-    return found
+                "seconds": seconds(functools.partial(compiled, x, graph)),
+                "gathers": lowered.as_text().count("stablehlo.gather"),
+                "fusions": len(re.findall(r"= \S+ fusion\(", compiled.as_text())),
+            },
+        )
 
 
-def trace(setup: Setup) -> dict:
-    """The kernels of two dispatches of CREATE on Beauty and of SASRec on ML-1M, by
-    share of the device's time."""
-    import jax
+def candidates(setup: Setup):
+    """More of benchmarks.candidates: the ratio of each way to the first."""
+    from benchmarks.candidates import compare, low_precision, products, user_table
 
-    from benchmarks.phase import repeat
-
-    found = {}
-    for name, method in (("beauty", "create"), ("ml1m", "sasrec")):
-        prepared = prepared_of(config_of(setup, name, method))
-        run = repeat(prepared)
-        run()
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                began = time.monotonic()
-                run(), run()
-                wall = time.monotonic() - began
-            files = sorted(Path(folder).rglob("*.trace.json.gz"))
-            kernels = _kernels(json.loads(gzip.open(files[-1]).read())) if files else {}
-        steps = 2 * prepared.feed.chunk_steps
-        total = sum(seconds for seconds, _ in kernels.values())
-        largest = sorted(kernels.items(), key=lambda item: -item[1][0])[:25]
-        found[f"{method}, {name}"] = {
-            "wall a step": wall / steps,
-            "kernels a step": sum(count for _, count in kernels.values()) / steps,
-            "busy a step": total / steps,
-            "kernels": {k: [s / steps, n / steps] for k, (s, n) in largest},
-        }
-    return found
+    for candidate in ways(setup, low_precision, products, user_table):
+        for way, seconds, ratio in compare(candidate(), 3 if setup.tiny else 7):
+            name = f"{candidate.__name__}, {way}"
+            yield name, {"seconds": seconds, "ratio": round(ratio, 3)}
 
 
-def _kernels(trace: dict) -> dict:
-    """name -> (seconds, launches) of what ran on the streams of a device."""
-    devices, streams = set(), set()
-    for event in trace["traceEvents"]:
-        if event.get("ph") == "M" and event["name"] == "process_name":
-            if "/device:" in event["args"]["name"]:
-                devices.add(event["pid"])
-        if event.get("ph") == "M" and event["name"] == "thread_name":
-            if "Stream" in event["args"]["name"]:
-                streams.add((event["pid"], event["tid"]))
-    time_of, count = Counter(), Counter()
-    for event in trace["traceEvents"]:
-        place = event.get("pid"), event.get("tid")
-        if event.get("ph") == "X" and place in streams and place[0] in devices:
-            time_of[event["name"]] += 1e-6 * event["dur"]
-            count[event["name"]] += 1
-    return {name: (time_of[name], count[name]) for name in time_of}
-
-
-def peers(setup: Setup) -> dict:
-    """RecTools and RePlay on the same card, where they are installed."""
-    known = {"rectools": "rectools", "replay": "replay"}
-    there = [peer for peer, name in known.items() if importlib.util.find_spec(name)]
-    if not there or setup.tiny:
+def peers(setup: Setup):
+    """RecTools and RePlay on the same card, where they are installed: the page of
+    benchmarks.run."""
+    there = [name for name in ("rectools", "replay") if importlib.util.find_spec(name)]
+    if not there:
         raise Absent("neither RecTools nor RePlay is installed")
-    out = setup.out / "peers"
-    out.mkdir(exist_ok=True)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.run", f"--peers={','.join(there)}"),
-            *("--data=beauty", f"--beauty={file_of(setup, 'beauty')}"),
-            *("--repetitions=3", f"--out={out / 'peers.md'}"),
-        ],
-        cwd=ROOT,
-        check=True,
-    )
-    return {"page": (out / "peers.md").read_text()}
+    page = setup.out / "peers.md"
+    command = [sys.executable, "-m", "benchmarks.run", f"--peers={','.join(there)}"]
+    command += ["--data=beauty", f"--beauty={file_of(setup, 'beauty')}"]
+    command += ["--repetitions=3", f"--out={page}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    yield "page", page.read_text()
 
 
-def gowalla(setup: Setup) -> dict:
+def gowalla(setup: Setup):
     """LightGCN on Gowalla beside its published log, for as many epochs as fit."""
-    if setup.tiny:
-        raise Absent("too large for a tiny version")
     folder = file_of(setup, "gowalla").parent
-    command = ["benchmarks.parity.graphs", "lightgcn", f"--data={folder}"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    timer = threading.Timer(STEPS["gowalla"].seconds - 15, process.kill)
-    timer.start()
-    lines = process.stdout.read().splitlines()
-    timer.cancel()
-    return {"log": lines}
+    command = [sys.executable, "-u", "-m", "benchmarks.parity.graphs", "lightgcn"]
+    with subprocess.Popen(
+        [*command, f"--data={folder}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for number, line in enumerate(process.stdout):
+            yield f"line {number}", line.strip()
 
 
 STEPS = {
     "versions": Step(versions, 60),
     "quickstart": Step(quickstart, 90),
-    "equal_bits": Step(equal_bits, 90),
+    "token_chunks": Step(token_chunks, 90),
     "exactness": Step(exactness, 120),
-    "beauty": Step(beauty, 120),
-    "limits": Step(limits, 60),
-    "host": Step(host, 60),
-    "ml1m": Step(ml1m, 120),
-    "trace": Step(trace, 60),
-    "precision": Step(precision, 60),
-    "dropout": Step(dropout, 60),
-    "ranking": Step(ranking, 60),
-    "blocks": Step(blocks, 90),
-    "batches": Step(batches, 60),
-    "seeds": Step(seeds, 60),
-    "million": Step(million, 60),
+    "ml1m": Step(ml1m, 150),
     "propagation": Step(propagation, 90),
+    "precision": Step(precision, 90),
+    "beauty": Step(beauty, 90),
+    "equal_bits": Step(equal_bits, 120),
     "deterministic": Step(
         equal_bits, 90, {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
     ),
+    "limits": Step(limits, 60),
+    "trace": Step(trace, 60),
+    "ranking": Step(ranking, 60),
+    "batches": Step(batches, 60),
+    "seeds": Step(seeds, 60),
+    "query_blocks": Step(query_blocks, 60),
+    "dispatches": Step(dispatches, 60),
+    "million": Step(million, 60),
+    "dropout": Step(dropout, 60),
+    "host": Step(host, 30),
     "candidates": Step(candidates, 60),
-    "bert4rec": Step(bert4rec, 90),
     "peers": Step(peers, 180, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, alone=True),
     "gowalla": Step(gowalla, 120, alone=True),
 }
@@ -712,113 +679,203 @@ STEPS = {
 
 
 def work(setup: Setup) -> None:
-    """The worker: a line of JSON for each name of a step on standard input."""
+    """The worker: for each name of a step on standard input a line of JSON a
+    measurement, and one that says how the step ended."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what steps print goes to standard error
+
+    def answer(**values):
+        answers.write(json.dumps(values, default=float) + "\n")
+        answers.flush()
+
     for line in sys.stdin:
-        began = time.monotonic()
+        name, began = line.strip(), time.monotonic()
+        ended = {"ended": "done"}
         try:
-            found = {"found": STEPS[line.strip()].run(setup)}
+            for what, found in STEPS[name].run(setup):
+                answer(step=name, what=what, found=found)
         except Absent as absent:
-            found = {"absent": str(absent)}
+            ended = {"ended": "skipped", "why": str(absent)}
         except Exception as error:  # the next step may work
             traceback.print_exc()
-            found = {"error": f"{type(error).__name__}: {error}"[:500]}
-        seconds = round(time.monotonic() - began, 2)
-        answers.write(json.dumps({"seconds": seconds, **found}) + "\n")
-        answers.flush()
+            ended = {"ended": "failed", "why": f"{type(error).__name__}: {error}"[:500]}
+        answer(step=name, **ended, seconds=round(time.monotonic() - began, 2))
 
 
 class Worker:
-    """The process that runs steps, of one environment."""
+    """The process that runs steps of one environment."""
 
     def __init__(self, setup: Setup, environment: dict, cache: str):
         self.environment = environment
         command = [sys.executable, "-m", "benchmarks.accelerator", "--work"]
         command += [f"--out={setup.out}", *(["--tiny"] if setup.tiny else [])]
         command += [f"--data={setup.data}"] if setup.data else []
-        inherited = os.environ.get("XLA_FLAGS", "")
-        flags = f"{inherited} {environment.get('XLA_FLAGS', '')}".strip()
-        own = {**environment, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache}
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | own,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(setup.out / "errors.txt").open("a"),
-            text=True,
-        )
+        flags = [os.environ.get("XLA_FLAGS"), environment.get("XLA_FLAGS")]
+        own = {"XLA_FLAGS": " ".join(filter(None, flags))}
+        with (setup.out / "errors.txt").open("a") as errors:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ
+                | environment
+                | own
+                | {"JAX_COMPILATION_CACHE_DIR": cache},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # so that a step's own processes end with it
+            )
 
-    def run(self, name: str, seconds: float) -> dict:
-        """The step's line; one that says so where it outlasts its limit or dies."""
-        timer = threading.Timer(seconds, self.process.kill)
+    def lines(self, name: str, seconds: float) -> Iterator[dict]:
+        """What the step says, to its end; the last line says so where it outlasts its
+        limit or the process dies."""
+        timer = threading.Timer(seconds, self.kill)
         timer.start()
+        began, line = time.monotonic(), {}
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(name + "\n")
             self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        late = not timer.is_alive()
+        while "ended" not in line:
+            text = self.process.stdout.readline()
+            if text:
+                line = json.loads(text)
+            else:
+                passed = time.monotonic() - began
+                why = f"the process died with code {self.process.wait()}"
+                if passed >= seconds:
+                    why = f"it outlasted its {seconds:.0f} seconds"
+                line = {"step": name, "ended": "killed", "why": why}
+                line["seconds"] = round(passed, 2)
+            yield line
         timer.cancel()
-        if line:
-            return json.loads(line)
-        code = self.process.wait()
-        why = f"outlasted {seconds:.0f} s" if late else f"ended with code {code}"
-        return {"seconds": seconds, "error": why}
 
-    def close(self) -> None:
-        self.process.kill()
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 def run_all(setup: Setup, names, minutes: float) -> list[dict]:
-    """The lines of the steps, each also appended to accelerator.jsonl as it ends."""
+    """All lines of the steps, each appended to accelerator.jsonl as it comes."""
     setup.out.mkdir(parents=True, exist_ok=True)
-    end, worker, lines = time.monotonic() + 60 * minutes, None, []
-    with tempfile.TemporaryDirectory() as cache:
+    end, worker, all_lines = time.monotonic() + 60 * minutes, None, []
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        (setup.out / "accelerator.jsonl").open("a") as file,
+    ):
         for name in names:
             step, left = STEPS[name], end - time.monotonic()
             if left < 5:
-                lines.append({"step": name, "absent": "no time was left"})
+                why = "no time was left"
+                lines = [{"step": name, "ended": "skipped", "why": why, "seconds": 0}]
             else:
-                if worker and (
-                    step.alone
-                    or worker.environment != step.environment
-                    or worker.process.poll() is not None
-                ):
-                    worker.close()
+                fits = worker and worker.alive and not step.alone
+                if worker and not (fits and worker.environment == step.environment):
+                    worker.kill()
                     worker = None
                 worker = worker or Worker(setup, step.environment, cache)
-                found = worker.run(name, min(step.seconds, left))
-                lines.append({"step": name, **found})
-            with open(setup.out / "accelerator.jsonl", "a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
-            print(json.dumps(lines[-1])[:600], flush=True)
+                lines = worker.lines(name, min(step.seconds, left))
+            for line in lines:
+                all_lines.append(line)
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                print(json.dumps(line)[:300], flush=True)
         if worker:
-            worker.close()
-    return lines
+            worker.kill()
+    return all_lines
+
+
+# --- tables ---------------------------------------------------------------------------
+
+MARK = "<!-- measured: python -m benchmarks.accelerator --table FILE -->"
+
+
+def tables(lines: list[dict]) -> str:
+    """Markdown: a section a step, a row a measurement."""
+    parts = []
+    for name, step in STEPS.items():
+        own = [line for line in lines if line["step"] == name]
+        rows = [(line["what"], line["found"]) for line in own if "what" in line]
+        ends = [line for line in own if "ended" in line and line["ended"] != "done"]
+        if not rows:
+            continue
+        environment = " ".join(f"{k}={v}" for k, v in step.environment.items())
+        about = " ".join(step.run.__doc__.split())
+        part = [f"## {name}", "", about + (f" `{environment}`" if environment else "")]
+        if all(isinstance(found, dict) for _, found in rows):
+            flat = [(what, flatten(found)) for what, found in rows]
+            head = list(dict.fromkeys(key for _, found in flat for key in found))
+            if len(head) <= 8:
+                cells = [
+                    [what, *(found.get(k, "") for k in head)] for what, found in flat
+                ]
+                part += ["", markdown_table(["", *head], cells)]
+            else:
+                cells = [[w, k, v] for w, found in flat for k, v in found.items()]
+                part += ["", markdown_table(["", "", ""], cells)]
+        else:
+            part += ["", markdown_table(["", ""], [[w, short(f)] for w, f in rows])]
+        part += [f"\nIt ended early: {line['why']}." for line in ends]
+        parts.append("\n".join(part))
+    return "\n\n".join(parts) + "\n"
+
+
+def flatten(found: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}: ")
+        else:
+            flat[prefix + key] = short(value)
+    return flat
+
+
+def short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_page(files: list[Path], page: Path) -> None:
+    """Renews what stands below MARK; what stands above it is for people to write."""
+    texts = [file.read_text().splitlines() for file in files]
+    lines = [json.loads(line) for text in texts for line in text]
+    above = (
+        page.read_text().split(MARK)[0] if page.exists() else "# On accelerators\n\n"
+    )
+    write_text(page, f"{above}{MARK}\n\n{tables(lines)}")
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="directory for what is measured")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", default=",".join(STEPS), help="default: all")
-    parser.add_argument("--tiny", action="store_true", help="for the test suite")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--page", type=Path, default=ROOT / "benchmarks/ACCELERATOR.md")
+    parser.add_argument("--tiny", action="store_true", help="a small version of each")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
-    data = flags.data.absolute() if flags.data else None
-    setup = Setup(data, flags.out.absolute(), flags.tiny)
+    if flags.table:
+        write_page(flags.table, flags.page)
+        return 0
+    if not flags.out:
+        parser.error("--out=DIR is missing: where the measurements go")
     names = flags.steps.split(",")
     unknown = [name for name in names if name not in STEPS]
     if unknown:
         parser.error(f"--steps has {', '.join(unknown)}; expected {', '.join(STEPS)}")
+    data = flags.data.absolute() if flags.data else None
+    setup = Setup(data, flags.out.absolute(), flags.tiny)
     if flags.work:
         work(setup)
         return 0
     lines = run_all(setup, names, flags.minutes)
-    return int(any("error" in line for line in lines))
+    return int(any(line.get("ended") in ("failed", "killed") for line in lines))
 
 
 if __name__ == "__main__":
