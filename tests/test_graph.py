@@ -1,5 +1,6 @@
 """Graph encoders against dense matrices and loops; the batches that feed them."""
 
+import tracemalloc
 from functools import partial
 
 import jax
@@ -248,6 +249,57 @@ def test_omega_and_neighbours_are_the_loop_of_the_published_code(n_neighbours):
         assert not constraints.omega[i, count:].any()
         assert not constraints.neighbours[i, count:].any()
     assert constraints.neighbours[4, 0] == 4  # mostly an item's own first neighbour
+
+
+def whole_best_neighbours(pairs, n_rows, k):
+    """The same from all of R^T R at once, sorted by weight and then by id."""
+    ratings = np.zeros((len(pairs.offsets) - 1, n_rows), np.float32)
+    ratings[pairs.users, pairs.items] = 1
+    together = ratings.T @ ratings
+    g = together.sum(1)
+    neighbours, omega = np.zeros((n_rows, k), np.int32), np.zeros((n_rows, k), "f")
+    for i in np.flatnonzero(g):
+        (others,) = np.nonzero(together[i])
+        weight = together[i, others] * np.sqrt(g[i] + 1) / g[i] / np.sqrt(g[others] + 1)
+        order = np.lexsort((others, -weight))[:k]
+        neighbours[i, : len(order)] = others[order]
+        omega[i, : len(order)] = weight[order]
+    return neighbours, omega
+
+
+def pairs_with_a_long_user(n_items, length, n_pairs, n_users=90):
+    """Random pairs, and one user with `length` items that nearly all tie."""
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, n_users, n_pairs) * (n_items + 1)
+    keys += np.minimum(rng.geometric(0.05, n_pairs), n_items)
+    long = n_users * (n_items + 1) + rng.permutation(n_items)[:length] + 1
+    users, items = np.divmod(np.unique(np.concatenate([keys, long])), n_items + 1)
+    offsets = np.searchsorted(users, np.arange(n_users + 2))
+    return Pairs(users.astype(np.int32), items.astype(np.int32), offsets)
+
+
+@pytest.mark.parametrize("block", [1, 500, 10**6])
+def test_neighbours_by_blocks_are_those_of_the_whole_to_the_bit(block, monkeypatch):
+    monkeypatch.setattr(ultragcn, "BLOCK", block)
+    pairs = pairs_with_a_long_user(120, 70, 400)
+    for k in (1, 7, 200):
+        found = ultragcn.best_neighbours(pairs, 121, k)
+        for mine, expected in zip(
+            found, whole_best_neighbours(pairs, 121, k), strict=True
+        ):
+            assert mine.dtype == expected.dtype
+            np.testing.assert_array_equal(mine, expected)
+
+
+def test_the_item_item_product_never_exists_whole(monkeypatch):
+    """One user of 1,500 items makes 2.25 million entries, 20 MB; a block is 1 MB."""
+    monkeypatch.setattr(ultragcn, "BLOCK", 2**15)
+    pairs = pairs_with_a_long_user(2000, 1500, 3000)
+    tracemalloc.start()
+    ultragcn.prepare(None, pairs, 2001, {"neighbours": 10})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
 
 
 WEIGHTS = dict(

@@ -8,12 +8,12 @@ import numpy as np
 import scipy.sparse
 
 from create_jax.data import graph as graphs
-from create_jax.data.packing import count_within
 from create_jax.losses import binary_cross_entropy, global_sum
 from create_jax.models.graph_encoder import Vectors
 
 PROPAGATES = False
 NEEDS = ()
+BLOCK = 2**20  # entries of R^T R that exist at once
 
 
 class Constraints(NamedTuple):
@@ -29,40 +29,62 @@ class Constraints(NamedTuple):
 
 
 def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1) -> Constraints:
-    """beta_ui = 1/d_u sqrt((d_u + 1) / (d_i + 1)), and each item's best neighbours.
+    """beta_ui = 1/d_u sqrt((d_u + 1) / (d_i + 1)), and each item's best neighbours."""
+    n_users = len(pairs.offsets) - 1
+    d_u = np.bincount(pairs.users, minlength=n_users)
+    d_i = np.bincount(pairs.items, minlength=n_rows)
+    user_factor = np.sqrt(d_u + 1) / np.maximum(d_u, 1) * (d_u > 0)
+    return Constraints(
+        user_factor.astype(np.float32),
+        (1 / np.sqrt(d_i + 1)).astype(np.float32),
+        *best_neighbours(pairs, n_rows, settings["neighbours"]),
+    )
+
+
+def best_neighbours(pairs, n_rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each item's k largest omega and whose they are, of equals the lowest id: ([V, k]
+    int32, [V, k] float32), zeros where there are fewer.
 
     As in the published code, G = R^T R keeps its diagonal and
-    omega_ij = G_ij sqrt(g_i + 1) / g_i / sqrt(g_j + 1), so an item is mostly its own
-    first neighbour. Rows without interactions get zeros.
+    omega_ij = G_ij sqrt(g_i + 1) / g_i / sqrt(g_j + 1) with G's row sums g, so an item
+    is mostly its own first neighbour.
+
+    Costs sum_u d_u^2 products, but G exists in blocks of rows: items with about as many
+    neighbours share one.
     """
-    users, items, n_users = pairs.users, pairs.items, len(pairs.offsets) - 1
-    n_neighbours = settings["neighbours"]
-    d_u = np.bincount(users, minlength=n_users)
-    d_i = np.bincount(items, minlength=n_rows)
-    ones = np.ones(len(users), np.float32)
-    ratings = scipy.sparse.csr_matrix((ones, (users, items)), shape=(n_users, n_rows))
-    together = (ratings.T @ ratings).tocsr()
-    g = np.asarray(together.sum(1)).ravel()
-    sizes = np.diff(together.indptr)
-    row = np.repeat(np.arange(n_rows), sizes)
-    column = together.indices
-    omega = together.data * np.sqrt(g[row] + 1) / g[row] / np.sqrt(g[column] + 1)
-    order = np.lexsort((column, -omega, row))
-    rank = count_within(sizes)
-    best = rank < n_neighbours
-    neighbours = np.zeros((n_rows, n_neighbours), np.int32)
-    weights = np.zeros((n_rows, n_neighbours), np.float32)
-    kept = order[best]
-    neighbours[row[kept], rank[best]] = column[kept]
-    weights[row[kept], rank[best]] = omega[kept]
-    return Constraints(
-        user_factor=(np.sqrt(d_u + 1) / np.maximum(d_u, 1) * (d_u > 0)).astype(
-            np.float32
-        ),
-        item_factor=(1 / np.sqrt(d_i + 1)).astype(np.float32),
-        neighbours=neighbours,
-        omega=weights,
-    )
+    shape = len(pairs.offsets) - 1, n_rows
+    ones = np.ones(len(pairs.users), np.float32)
+    by_user = scipy.sparse.csr_array((ones, (pairs.users, pairs.items)), shape)
+    by_item = by_user.T.tocsr()
+    g = by_item @ by_user.sum(1, dtype=np.float64)  # = G 1, exactly
+    widths = np.minimum(g, n_rows).astype(np.int64)  # no row of G has more entries
+    g = g.astype(np.float32)
+    root = np.sqrt(g + 1)
+    neighbours = np.zeros((n_rows, k), np.int32)
+    omega = np.zeros((n_rows, k), np.float32)
+    order = np.argsort(widths, kind="stable")
+    order = order[np.searchsorted(widths[order], 1) :]
+    while len(order):
+        # As many rows as fit at the width of the widest, at least one.
+        cells = np.arange(1, len(order) + 1) * np.maximum(widths[order], k)
+        count = max(1, np.searchsorted(cells, BLOCK, side="right"))
+        items, order = order[:count], order[count:]
+        block = by_item[items] @ by_user
+        sizes = np.diff(block.indptr)
+        item, other = np.repeat(items, sizes), block.indices.astype(np.uint64)
+        weight = block.data * root[item] / g[item] / root[other]
+        # One number to sort by: positive floats are ordered as their bits are.
+        largest_first = (~weight.view(np.uint32)).astype(np.uint64)
+        width = max(k, sizes.max())
+        keys = np.full((count, width), np.iinfo(np.uint64).max)
+        keys[np.arange(width) < sizes[:, None]] = largest_first << 32 | other
+        keys.partition(k - 1)
+        best = np.sort(keys[:, :k])
+        there = np.arange(k) < sizes[:, None]
+        neighbours[items] = np.where(there, best & 0xFFFFFFFF, 0)
+        bits = ~(best >> 32).astype(np.uint32)
+        omega[items] = np.where(there, bits.view(np.float32), 0)
+    return neighbours, omega
 
 
 def init(key, shapes, settings: dict) -> dict:
