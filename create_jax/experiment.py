@@ -182,14 +182,14 @@ def fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
         say(f"svd: rank {rank} of {ranks} by validation {by}")
     place = parallel.place(mesh, params(split.refit, rank))
     seconds = {"train": time.monotonic() - start}
-    return Fitted(None, place, (), {"epoch": 0, "seconds": seconds}), chosen
+    return Fitted(None, place, tuple, {"epoch": 0, "seconds": seconds}), chosen
 
 
 def _validate_svd(opened: Opened, whole: dict, ranks) -> dict[int, dict]:
     """Validation metrics of each rank. The factors beyond a rank are set to zero, so
     that one program serves all."""
     (config, _, mesh, _), holdout = opened.run, opened.split.valid
-    rank_by = _ranker(opened, Fitted(None, whole, (), {}), holdout.candidates)
+    rank_by = _ranker(opened, Fitted(None, whole, tuple, {}), holdout.candidates)
     asker = evaluate.make_asker(config, holdout, mesh)
     n_items, found = opened.split.train.n_items, {}
     for rank in ranks:
@@ -230,13 +230,21 @@ def _scorer(config, fitted: Fitted | None, split: Split):
         return evaluate.counting_scores(counts, config.method, config.seed)
     if fitted.model is None:
         return evaluate.factor_scores(fold_in=config.svd.history == "full")
-    by_graph = fitted.model.encoder is None
-    return evaluate.model_scores(fitted.model, by_graph=by_graph)
+    return evaluate.model_scores(fitted.model, by_graph=_by_graph(fitted.model))
+
+
+def _by_graph(model) -> bool:
+    """Whether the graph's users are what ranks: there is no transformer."""
+    return model.encoder is None
 
 
 def _rank(opened: Opened, fitted, holdout, rank) -> evaluate.Ranking:
-    model, params, graph = fitted[:3] if fitted else (None, {}, ())
-    mask = model.mask if model is not None else 0
+    params, graph, mask = fitted.params if fitted else {}, (), 0
+    if fitted and fitted.model is not None:
+        model = fitted.model
+        mask = model.mask
+        if model.system.queries_read_graph(model, by_graph=_by_graph(model)):
+            graph = fitted.graph()
     asker = evaluate.make_asker(opened.run.config, holdout, opened.run.mesh, mask)
     return evaluate.ask(rank, asker, params, graph)
 

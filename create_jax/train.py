@@ -2,7 +2,9 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +29,14 @@ class Run(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A trained model: params and graph on the devices, and how it came about."""
+    """A trained model: its params on the devices, and how it came about.
+
+    graph: () -> the graph encoder's arrays on the devices, made when first asked for.
+    """
 
     model: object
     params: dict
-    graph: object
+    graph: Callable
     progress: dict
 
 
@@ -48,10 +53,12 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
     config, mesh = run.config, run.mesh
     model = settings.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
-    rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
-    graph = parallel.place(mesh, graph, steps.graph_specs(graph))
     state = parallel.place(mesh, steps.init(model, tx, config.seed))
-    validate = _validator(run, model, phases, holdout) if holdout is not None else None
+
+    @cache
+    def make_graph():
+        rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
+        return rows, pairs, parallel.place(mesh, graph, steps.graph_specs(graph))
 
     checkpoints = Checkpoints(run.workdir / "checkpoints" / stage)
     progress = {
@@ -79,6 +86,11 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
     last_phase_from = total - phases[-1].epochs
     bar = _bar(stage, total, progress)
     current, pending, step, saved_at = None, [], int(state.step), time.monotonic()
+    validate = None
+    if not progress["finished"]:
+        rows, pairs, graph = make_graph()
+        if holdout is not None:
+            validate = _validator(run, model, phases, holdout)
     while not progress["finished"]:
         epoch = progress["epoch"]
         phase = _phase_at(phases, epoch)
@@ -143,10 +155,10 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
             saved_at = time.monotonic()
     bar.close()
     checkpoints.wait()
-    if validate is not None and progress["best_epoch"]:
+    if holdout is not None and progress["best_epoch"]:
         state, _ = checkpoints.restore_best(state)
     checkpoints.close()
-    return Fitted(model, state.params, graph, progress)
+    return Fitted(model, state.params, lambda: make_graph()[2], progress)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def main() -> None:
             hide_seen=True,
         )
         asker = evaluate.make_asker(config, test, run.mesh)
-        ranking = evaluate.ask(rank, asker, fitted.params, fitted.graph)
+        ranking = evaluate.ask(rank, asker, fitted.params, fitted.graph())
         found = evaluate.summarise(ranking, test, (10, 100), log.n_items)
         rows.append([found[name] for name in NAMES])
         values = "  ".join(f"{100 * found[name]:6.2f}" for name in NAMES)

@@ -27,7 +27,7 @@ class Model:
     """What is fixed while a program runs: shapes, encoders, the choices of the paper.
 
     system: this module, or another with init, groups_of, total_loss, query_tables,
-      query_vectors and READS_EDGES.
+      query_vectors, queries_read_graph and READS_EDGES.
     encoder: Linen module (x, positions, segments, train, read) -> states, or None;
       without `read` it makes all states.
     objective: `next` item, or `masked` items, of which a share `mask_share` is hidden.
@@ -397,6 +397,16 @@ def sequence_of_slot(batch):
     return order[jnp.minimum(place, len(order) - 1)]
 
 
+def _ranks_by_graph(model: Model, by_graph: bool) -> bool:
+    return by_graph or "propagated" in (model.input_items, model.output_items)
+
+
+def queries_read_graph(model: Model, *, by_graph: bool) -> bool:
+    """Whether `query_tables` needs the arrays of the graph."""
+    propagates = model.graph is not None and model.graph.PROPAGATES
+    return propagates and _ranks_by_graph(model, by_graph)
+
+
 def query_tables(
     model: Model, params: dict, graph, *, by_graph: bool, axis_name=None
 ) -> tuple[jax.Array, jax.Array]:
@@ -406,8 +416,7 @@ def query_tables(
       by_graph: users and items of the graph encoder; otherwise the item vectors that
         the transformer reads and scores with. No user is needed then.
     """
-    needs_graph = by_graph or "propagated" in (model.input_items, model.output_items)
-    if not needs_graph:
+    if not _ranks_by_graph(model, by_graph):
         return params["item_table"], params["item_table"]
     vectors = graph_vectors(model, params, graph, axis_name)
     if by_graph:

@@ -175,6 +175,10 @@ def total_loss(model: create.Model, phase, params, batch, graph, key, axis_name=
     return sum(weights[name] * value for name, value in parts.items()), parts
 
 
+def queries_read_graph(model: create.Model, *, by_graph: bool) -> bool:
+    return True
+
+
 def query_tables(
     model: create.Model, params: dict, graph, *, by_graph: bool, axis_name=None
 ):

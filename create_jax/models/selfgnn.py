@@ -186,6 +186,10 @@ def total_loss(model: create.Model, phase, params, batch, graph, key, axis_name=
     return total, parts
 
 
+def queries_read_graph(model: create.Model, *, by_graph: bool) -> bool:
+    return True
+
+
 def query_tables(
     model: create.Model, params: dict, graph, *, by_graph: bool, axis_name=None
 ):
