@@ -316,7 +316,7 @@ def test_targets_are_exactly_the_hidden_items_and_never_the_mask():
 
 def test_hiding_is_a_pure_function_of_seed_and_epoch():
     ends = dict(begin=np.zeros(1, int), end=np.array([20_000]))
-    many = SEQUENCES._replace(**ends, room=20_000)
+    many = replace(SEQUENCES, **ends, room=20_000)
     first = packing.hide(many, 0.2, seed=3, epoch=5)
     np.testing.assert_array_equal(first, packing.hide(many, 0.2, seed=3, epoch=5))
     assert first.shape == (20_000,) and first.dtype == bool
@@ -371,7 +371,7 @@ def test_the_model_does_not_see_which_items_are_hidden():
         own = other[start : start + end - begin]
         log[begin:end] = np.where(own > 0, own, log[begin:end])
         start += slots
-    batches = masked_batch(hidden), masked_batch(hidden, SEQUENCES._replace(log=log))
+    batches = masked_batch(hidden), masked_batch(hidden, replace(SEQUENCES, log=log))
     assert (batches[0].targets != batches[1].targets).sum() == 4
     views = [training_view(batch) for batch in batches]
     for name in ("items", "positions", "segments"):

@@ -1,5 +1,7 @@
 """Packing loses no token, invents none, and does not depend on the devices."""
 
+import tracemalloc
+
 import numpy as np
 import polars as pl
 import pytest
@@ -244,6 +246,44 @@ def test_a_chunk_of_a_plan_is_a_slice_of_the_epoch():
     cut = type(whole)(*(field if field is None else field[2:4] for field in whole))
     for mine, expected in zip(part, cut, strict=True):
         np.testing.assert_array_equal(mine, expected)
+
+
+def peak_of(work):
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_dispatch_costs_what_it_holds_however_many_sequences_there_are(hides):
+    lengths = np.full(100_000, 2)
+    sequences = make_sequences(lengths)
+    hidden = np.ones(lengths.sum() + 1, bool) if hides else None
+    layout = Layout(steps=1, shards=1, sequences=5, rows=1, length=10)
+    plan = packing.plan_epoch(lengths[:3], layout, 0, 0)
+
+    def fill():
+        packing.fill(plan, sequences, layout, shift=not hides, hidden=hidden)
+
+    fill()  # what is made once, is made
+    assert peak_of(fill) < 10_000
+
+
+@pytest.mark.parametrize("n", [0, 1, 699, 700, 701, 2100])
+def test_hidden_items_are_drawn_in_parts_as_at_once(n, monkeypatch):
+    monkeypatch.setattr(packing, "DRAWN", 700)
+    sequences = make_sequences([n])
+    rng = np.random.default_rng((3, 5, 0x68696465))
+    np.testing.assert_array_equal(
+        packing.hide(sequences, 0.3, seed=3, epoch=5), rng.random(n) < 0.3
+    )
+
+
+def test_hiding_never_holds_a_number_for_every_slot():
+    sequences = make_sequences([1_000_000])
+    assert peak_of(lambda: packing.hide(sequences, 0.3, 0, 0)) < 4e6  # not 8e6
 
 
 @pytest.mark.parametrize("shards", [1, 2])

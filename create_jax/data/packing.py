@@ -7,14 +7,19 @@ The order of an epoch is a pure function of (seed, epoch), and which users share
 does not depend on the number of devices.
 """
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from create_jax.data.interactions import Interactions
 
+DRAWN = 2**18  # float64 numbers drawn at once
 
-class Sequences(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
     """n slices of one log: `log[begin[i]:end[i]]`, oldest first.
 
     owners: [n] int32, the user (training) or the query (evaluation) of each slice.
@@ -29,10 +34,16 @@ class Sequences(NamedTuple):
     mask: int = 0
     room: int = np.iinfo(np.int32).max
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
+        """[n] slots of each, its special item included."""
         sizes = self.end - self.begin
         return sizes + ((self.mask > 0) & (sizes < self.room))
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """[n] the first slot of each, where all stand one after the other."""
+        return np.cumsum(self.lengths) - self.lengths
 
 
 class Batch(NamedTuple):
@@ -99,7 +110,10 @@ def training_sequences(
 def hide(sequences: Sequences, probability: float, seed: int, epoch: int) -> np.ndarray:
     """[slots of all sequences] bool: which items BERT4Rec hides in an epoch."""
     rng = np.random.default_rng((seed, epoch, 0x68696465))
-    return rng.random(sequences.lengths.sum()) < probability
+    hidden = np.empty(sequences.lengths.sum(), bool)
+    for part in np.split(hidden, range(DRAWN, len(hidden), DRAWN)):
+        part[:] = rng.random(len(part)) < probability
+    return hidden
 
 
 def same_target(train: Interactions, sequences: Sequences, max_len: int, rng):
@@ -125,7 +139,7 @@ def same_target(train: Interactions, sequences: Sequences, max_len: int, rng):
     drawn = rng.integers(0, np.maximum(choices - 1, 1))
     drawn = np.where(choices > 1, drawn + (drawn >= own), own)
     end = rows[start[target] + drawn]
-    return sequences._replace(begin=np.maximum(first[end], end - max_len), end=end)
+    return replace(sequences, begin=np.maximum(first[end], end - max_len), end=end)
 
 
 def pack_along(plan: Plan, lengths: np.ndarray, layout: Layout) -> Plan:
@@ -329,10 +343,9 @@ def fill(
     if shift:
         targets = np.take(sequences.log, source + 1, mode="clip")
     elif hidden is not None:
-        first = (np.cumsum(sequences.lengths) - sequences.lengths)[index]
-        chosen = hidden[np.repeat(first, size) + within]
+        chosen = hidden[np.repeat(sequences.first[index], size) + within]
         targets[chosen] = items[chosen]
-    followed = size > (sequences.end - sequences.begin)[index]
+    followed = size > sequences.end[index] - sequences.begin[index]
     special = np.cumsum(size)[followed] - 1
     items[special], targets[special] = sequences.mask, 0
 
