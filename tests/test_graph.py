@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from create_jax import parallel, steps
+from create_jax.data import graph as graphs
 from create_jax.data.graph import (
     EdgeBatch,
     Pairs,
@@ -456,10 +457,45 @@ def test_uniform_users_draws_users_not_pairs():
     np.testing.assert_allclose(np.delete(counts, 3), 250, atol=75)
 
 
-def test_a_user_with_everything_does_not_hang():
-    pairs = pairs_of([1, 2, 3, 4, 5, 6, 7, 8, 9], [1])
-    batch = uniform_users(pairs, DRAW._replace(steps=2, size=8))
+def negatives_in_whole_passes(pairs, draw):
+    """The second writing: as long as any is known, all are looked at again."""
+    rng = np.random.default_rng((draw.seed, draw.epoch, 0x75696A))
+    users = np.flatnonzero(np.diff(pairs.offsets))
+    users = users[rng.integers(0, len(users), (draw.steps, draw.size))]
+    rng.integers(0, np.diff(pairs.offsets)[users])
+    known = np.zeros((len(pairs.offsets) - 1, draw.n_items + 1), bool)
+    known[pairs.users, pairs.items] = True
+    negatives = rng.integers(1, draw.n_items + 1, users.shape, dtype=np.int32)
+    while (taken := known[users, negatives]).any():
+        again = rng.integers(1, draw.n_items + 1, taken.sum(), dtype=np.int32)
+        negatives[taken] = again
+    return negatives
+
+
+def test_negatives_are_drawn_again_in_the_order_of_whole_passes():
+    for epoch in range(3):
+        draw = DRAW._replace(epoch=epoch)
+        expected = negatives_in_whole_passes(SOME, draw)
+        np.testing.assert_array_equal(uniform_users(SOME, draw).negatives, expected)
+
+
+@pytest.mark.parametrize("complete", [0, 1, 20])
+def test_users_with_everything_cost_no_further_passes(complete, monkeypatch):
+    """How many draws are looked up, for 20 users of whom some have all nine items."""
+    looked_up = []
+
+    def among(keys, wanted):
+        looked_up.append(len(wanted))
+        return found(keys, wanted)
+
+    found = graphs._among
+    monkeypatch.setattr(graphs, "_among", among)
+    everything = list(range(1, 10))
+    pairs = pairs_of(*[everything] * complete, *[[1, 2, 3]] * (20 - complete))
+    batch = uniform_users(pairs, DRAW)
     assert ((batch.negatives >= 1) & (batch.negatives <= 9)).all()
+    # 6,000 draws, of which a third is drawn again, and of these a third, ...
+    assert sum(looked_up) < 1.6 * 6000 * (1 - complete / 20) + 1
 
 
 def test_batch_users_are_the_only_ones_drawn():

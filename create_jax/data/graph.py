@@ -88,6 +88,9 @@ def shuffled_pass(pairs: Pairs, negatives: tuple[int, int], draw) -> EdgeBatch:
 def uniform_users(pairs: Pairs, draw, known: Pairs | None = None) -> EdgeBatch:
     """LightGCN's epoch: a uniform user, one of its items, one item it does not have.
 
+    A user who has everything keeps whatever is drawn first, one who still meets its own
+    after 100 draws the last.
+
     Args:
       draw: graph_encoder.Draw; with `owners`, users are drawn from these.
       known: pairs that no negative may be; None = `pairs`.
@@ -99,14 +102,22 @@ def uniform_users(pairs: Pairs, draw, known: Pairs | None = None) -> EdgeBatch:
     known, n_rows = known or pairs, draw.n_items + 1
     keys = known.users.astype(np.int64) * n_rows + known.items
     negatives = rng.integers(1, n_rows, shape, dtype=np.int32)
-    for _ in range(100):  # a user who has everything keeps its last draw
-        wanted = users.astype(np.int64) * n_rows + negatives
-        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        taken = keys[place] == wanted
+    lacks = np.diff(known.offsets) < draw.n_items
+    doubtful = np.nonzero(lacks[users])
+    for _ in range(100):
+        wanted = users[doubtful].astype(np.int64) * n_rows + negatives[doubtful]
+        taken = _among(keys, wanted)
+        doubtful = tuple(axis[taken] for axis in doubtful)
         if not taken.any():
             break
-        negatives[taken] = rng.integers(1, n_rows, taken.sum(), dtype=np.int32)
+        negatives[doubtful] = rng.integers(1, n_rows, taken.sum(), dtype=np.int32)
     return EdgeBatch(users, items, negatives, np.ones(shape, np.float32))
+
+
+def _among(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which of the wanted are in the sorted keys, of which there is at least one."""
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return keys[place] == wanted
 
 
 def one_of_each(pairs: Pairs, users: np.ndarray, rng) -> np.ndarray:
