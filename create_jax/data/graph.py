@@ -23,7 +23,8 @@ class Pairs(NamedTuple):
 class EdgeBatch(NamedTuple):
     """P positive pairs of a step, stacked [S, ...] for S steps.
 
-    negatives: [P] one for each pair (BPR), [P, n] many, or [1, n] shared by the step.
+    negatives: [P] one for each pair (BPR), [P, n] many, or [1, n] shared by the step;
+      of a whole epoch they may be `Drawn`, which gives an array for a slice of steps.
     weights: [P] 1 = real, 0 = filler.
     """
 
@@ -31,6 +32,32 @@ class EdgeBatch(NamedTuple):
     items: np.ndarray
     negatives: np.ndarray
     weights: np.ndarray
+
+
+class Drawn:
+    """The array rng.integers(1, n_items + 1, shape, int32), drawn when a slice of its
+    first axis is asked for: n items for every pair of an epoch fill the memory.
+
+    Slices may be asked for in any order, and in their own none is drawn twice.
+    """
+
+    def __init__(self, rng, n_items: int, shape: tuple[int, ...]):
+        self.rng, self.n_items, self.shape = rng, n_items, shape
+        self.states = {0: rng.bit_generator.state}  # before the step of that number
+
+    def __getitem__(self, steps: slice) -> np.ndarray:
+        start, stop, _ = steps.indices(self.shape[0])
+        known = max(step for step in self.states if step <= start)
+        self.rng.bit_generator.state = self.states[known]
+        for _ in range(known, start):
+            self._draw(1)
+        drawn = self._draw(stop - start)
+        self.states[stop] = self.rng.bit_generator.state
+        return drawn
+
+    def _draw(self, count):
+        shape = count, *self.shape[1:]
+        return self.rng.integers(1, self.n_items + 1, shape, dtype=np.int32)
 
 
 def graph_rows(train: Interactions, *, last_n: int = 0, last_frac: float = 1.0):
@@ -80,8 +107,7 @@ def shuffled_pass(pairs: Pairs, negatives: tuple[int, int], draw) -> EdgeBatch:
     weights = np.ones((draw.size, draw.steps), np.float32)
     if not draw.joint:
         weights.reshape(-1)[n_pairs:] = 0
-    shape = (draw.steps, *negatives)
-    drawn = rng.integers(1, draw.n_items + 1, shape, dtype=np.int32)
+    drawn = Drawn(rng, draw.n_items, (draw.steps, *negatives))
     return EdgeBatch(pairs.users[order], pairs.items[order], drawn, weights.T)
 
 
