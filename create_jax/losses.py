@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+AT_ONCE = 2**24  # numbers of a loss over pairs, of rows or with samples: 64 MB
+
 
 def global_sum(x: jax.Array, axis_name: str | None) -> jax.Array:
     """Sum over the devices of `axis_name`; the identity without one."""
@@ -24,10 +26,40 @@ def gather_rows(x: jax.Array, axis_name: str | None) -> jax.Array:
     return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
 
 
+def row_numbers(n: int, axis_name: str | None) -> jax.Array:
+    """[n] places of a device's own n rows among those of `gather_rows`."""
+    start = 0 if axis_name is None else lax.axis_index(axis_name) * n
+    return start + jnp.arange(n)
+
+
 def weighted_mean(values, weights, axis_name=None):
     """sum(values * weights) / sum(weights) over all devices; 0 without any weight."""
     total = global_sum(jnp.sum(values * weights), axis_name)
     return total / jnp.maximum(global_sum(jnp.sum(weights), axis_name), 1e-12)
+
+
+def map_rows(values_of, rows, width: int):
+    """values_of(*rows) of arrays with M rows, in parts where M * width numbers are more
+    than AT_ONCE: what a part forms is formed again for its gradient, and never kept.
+
+    Args:
+      values_of: some of the rows -> arrays of as many rows.
+      width: how many numbers it forms for each row.
+    """
+    m = len(rows[0])
+    parts = -(-m * width // AT_ONCE)
+    if parts <= 1:
+        return values_of(*rows)
+    chunk = -(-m // min(m, parts))
+    parts = -(-m // chunk)
+
+    def cut(x):
+        x = jnp.pad(x, [(0, parts * chunk - m), *[(0, 0)] * (x.ndim - 1)])
+        return x.reshape(parts, chunk, *x.shape[1:])
+
+    body = jax.checkpoint(lambda part: values_of(*part))
+    values = lax.map(body, jax.tree.map(cut, rows))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:m], values)
 
 
 # --- next item ------------------------------------------------------------------------
@@ -239,6 +271,8 @@ def sampled_losses(
 ):
     """Next-item losses against sampled items instead of the catalogue.
 
+    [M, N] scores and [G, N, D] items exist in parts of AT_ONCE.
+
     Args:
       states: [M, D]; table: [V, D]; targets: [M], 0 = no loss.
       negatives: [G, N] items, shared by the M / G tokens of each of G equal parts; one
@@ -252,22 +286,27 @@ def sampled_losses(
     Returns:
       Scalar mean over tokens that have a target.
     """
-    positive = jnp.sum(states * table[targets], -1)  # [M]
     parts, n = negatives.shape
-    grouped = states.reshape(parts, -1, states.shape[1])
-    scores = jnp.einsum("gmd,gnd->gmn", grouped, table[negatives])
-    same = negatives[:, None, :] == targets.reshape(parts, -1, 1)
-    scores = jnp.where(same, -jnp.inf, scores).reshape(-1, n)  # [M, N]
-    if kind == "sampled":
-        logits = jnp.concatenate([positive[:, None], scores], axis=1)
-        values = jax.nn.logsumexp(logits, axis=-1) - positive
-    else:
-        beta = 1.0
-        if kind == "gbce":
-            rate = n / (n_items - 1)
-            beta = rate * (gbce_t * (1 - 1 / rate) + 1 / rate)
+    beta = 1.0
+    if kind == "gbce":
+        rate = n / (n_items - 1)
+        beta = rate * (gbce_t * (1 - 1 / rate) + 1 / rate)
+
+    def values_of(states, targets, negatives):
+        """Of some of the parts: [G, M / G, D], [G, M / G], [G, N] -> [G, M / G]."""
+        positive = jnp.sum(states * table[targets], -1)
+        scores = jnp.einsum("gmd,gnd->gmn", states, table[negatives])
+        same = negatives[:, None, :] == targets[..., None]
+        scores = jnp.where(same, -jnp.inf, scores)
+        if kind == "sampled":
+            logits = jnp.concatenate([positive[..., None], scores], axis=-1)
+            return jax.nn.logsumexp(logits, axis=-1) - positive
         values = beta * jax.nn.softplus(-positive) + jax.nn.softplus(scores).sum(-1)
-        values = values / (1 + n) if kind == "gbce" else values
+        return values / (1 + n) if kind == "gbce" else values
+
+    m, d = states.shape
+    rows = states.reshape(parts, -1, d), targets.reshape(parts, -1), negatives
+    values = map_rows(values_of, rows, n * max(d, m // parts)).reshape(-1)
     return weighted_mean(values, (targets > 0).astype(states.dtype), axis_name)
 
 
@@ -370,12 +409,31 @@ def mean_alignment(a, b, weights, axis_name=None):
 def uniformity(x, weights, axis_name=None):
     """log mean exp(-2 |x - x'|^2) over pairs of different rows, of unit length."""
     x = l2_normalise(x)
-    others, real = gather_rows(x, axis_name), gather_rows(weights, axis_name)
-    start = 0 if axis_name is None else lax.axis_index(axis_name) * len(x)
-    other = jnp.arange(len(others)) != start + jnp.arange(len(x))[:, None]
-    closeness = jnp.exp(4 * (x @ others.T) - 4)  # |x - x'|^2 = 2 - 2 x . x'
-    pairs = weights[:, None] * real * other
-    return jnp.log(weighted_mean(closeness, pairs, axis_name))
+
+    def closeness(cosine):
+        return jnp.exp(4 * cosine - 4)  # |x - x'|^2 = 2 - 2 x . x'
+
+    return jnp.log(mean_over_pairs(closeness, x, x, weights, axis_name))
+
+
+def mean_over_pairs(value_of, a, b, weights, axis_name=None):
+    """Mean of value_of(a_i . b_j) over pairs of different rows, on all devices.
+
+    Args:
+      value_of: elementwise.
+      a, b: [M, D]; weights: [M]. [M, M] products exist in parts of AT_ONCE.
+    """
+    others, real = gather_rows(b, axis_name), gather_rows(weights, axis_name)
+
+    def of_rows(a, weights, own):
+        other = jnp.arange(len(others)) != own[:, None]
+        pairs = weights[:, None] * real * other
+        return jnp.sum(value_of(a @ others.T) * pairs, -1), jnp.sum(pairs, -1)
+
+    rows = a, weights, row_numbers(len(a), axis_name)
+    sums, counts = map_rows(of_rows, rows, len(others))
+    count = global_sum(jnp.sum(counts), axis_name)
+    return global_sum(jnp.sum(sums), axis_name) / jnp.maximum(count, 1)
 
 
 def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
@@ -434,9 +492,9 @@ def barlow_twins(
 def infonce(a, b, weights, *, temperature=1.0, axis_name=None):
     """Symmetric InfoNCE over 2B L2-normalised views, half the mean (MRGSRec's form).
 
-    Each row's partner is its positive, the other 2B - 2 rows are its negatives.
+    Each row's partner is its positive, the other 2B - 2 rows are its negatives. The
+    [2B, 2B] scores exist in parts of AT_ONCE.
     """
-
     views = jnp.concatenate([l2_normalise(a), l2_normalise(b)])
     real = jnp.concatenate([weights, weights])
     others = jnp.concatenate(
@@ -446,18 +504,21 @@ def infonce(a, b, weights, *, temperature=1.0, axis_name=None):
         ]
     )
     mask = jnp.tile(gather_rows(weights, axis_name), 2)
-    n_all, n = len(others) // 2, len(a)
-    me = jnp.arange(n) + (0 if axis_name is None else lax.axis_index(axis_name) * n)
+    me, n_all = row_numbers(len(a), axis_name), len(others) // 2
     own = jnp.concatenate([me, me + n_all])
     partner = jnp.concatenate([me + n_all, me])
-    scores = views @ others.T / temperature  # [2n, 2B]
-    allowed = (mask[None] > 0) & (jnp.arange(2 * n_all)[None] != own[:, None])
-    scores = jnp.where(allowed, scores, -jnp.inf)
-    # Filler rows have no partner; keep them finite before their weight removes them.
-    scores = jnp.where(real[:, None] > 0, scores, 0.0)
-    positive = jnp.take_along_axis(scores, partner[:, None], 1)[:, 0]
-    losses = jax.nn.logsumexp(scores, axis=-1) - positive
-    return weighted_mean(losses, real, axis_name) / 2
+
+    def values_of(views, real, own, partner):
+        scores = views @ others.T / temperature  # [2n, 2B]
+        allowed = (mask[None] > 0) & (jnp.arange(2 * n_all)[None] != own[:, None])
+        scores = jnp.where(allowed, scores, -jnp.inf)
+        # Filler rows have no partner; stay finite before their weight removes them.
+        scores = jnp.where(real[:, None] > 0, scores, 0.0)
+        positive = jnp.take_along_axis(scores, partner[:, None], 1)[:, 0]
+        return jax.nn.logsumexp(scores, axis=-1) - positive
+
+    values = map_rows(values_of, (views, real, own, partner), 2 * n_all)
+    return weighted_mean(values, real, axis_name) / 2
 
 
 def l2_normalise(x, epsilon=1e-12):
@@ -497,12 +558,10 @@ def nwj(a, b, weights, *, temperature=1.0, axis_name=None):
     f, so that the bound reads as written here. The product of marginals is estimated
     over all pairs of different rows.
     """
-
     a, b = l2_normalise(a), l2_normalise(b)
     joint = weighted_mean(jnp.sum(a * b, -1) / temperature, weights, axis_name)
-    others, real = gather_rows(b, axis_name), gather_rows(weights, axis_name)
-    n = len(a)
-    me = jnp.arange(n) + (0 if axis_name is None else lax.axis_index(axis_name) * n)
-    pairs = weights[:, None] * real * (jnp.arange(len(others))[None] != me[:, None])
-    product = weighted_mean(jnp.exp(a @ others.T / temperature), pairs, axis_name)
-    return -(1 + joint - product)
+
+    def ratio(cosine):
+        return jnp.exp(cosine / temperature)
+
+    return -(1 + joint - mean_over_pairs(ratio, a, b, weights, axis_name))

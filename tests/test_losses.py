@@ -339,6 +339,72 @@ def test_alignment_split_over_devices_is_the_unsplit_one(loss):
         close(part.mean(0), slope, 2e-6)
 
 
+# --- losses over pairs, in parts ------------------------------------------------------
+
+
+def sampled(a, b, weights, axis_name=None):
+    targets = jnp.where(weights > 0, jnp.arange(len(a)) % 5 + 1, 0)
+    negatives = jnp.arange(len(a) * 2).reshape(-1, 4) % 6 + 1  # of two tokens
+    settings = dict(kind="sampled", axis_name=axis_name)
+    return losses.sampled_losses(a, jnp.sin(b[:7]), targets, negatives, **settings)
+
+
+def uniformity(a, b, weights, axis_name=None):
+    return losses.uniformity(a * b, weights, axis_name)
+
+
+OVER_PAIRS = {
+    "infonce": NCE,
+    "nwj": losses.nwj,
+    "uniformity": uniformity,
+    "sampled": sampled,
+}
+over_pairs = pytest.mark.parametrize("loss", OVER_PAIRS.values(), ids=OVER_PAIRS)
+
+
+@over_pairs
+@pytest.mark.parametrize("at_once", [70, 1])
+def test_losses_in_parts_are_those_at_once(loss, at_once, monkeypatch):
+    views = normal(0, 14, 5), normal(1, 14, 5)
+    weights = np.array([1, 1, 0, 1, 1, 1, 1] * 2, np.float32)
+    slope = jax.value_and_grad(loss, (0, 1))
+    expected, slopes = slope(*views, weights)
+    monkeypatch.setattr(losses, "AT_ONCE", at_once)
+    found, in_parts = slope(*views, weights)
+    close(found, expected)
+    for mine, other in zip(in_parts, slopes, strict=True):
+        assert np.abs(other).max() > 1e-3
+        close(mine, other)
+
+
+def test_losses_in_parts_on_devices_are_those_of_the_whole(monkeypatch):
+    inputs, heads = normal(0, 4, 8, 6), (normal(1, 6, 5), normal(2, 6, 5))
+    weights = np.array([1, 1, 1, 0, 1, 1, 1, 1] * 4, np.float32)
+    weights[16:24] = 0
+
+    def total(heads, inputs, weights, axis_name=None):
+        views = inputs @ heads[0], jnp.tanh(inputs @ heads[1])
+        common = dict(axis_name=axis_name)
+        return losses.nwj(*views, weights, **common) + NCE(*views, weights, **common)
+
+    flat = inputs.reshape(32, 6), weights
+    whole = jax.jit(jax.value_and_grad(total))(heads, *flat)
+    monkeypatch.setattr(losses, "AT_ONCE", 100)  # parts of one and of three rows
+    values, slopes = over_devices(total)(heads, inputs, weights.reshape(4, 8))
+    close(values, np.full(4, whole[0]))
+    for part, slope in zip(slopes, whole[1], strict=True):
+        close(part.mean(0), slope)
+
+
+@over_pairs
+def test_all_pairs_never_exist_at_once(loss, monkeypatch):
+    monkeypatch.setattr(losses, "AT_ONCE", 2**13)
+    views = [jax.ShapeDtypeStruct((700, 16), jnp.float32)] * 2
+    weights = jax.ShapeDtypeStruct((700,), jnp.float32)
+    program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(*views, weights)
+    assert max(sizes_of(program.jaxpr)) < 700 * 700 / 20
+
+
 def test_unit_rows_have_length_one_and_zero_rows_a_finite_gradient():
     x = np.concatenate([normal(0, 2, 3), np.zeros((1, 3), np.float32)])
     close(
