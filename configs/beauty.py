@@ -1,9 +1,9 @@
 """Amazon Beauty 2014, 5-core: 22,363 users, 12,101 items, 198,502 reviews.
 
-python -m create_jax.main --config=configs/beauty.py[:METHOD]
+python -m create_jax.main --config=beauty[:METHOD]
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

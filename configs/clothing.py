@@ -1,9 +1,9 @@
 """Amazon Clothing 2014, 5-core: 39,387 users, 23,033 items, 278,677 reviews.
 
-python -m create_jax.main --config=configs/clothing.py[:METHOD]
+python -m create_jax.main --config=clothing[:METHOD]
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

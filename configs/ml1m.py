@@ -1,9 +1,9 @@
 """MovieLens 1M: 6,040 users, 3,706 items, 1,000,209 ratings, none filtered.
 
-python -m create_jax.main --config=configs/ml1m.py[:METHOD]
+python -m create_jax.main --config=ml1m[:METHOD]
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

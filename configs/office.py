@@ -1,9 +1,9 @@
 """Amazon Office Products 2014, 5-core: 4,905 users, 2,420 items, 53,258 reviews.
 
-python -m create_jax.main --config=configs/office.py[:METHOD]
+python -m create_jax.main --config=office[:METHOD]
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

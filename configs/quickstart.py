@@ -1,9 +1,9 @@
 """MovieTweetings 100K (inside the package, MIT): a minute or two on a laptop's CPU.
 
-python -m create_jax.main --config=configs/quickstart.py
+python -m create_jax.main --config=quickstart
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

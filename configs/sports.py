@@ -1,9 +1,9 @@
 """Amazon Sports and Outdoors 2014, 5-core: 35,598 users, 18,357 items, 296,337 reviews.
 
-python -m create_jax.main --config=configs/sports.py[:METHOD]
+python -m create_jax.main --config=sports[:METHOD]
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

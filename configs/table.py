@@ -1,12 +1,12 @@
 """Your own log: csv, tsv, any separator, JSON lines or Parquet, plain, .gz or .zst.
 
-python -m create_jax.main --config=configs/table.py --config.data.path=log.csv.gz
+python -m create_jax.main --config=table --config.data.path=log.csv.gz
 
 Say what your columns are called, here or on the command line:
 --config.data.table.columns.user=uid --config.data.table.columns.item=sku ...
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

@@ -1,11 +1,11 @@
 """Yambda-50M likes: 8,283 users, 181,304 tracks, 881,456 likes, none filtered.
 
-python -m create_jax.main --config=configs/yambda.py[:METHOD]
+python -m create_jax.main --config=yambda[:METHOD]
 
 Music is heard again: seen items stay in the ranking (protocol.md, point 6).
 """
 
-from configs import common
+from create_jax.configs import common
 
 
 def get_config(method: str | None = None):

@@ -1,5 +1,6 @@
-"""python -m create_jax.main --config=configs/beauty.py[:METHOD] [--mode=MODE] ..."""
+"""python -m create_jax.main --config=beauty[:METHOD] [--mode=MODE] ..."""
 
+import functools
 import json
 import os
 import sys
@@ -9,18 +10,31 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from create_jax import config_file
 from create_jax.errors import InputError
+
+
+class ConfigParser(flags.ArgumentParser):
+    """Of the flag --config: FILE or FILE:METHOD -> the config."""
+
+    def parse(self, argument):
+        return config_file.make(argument, {})
+
+    def flag_type(self):
+        return "config"
+
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "configs/NAME.py[:METHOD]; change any setting with --config.x.y=value. METHOD: "
+    "NAME[:METHOD] or FILE.py[:METHOD]; change any setting with --config.x.y=value. "
+    f"NAME: {', '.join(config_file.names())}. METHOD: "
     "create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, selfgnn, sasrec, "
     "bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd, "
     "random.",
-    lock_config=True,
 )
+FLAGS["config"].parser = ConfigParser()  # finds packaged names, and says more
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -47,9 +61,7 @@ def main(argv: list[str]) -> None:
             f"unexpected argument {argv[1]!r}; every option starts with --"
         )
     if _CONFIG.value is None:
-        raise InputError(
-            "--config is missing; for example --config=configs/quickstart.py"
-        )
+        raise InputError("--config is missing; for example --config=quickstart")
     if _SAVE.value and _MODE.value != "evaluate":
         raise InputError(
             f"--save goes with --mode=evaluate, found --mode={_MODE.value}; a trained "
@@ -64,34 +76,45 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     from create_jax import experiment, protocol, report, settings, tune
 
-    config = _CONFIG.value
+    config = config_for()
     settings.check(config)
     if _MODE.value == "describe":
         log = protocol.load(config)
         facts = protocol.describe(config, log, protocol.make_split(config, log))
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
-        runs = runs_of(config, [config.method])
+        runs = runs_of([config.method])
         again = experiment.evaluate_again
         report.show([again(c, workdir(c), _apart(_SAVE.value, c)) for c in runs])
     elif _MODE.value == "tune":
         tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
     else:
-        runs = runs_of(config, [config.method, *config.compare])
+        runs = runs_of([config.method, *config.compare])
         report.show([experiment.train_and_evaluate(c, workdir(c)) for c in runs])
         if config.example:
             experiment.show_example(runs[0], workdir(runs[0]))
 
 
-def runs_of(config, methods: list[str]) -> list:
-    """A config for each method and seed."""
+@functools.cache
+def config_for(method: str | None = None):
+    """The config of the command line for a method; None = for the one it names. Copy it
+    before you change it."""
+    flag = FLAGS["config"]
+    source = config_flags.get_config_filename(flag)
+    changes = config_flags.get_override_values(flag)
+    return config_file.make(source, changes, method)
+
+
+def runs_of(methods: list[str]) -> list:
+    """A config for each method, with its own defaults, and seed."""
     from create_jax import settings
 
     runs = []
-    for method in methods:
+    for method in dict.fromkeys(methods):
+        config = config_for(method)
         for seed in settings.seeds(config):
             runs.append(config.copy_and_resolve_references())
-            runs[-1].update(method=method, seed=seed)
+            runs[-1].seed = seed
             settings.check(runs[-1])
     return runs
 
@@ -110,7 +133,7 @@ def _apart(place: str | None, config) -> str:
     none is named."""
     if not place:
         return ""
-    method = "" if config.method == _CONFIG.value.method else f"-{config.method}"
+    method = "" if config.method == config_for().method else f"-{config.method}"
     seed = f"-{config.seed}" if config.seeds else ""
     return place + method + seed
 
@@ -118,10 +141,9 @@ def _apart(place: str | None, config) -> str:
 def parse_flags(argv: list[str]) -> list[str]:
     """Flags, where a mistake is an InputError in one line."""
     try:
-        rest = FLAGS(argv)
-        if _CONFIG.value is not None:
-            _CONFIG.value.method  # noqa: B018  a file that did not load says so here
-        return rest
+        return FLAGS(argv)
+    except InputError:
+        raise
     except Exception as error:  # config_flags raises many types for one kind of mistake
         text = " ".join(str(error).split())
         raise InputError(f"{text}; see python -m create_jax.main --help") from None

@@ -18,6 +18,23 @@ SEQUENCE_ONLY = ("sasrec", "bert4rec", "esasrec")
 JOINT = ("create", "create_pone", "create_uni", "bt_sr", "gsau", "mrgsrec", "selfgnn")
 OTHER_SYSTEMS = {"mrgsrec": mrgsrec, "selfgnn": selfgnn}  # not losses of CREATE
 METHODS = (*JOINT, *SEQUENCE_ONLY, *GRAPH_ONLY, *MODEL_FREE)
+# What makes a method the one of its name: with anything else it would be another.
+FIXED = {
+    "create_pone": {"graph.encoder": "signed"},
+    "create_uni": {"graph.encoder": "hypergraph"},
+    "bt_sr": {
+        "graph.encoder": "none",
+        "align.kind": "barlow_twins",
+        "align.partner": "same_target",
+    },
+    "gsau": {
+        "graph.encoder": "lightgcn",
+        "graph.lightgcn.loss": "alignment_uniformity",
+        "loss.local": "gsau",
+        "align.kind": "none",
+    },
+    **{name: system.FIXED for name, system in OTHER_SYSTEMS.items()},
+}
 
 ONE_OF = {
     "method": METHODS,
@@ -147,10 +164,9 @@ def check(config) -> None:
             "retrain.epochs", "scaled", "best, as there is no validation to scale"
         )
     propagated = "propagated" in (config.item_source.input, config.item_source.output)
-    if config.method in OTHER_SYSTEMS:
-        for key, only in OTHER_SYSTEMS[config.method].FIXED.items():
-            if value(key) != only:
-                raise _bad(key, value(key), f"{only}, for {config.method}")
+    for key, only in FIXED.get(config.method, {}).items():
+        if value(key) != only:
+            raise _bad(key, value(key), f"{only}, for {config.method}")
     if config.method == "mrgsrec" and config.graph.encoder == "none":
         raise _bad("graph.encoder", "none", "a graph, which mrgsrec fuses")
     own_graph = config.graph.encoder == "selfgnn"
@@ -221,9 +237,7 @@ def _aligns_views(config) -> bool:
 
 def _bad(key, found, expected):
     if key == "method":
-        return InputError(
-            f"unknown method {found!r} after the colon of --config; expected {expected}"
-        )
+        return InputError(f"unknown method {found!r}; expected {expected}")
     return InputError(
         f"config.{key} is {found!r}; expected {expected}; set it with --config.{key}="
     )

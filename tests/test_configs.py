@@ -1,24 +1,26 @@
 """Every config loads, passes its own checks, and its model takes shape."""
 
 import importlib
+import tomllib
 from pathlib import Path
 
 import jax
 import pytest
 
-from configs import common
-from create_jax import settings
+from create_jax import config_file, settings
+from create_jax.configs import common
 from create_jax.errors import InputError
 
+ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
     path.stem
-    for path in (Path(__file__).parent.parent / "configs").glob("*.py")
+    for path in (ROOT / "configs").glob("*.py")
     if path.stem not in ("__init__", "common")
 )
 
 
 def get_config(name, method=None):
-    return importlib.import_module(f"configs.{name}").get_config(method)
+    return importlib.import_module(f"create_jax.configs.{name}").get_config(method)
 
 
 @pytest.mark.parametrize("method", settings.METHODS)
@@ -81,3 +83,103 @@ def test_what_is_no_seed_is_refused(given):
     config.seeds = given
     with pytest.raises(InputError, match="config.seeds is"):
         settings.check(config)
+
+
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_a_method_is_not_a_label(method):
+    expected = get_config("beauty", method).to_dict()
+    for found in (
+        config_file.make(f"beauty:{method}", {}),
+        config_file.make("beauty", {"method": method}),  # by --config.method
+        config_file.make("beauty:svd", {"method": method}),
+        config_file.make("beauty", {}, method),  # by compare
+        config_file.make(f"{ROOT}/configs/beauty.py", {}, method),
+    ):
+        assert found.to_dict() == expected
+
+
+def test_the_command_line_has_the_last_word_for_every_method():
+    changes = {"train.patience": 7, "seq.dropout": 0.2, "compare": ("bert4rec",)}
+    config = config_file.make("beauty:create", changes, "bert4rec")
+    assert (config.train.patience, config.seq.dropout) == (7, 0.2)
+    assert config.seq.heads == 2  # bert4rec's own
+    assert config_file.make("beauty", changes | {"method": "gsau"}).method == "gsau"
+
+
+OTHERWISE = {
+    "create_pone": ("graph.encoder", "hypergraph"),
+    "create_uni": ("graph.encoder", "signed"),
+    "bt_sr": ("align.kind", "infonce"),
+    "gsau": ("loss.local", "ce"),
+    "mrgsrec": ("align.positions", "last"),
+    "selfgnn": ("loss.local", "bce"),
+}
+
+
+@pytest.mark.parametrize("method", settings.FIXED)
+def test_what_defines_a_method_cannot_be_contradicted(method):
+    key, value = OTHERWISE[method]
+    config = config_file.make("table", {key: value}, method)
+    with pytest.raises(InputError, match=f"config.{key} is '{value}'; .*for {method}"):
+        settings.check(config)
+
+
+def test_a_config_of_one_method_is_of_no_other(tmp_path):
+    best = tmp_path / "best.py"
+    whole = common.get_config("sasrec").to_dict()
+    del whole["loss"]["whole_items"]  # written before this setting was there
+    best.write_text(
+        "from ml_collections import ConfigDict\n\n"
+        f"def get_config():\n    return ConfigDict({whole})\n"
+    )
+    for source in (f"{best}", f"{best}:sasrec"):
+        config = config_file.make(source, {"seq.blocks": 3})
+        assert (config.method, config.seq.blocks) == ("sasrec", 3)
+        assert config.loss.whole_items == common.get_config().loss.whole_items
+    for call in (
+        lambda: config_file.make(f"{best}:gsau", {}),
+        lambda: config_file.make(f"{best}", {"method": "gsau"}),
+        lambda: config_file.make(f"{best}", {}, "gsau"),
+    ):
+        with pytest.raises(InputError, match="best.py is a config of sasrec and has"):
+            call()
+
+
+BROKEN = {
+    "def get_config(method=None):\n    return 1 / 0": "mine.py:2: ZeroDivisionError",
+    "def get_config(:": "mine.py: SyntaxError: invalid syntax (mine.py, line 1)",
+    "": "mine.py: AttributeError",
+    "def get_config(method=None): pass": "get_config returned NoneType; expected",
+    "from configs.nothing import common": "mine.py:1: ModuleNotFoundError: No module",
+    "from create_jax.configs import common\n"
+    "def get_config(method=None): return common.get_config()": "does not pass the",
+    "raise ValueError('so much ' * 900)": "mine.py:1: ValueError: so much",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_config_file_that_does_not_work_is_one_line(tmp_path, monkeypatch, text):
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        config_file.make("mine.py:gsau", {})
+    assert BROKEN[text] in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) <= 500
+
+
+def test_a_packaged_config_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_file.names() == CONFIGS
+    for name in CONFIGS:
+        assert config_file.make(name, {}).to_dict() == get_config(name).to_dict()
+    with pytest.raises(InputError, match="nothing: no config file .* one of beauty, "):
+        config_file.make("nothing:sasrec", {})
+
+
+def test_a_wheel_has_every_package_and_the_configs_inside():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        setup = tomllib.load(file)["tool"]["setuptools"]
+    folders = {path.parent for path in (ROOT / "create_jax").rglob("*.*")}
+    folders = {path.relative_to(ROOT) for path in folders if "__" not in path.name}
+    assert {".".join(path.parts) for path in folders} == set(setup["packages"])
+    assert setup["package-dir"] == {"create_jax.configs": "configs"}

@@ -29,6 +29,17 @@ def in_child(folder, arguments):
     main.run()
 
 
+def in_child_untrained(folder, arguments):
+    """The command, which prints what it would train: [workdir, config] a line."""
+    from create_jax import experiment, report
+
+    def show(config, workdir):
+        print(json.dumps([workdir, config.to_dict()]))
+
+    experiment.train_and_evaluate, report.show = show, len
+    in_child(folder, arguments)
+
+
 @pytest.fixture(scope="module")
 def fork():
     """Processes with fresh flags, forked from one that has JAX imported already."""
@@ -44,8 +55,8 @@ def command(tmp_path, fork, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
 
-    def run(*arguments):
-        child = fork(target=in_child, args=(folder, arguments))
+    def run(*arguments, target=in_child):
+        child = fork(target=target, args=(folder, arguments))
         child.start()
         child.join(60)
         texts = [Path(f"{folder}.{name}") for name in ("out", "err")]
@@ -276,3 +287,29 @@ def test_another_config_or_other_data_is_refused(command):
     table("log.csv", [*LOG, "3,1,50"])
     code, _, err = command(*run)
     assert code == 2 and "other data" in err
+
+
+def test_methods_to_compare_have_their_own_defaults(command):
+    arguments = [config("beauty") + ":svd", "--config.compare=('gsau', 'lightgcn')"]
+    arguments += ["--config.seeds=3,4", "--config.train.batch=64"]
+    code, out, err = command(*arguments, target=in_child_untrained)
+    assert code == 0, err
+    runs = dict(map(json.loads, out.splitlines()))
+    names = [f"{m}-{s}" for m in ("svd", "gsau", "lightgcn") for s in (3, 4)]
+    assert list(runs) == [f"runs/beauty-{name}" for name in names]
+    gsau, lightgcn = runs["runs/beauty-gsau-4"], runs["runs/beauty-lightgcn-3"]
+    assert (gsau["graph"]["encoder"], gsau["loss"]["local"]) == ("lightgcn", "gsau")
+    assert (gsau["method"], gsau["seed"]) == ("gsau", 4)
+    assert lightgcn["train"]["patience"] == 50
+    assert {run["train"]["batch"] for run in runs.values()} == {64}
+
+
+def test_what_would_be_another_method_is_refused(command):
+    for arguments in (
+        ["--config=table:gsau", "--config.loss.local=ce"],
+        ["--config=table", "--config.method=gsau", "--config.loss.local=ce"],
+        ["--config=table", "--config.compare=gsau", "--config.loss.local=ce"],
+    ):
+        code, out, err = command(*arguments, table("log.csv"))
+        assert code == 2 and out == ""
+        assert "config.loss.local is 'ce'; expected gsau, for gsau" in err

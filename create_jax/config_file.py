@@ -1,0 +1,103 @@
+"""Config files: found by path or by name, and made for any method."""
+
+import importlib
+import inspect
+import pkgutil
+import textwrap
+import traceback
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from create_jax import configs
+from create_jax.configs import common
+from create_jax.errors import InputError
+
+
+def names() -> list[str]:
+    """The packaged configs, which `--config=NAME` finds from anywhere."""
+    found = (module.name for module in pkgutil.iter_modules(configs.__path__))
+    return [name for name in found if name != "common"]
+
+
+def make(source: str, changes: dict, method: str | None = None) -> ConfigDict:
+    """The config of a file for a method, with its own defaults, and changes on top.
+
+    Args:
+      source: FILE or FILE:METHOD, as in --config. FILE is a path or one of `names()`.
+      changes: what the command line says, by dotted names.
+      method: of the config; None = that of `changes`, or else that of `source`.
+
+    Raises:
+      InputError: the file cannot be loaded, or has no config of that method.
+    """
+    file, _, named = source.partition(":")
+    method = method or changes.get("method") or named or None
+    config = load(file, method)
+    config.update_from_flattened_dict(changes | {"method": config.method})
+    return config
+
+
+def load(file: str, method: str | None = None) -> ConfigDict:
+    """What the `get_config` of a file returns for a method, locked; None = its own
+    choice. Settings that the file does not have get their defaults."""
+    try:
+        get_config = _import(file).get_config
+        takes_method = bool(inspect.signature(get_config).parameters)
+        config = get_config(method) if method and takes_method else get_config()
+    except InputError:
+        raise
+    except Exception as error:  # a user's file may raise anything
+        raise InputError(_describe(file, error)) from None
+    if not isinstance(config, ConfigDict) or "method" not in config:
+        raise InputError(
+            f"{file}: get_config returned {type(config).__name__}; expected the "
+            "ConfigDict of common.get_config(method)"
+        )
+    if method and config.method != method:
+        reason = "its get_config takes no method"
+        if takes_method:
+            reason = "its get_config does not pass the method to common.get_config"
+        raise InputError(
+            f"{file} is a config of {config.method} and has none of {method} "
+            f"({reason}); run {method} with a config of its own"
+        )
+    with config.unlocked():
+        _fill(config, common.get_config(config.method))
+    return config.lock()
+
+
+def _import(file: str) -> ModuleType:
+    if file in names():
+        return importlib.import_module(f"create_jax.configs.{file}")
+    loader = SourceFileLoader("config_file", file)
+    module = ModuleType(loader.name)
+    loader.exec_module(module)
+    return module
+
+
+def _describe(file: str, error: Exception) -> str:
+    """One line: where in the file, and what."""
+    if isinstance(error, OSError) and error.filename == file:
+        return (
+            f"{file}: no config file here ({error.strerror}); expected one of "
+            f"{', '.join(names())}, or the path of a file"
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    where = f"{file}:{lines[-1]}" if lines else file
+    hint = ""
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+        hint = "; write `from create_jax.configs import common`"
+    text = textwrap.shorten(str(error), 300, placeholder=" ...")
+    return f"{where}: {type(error).__name__}: {text}{hint}"
+
+
+def _fill(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Adds the settings that a file from before them does not have."""
+    for key, value in defaults.items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[key], ConfigDict):
+            _fill(config[key], value)
