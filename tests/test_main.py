@@ -283,10 +283,22 @@ def test_another_config_or_other_data_is_refused(command):
     assert code == 0 and "ndcg@10" in out, err
     code, _, err = command(*run, "--config.split.q_test=0.7")
     assert code == 2 and "split.q_test was 0.8, is 0.7" in err
-    Path("run/result.json").unlink()
     table("log.csv", [*LOG, "3,1,50"])
+    code, out, err = command(*run)
+    assert (code, out) == (2, "") and "other data" in err
+    Path("run/result.json").unlink()
     code, _, err = command(*run)
     assert code == 2 and "other data" in err
+
+
+def test_no_mean_goes_over_two_logs(command):
+    run = [config("table") + ":random", table("log.csv"), "--workdir=run"]
+    code, out, err = command(*run, "--config.seeds=0,1")
+    assert code == 0 and "±" in out, err
+    table("log.csv", [*LOG, "3,1,50"])
+    code, out, err = command(*run, "--config.seeds=0,1,2")
+    assert (code, out) == (2, "") and "other data" in err
+    assert not Path("run-2").exists()
 
 
 def test_methods_to_compare_have_their_own_defaults(command):
