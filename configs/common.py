@@ -178,7 +178,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "patience": 10,  # validations without a better one
                 "chunk": 64,  # most steps of one dispatch
             },
-            "retrain": {"epochs": "best"},  # scaled: as many steps; none (28)
+            "retrain": {"epochs": "best"},  # scaled: as many steps a phase; none (28)
             "optim": {"lr": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": 0.0},
             # --mode=tune: (setting, "log", low, high), "uniform", "integer" likewise,
             # or (setting, "choice", value, ...); the first trial is the config itself.

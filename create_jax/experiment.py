@@ -156,10 +156,10 @@ def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
     chosen = fit(run, "select", phases, split.train, split.valid)
     if retrain == "none":
         return chosen, chosen.progress
-    epochs = chosen.progress["best_epoch"]
+    share = 1.0
     if retrain == "scaled":
-        epochs *= len(split.train.users) / len(split.refit.users)
-    short = _shorten(phases, max(1, round(epochs)))
+        share = len(split.train.users) / len(split.refit.users)
+    short = shorten(phases, chosen.progress["best_epoch"], share)
     return fit(run, "refit", short, split.refit, None), chosen.progress
 
 
@@ -220,13 +220,15 @@ def _ranker(opened: Opened, fitted: Fitted | None, candidates, top_k: int = 0):
     )
 
 
-def _shorten(phases, epochs: int):
-    """The phases up to that many epochs in all, warm-up included."""
+def shorten(phases, epochs: int, share: float = 1.0) -> list:
+    """The phases up to `epochs` in all, warm-up included, and of each that share of its
+    epochs, at least one."""
     short = []
     for phase in phases:
-        length = min(phase.epochs, epochs - sum(p.epochs for p in short))
-        if length > 0:
-            short.append(phase._replace(epochs=length))
+        length = min(phase.epochs, epochs)
+        epochs -= length
+        if length:
+            short.append(phase._replace(epochs=max(1, round(share * length))))
     return short
 
 

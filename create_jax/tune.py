@@ -229,12 +229,12 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
     if not study.get_trials(deepcopy=False, states=[states.COMPLETE]):
         raise InputError(f"{directory}: no trial has ended; others work on them still")
     best, by = study.best_trial, config.eval.select_by
-    before = sum(phase.epochs for phase in settings.make_phases(config)[:-1])
-    epochs = max(1, best.user_attrs["best_epoch"] - before)
     chosen = {one.key: best.params[one.key] for one in space}
     final = config.copy_and_resolve_references()
     with final.unlocked():
         final.update_from_flattened_dict(chosen)
+    before = sum(phase.epochs for phase in settings.make_phases(final)[:-1])
+    epochs = best.user_attrs["best_epoch"] - before
     ended = [t for t in study.trials if t.state.is_finished()]
     about = (
         f"{config.data.name}, {config.method}: trial {best.number} of {len(ended)}, "

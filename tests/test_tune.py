@@ -105,6 +105,22 @@ def test_the_epochs_told_are_those_after_warm_up(config, trained, tmp_path):
     assert "--config.train.epochs=5\n" in path.read_text()
 
 
+def test_a_warm_up_that_was_tuned_is_that_of_the_best_trial(
+    config, monkeypatch, tmp_path
+):
+    def fit(run, *_, should_end):
+        warmup = run.config.warmup.epochs
+        progress = {"best_epoch": warmup + 4, "best_score": warmup / 100}
+        return SimpleNamespace(progress=progress | {"ended_early": False})
+
+    monkeypatch.setattr(train, "fit", fit)
+    config.method, config.tune.trials, config.warmup.epochs = "create", 3, 10
+    config.tune.space = (("warmup.epochs", "choice", 10, 30),)
+    path = tune.tune(config, str(tmp_path / "study"))
+    assert load(path).warmup.epochs == 30
+    assert "--config.train.epochs=4\n" in path.read_text()
+
+
 def test_a_killed_trial_is_continued_with_its_settings(config, monkeypatch, tmp_path):
     calls = []
 
