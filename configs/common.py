@@ -44,7 +44,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             "split": {
                 "kind": "global_temporal",  # or leave_one_out
                 "q_test": 0.8,  # quantile of all times that ends training
-                "validation": "by_time",  # last_train_item, by_user, none
+                # by_time, last_train_item, by_user, none. auto: by_time, or
+                # last_train_item with leave_one_out, which has no other.
+                "validation": "auto",
                 "q_val": 0.9,  # the same inside the training rows
                 "ties": "file",  # rows of one user at one time: file order, or random
                 "seed": 0,  # of all that is random in the split
@@ -228,4 +230,5 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
         config.train.patience = 50
     elif method in ("lightgcn", "ultragcn", "signed", "hypergraph"):
         config.train.patience = 50
+        config.tune.space = config.tune.space[:1]  # they have no dropout
     return config

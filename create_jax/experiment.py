@@ -18,6 +18,7 @@ from create_jax.data.splits import Split
 from create_jax.errors import InputError
 from create_jax.models import svd
 from create_jax.train import Fitted, Run, fit, say
+from create_jax.unread import unread
 from create_jax.writers import JsonLines, check_writable, read_json, write_json
 
 # Settings that may differ when a run continues: they change no number.
@@ -353,11 +354,17 @@ def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
     started = read_json(directory / "config.json")
     if started is None:
         return
-    old, new = settings.flatten(started["config"]), settings.flatten(config.to_dict())
+    old, new = (
+        settings.meant(settings.flatten(tree))
+        for tree in (started["config"], config.to_dict())
+    )
+    without_effect = unread(new)
     differ = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(free)
+        if old.get(key) != new.get(key)
+        and key not in without_effect
+        and not key.startswith(free)
     ]
     if differ:
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""

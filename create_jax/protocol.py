@@ -71,7 +71,7 @@ def make_split(config, log: Interactions) -> Split:
         quantiles = {"q_test": split.q_test, "q_val": split.q_val}
     return SPLITS[kind](
         log,
-        validation=split.validation,
+        validation=splits.validation_of(kind, split.validation),
         target=rules.target,
         seed=split.seed,
         cold_items=rules.cold_items,
@@ -87,7 +87,23 @@ def stamp(config) -> dict:
     rules = {k: v for k, v in rules.items() if k not in ("batch", "every")}
     data = config.data
     filters = {"k_core": data.k_core, "drop_repeats": data.drop_repeats}
-    return {**config.split.to_dict(), **rules, **filters}
+    return as_done({**config.split.to_dict(), **rules, **filters})
+
+
+def as_done(stamp: dict) -> dict:
+    """A stamp that says what was done and nothing that had no effect; of results from
+    before too, which carried both."""
+    done, kind = dict(stamp), stamp["kind"]
+    if "validation" in stamp:
+        done["validation"] = splits.validation_of(kind, stamp["validation"])
+        if kind == "leave_one_out" and done["validation"] != "none":
+            done["validation"] = "last_train_item"  # whatever was asked for
+    without = {
+        "q_test": kind == "leave_one_out",
+        "q_val": done.get("validation") != "by_time",
+        "select_by": done.get("validation") == "none",
+    }
+    return {key: value for key, value in done.items() if not without.get(key)}
 
 
 def describe(config, log: Interactions, split: Split) -> dict:

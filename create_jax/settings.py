@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from create_jax.data.splits import TARGETS, VALIDATIONS
+from create_jax.data.splits import TARGETS, VALIDATIONS, validation_of
 from create_jax.errors import InputError
 from create_jax.models import create, mrgsrec, selfgnn
 from create_jax.steps import Phase
@@ -40,7 +40,7 @@ ONE_OF = {
     "method": METHODS,
     "data.loader": ("amazon", "movielens", "movietweetings", "yambda", "table"),
     "split.kind": ("global_temporal", "leave_one_out"),
-    "split.validation": VALIDATIONS,
+    "split.validation": ("auto", *VALIDATIONS["global_temporal"]),
     "split.ties": ("file", "random"),
     "eval.target": TARGETS,
     "eval.cold_items": ("drop", "keep_as_miss"),
@@ -121,6 +121,16 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
+def meant(flat: dict) -> dict:
+    """Flat settings as runs are compared by them: `split.validation` as what is done,
+    which leave_one_out once did whatever it was asked for."""
+    kind, validation = flat.get("split.kind"), flat.get("split.validation")
+    if validation in (None, "none"):
+        return flat
+    validation = "auto" if kind == "leave_one_out" else validation
+    return flat | {"split.validation": validation_of(kind, validation)}
+
+
 def check(config) -> None:
     """Raises InputError for the first setting that cannot work."""
     value = partial(read, config)
@@ -163,6 +173,7 @@ def check(config) -> None:
         raise _bad(
             "retrain.epochs", "scaled", "best, as there is no validation to scale"
         )
+    _check_validation(config)
     propagated = "propagated" in (config.item_source.input, config.item_source.output)
     for key, only in FIXED.get(config.method, {}).items():
         if value(key) != only:
@@ -192,6 +203,33 @@ def check(config) -> None:
                 f"{' and '.join(needs)} needs real times; use "
                 "--config.split.kind=leave_one_out and a graph without times"
             )
+
+
+def _check_validation(config) -> None:
+    """Refuses what a split cannot do, and a selection on users who are not trained."""
+    kind, validation = config.split.kind, config.split.validation
+    possible = ("auto", *VALIDATIONS[kind])
+    if validation not in possible:
+        expected = f"one of {', '.join(possible)}, with split.kind={kind}"
+        raise _bad("split.validation", validation, expected)
+    if validation != "by_user":
+        return
+    by_row = config.method in (*GRAPH_ONLY, *OTHER_SYSTEMS)
+    if by_row or (config.method == "svd" and config.svd.history == "train"):
+        raise _bad(
+            "split.validation",
+            validation,
+            f"by_time or last_train_item: {config.method} ranks by a trained row of "
+            "each user, and by_user trains none of those it asks",
+        )
+    warms_up = config.method in JOINT and config.graph.encoder != "none"
+    if warms_up and config.warmup.epochs and config.warmup.eval == "graph":
+        raise _bad(
+            "warmup.eval",
+            "graph",
+            "sequential with split.validation=by_user, which trains no row of the "
+            "users it asks",
+        )
 
 
 def seeds(config) -> list[int]:

@@ -19,9 +19,17 @@ import jax
 from create_jax import experiment, settings, train
 from create_jax.errors import InputError
 from create_jax.train import say
+from create_jax.unread import unread
 from create_jax.writers import JsonLines, check_writable, write_text
 
 KINDS = ("log", "uniform", "integer", "choice")
+
+
+# What a study has for all its trials: the data, the questions, the method.
+NOT_OF_A_TRIAL = (
+    *("method", "seed", "compare", "example", "data.", "split.", "eval.", "tune."),
+    *("checkpoint.", "retrain."),
+)
 
 
 class Dimension(NamedTuple):
@@ -35,30 +43,45 @@ class Dimension(NamedTuple):
 
 def make_space(config) -> list[Dimension]:
     """The dimensions of `config.tune.space`; InputError for one that is wrong."""
-    space = []
-    for entry in config.tune.space:
-        text = f"config.tune.space has {entry!r}; expected "
-        if not isinstance(entry, tuple | list) or len(entry) < 3:
-            raise InputError(f"{text}(setting, kind, low, high) or (.., 'choice', ..)")
-        key, kind, *values = entry
-        if kind not in KINDS:
-            raise InputError(f"{text}a kind out of {', '.join(KINDS)}")
-        try:
-            start = settings.read(config, key)
-        except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{text}the name of a setting first") from None
-        ends = kind != "choice"
-        if ends and (len(values) != 2 or not values[0] < values[1]):
-            raise InputError(f"{text}a low and a higher end")
-        if kind == "log" and values[0] <= 0:
-            raise InputError(f"{text}ends above 0")
-        inside = values[0] <= start <= values[1] if ends else start in values
-        if not inside:
-            raise InputError(f"{text}{start!r} in it, the config's own and first trial")
-        space.append(Dimension(key, kind, tuple(values)))
+    flat = settings.flatten(config.to_dict())
+    space = [_dimension(flat, entry) for entry in config.tune.space]
     if not space:
         raise InputError("config.tune.space is empty; expected settings to choose")
+    tried = [flat | {one.key: value} for one in space for value in one.values]
+    without_effect = set.intersection(*map(unread, tried))
+    for one in space:
+        if one.key in without_effect:
+            raise InputError(
+                f"config.tune.space has {one.key}, which {config.method} does not read "
+                "under the other settings; set --config.tune.space without it"
+            )
     return space
+
+
+def _dimension(flat: dict, entry) -> Dimension:
+    text = f"config.tune.space has {entry!r}; expected "
+    if not isinstance(entry, tuple | list) or len(entry) < 3:
+        raise InputError(f"{text}(setting, kind, low, high) or (.., 'choice', ..)")
+    key, kind, *values = entry
+    if kind not in KINDS:
+        raise InputError(f"{text}a kind out of {', '.join(KINDS)}")
+    if key not in flat:
+        raise InputError(f"{text}the name of a setting first")
+    if key.startswith(NOT_OF_A_TRIAL):
+        raise InputError(f"{text}another setting: all trials of a study share this one")
+    start, ends = flat[key], kind != "choice"
+    if ends:
+        numbers = [type(value) in (int, float) for value in (start, *values)]
+        if not all(numbers) or (isinstance(start, int) and kind != "integer"):
+            raise InputError(f"{text}the kind and numbers of a setting like {start!r}")
+        if len(values) != 2 or not values[0] < values[1]:
+            raise InputError(f"{text}a low and a higher end")
+    if kind == "log" and values[0] <= 0:
+        raise InputError(f"{text}ends above 0")
+    inside = values[0] <= start <= values[1] if ends else start in values
+    if not inside:
+        raise InputError(f"{text}{start!r} in it, the config's own and first trial")
+    return Dimension(key, kind, tuple(values))
 
 
 def tune(config, workdir: str) -> Path:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import table
-from create_jax import train, tune
+from create_jax import settings, train, tune
+from create_jax.configs import table
 from create_jax.errors import InputError
 
 optuna = pytest.importorskip("optuna", reason="the extra `tune` is not installed")
@@ -192,6 +192,17 @@ def test_settings_that_fail_do_not_end_a_study(config, trained, tmp_path, monkey
         (("optim.lr", "log", 0.0, 1e-2), "ends above 0"),
         (("optim.lr", "uniform", 1.0, 0.5), "a low and a higher end"),
         (("optim.lr", "uniform", 0.1, 0.5), "0.001 in it"),
+        (("optim.lr", "uniform", "a", "b"), "the kind and numbers of a setting like"),
+        (("optim", "uniform", 0.1, 0.5), "the name of a setting"),
+        (("seq.blocks", "uniform", 1, 4), "the kind and numbers of a setting like 2"),
+        (("seq.encoder", "log", 1, 4), "the kind and numbers of a setting like 'sas"),
+        (("split.q_val", "uniform", 0.5, 0.95), "all trials of a study share"),
+        (("eval.history", "choice", "full", "train"), "all trials of a study share"),
+        (("seed", "integer", 0, 9), "all trials of a study share"),
+        (("method", "choice", "sasrec", "gsau"), "all trials of a study share"),
+        (("retrain.epochs", "choice", "best", "none"), "all trials of a study share"),
+        (("loss.w_bt", "log", 0.01, 1.0), "which sasrec does not read"),
+        (("train.mask", "uniform", 0.1, 0.9), "which sasrec does not read"),
         ("optim.lr", "(setting, kind, low, high)"),
     ],
 )
@@ -236,3 +247,19 @@ def test_a_trial_taken_between_question_and_lock_is_the_others(
     monkeypatch.setattr(tune, "_lock", first_is_taken)
     tune.tune(config, str(tmp_path / "study"))
     assert [name for name, *_ in trained] == ["trial-0001", "trial-0002"]
+
+
+def test_what_another_dimension_turns_on_may_be_tuned(config):
+    choice = ("loss.local", "choice", "ce", "bce")
+    negatives = ("loss.negatives", "integer", 16, 512)
+    config.tune.space = (choice, negatives)
+    assert [one.key for one in tune.make_space(config)] == ["loss.local", negatives[0]]
+    config.tune.space = (negatives,)
+    with pytest.raises(InputError, match="loss.negatives, which sasrec does not read"):
+        tune.make_space(config)
+
+
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_every_method_reads_the_space_of_its_config(method):
+    if method not in settings.MODEL_FREE:
+        assert tune.make_space(table.get_config(method))

@@ -12,7 +12,11 @@ from create_jax.data.interactions import Interactions, take
 from create_jax.errors import InputError
 
 TARGETS = ("last", "first", "random", "successive", "all")
-VALIDATIONS = ("by_time", "last_train_item", "by_user", "none")
+# Of each kind of split; the first is what `auto` does.
+VALIDATIONS = {
+    "global_temporal": ("by_time", "last_train_item", "by_user", "none"),
+    "leave_one_out": ("last_train_item", "none"),
+}
 
 
 class Holdout(NamedTuple):
@@ -51,6 +55,11 @@ class Split(NamedTuple):
     refit: Interactions
     test: dict[str, Holdout]
     facts: dict
+
+
+def validation_of(kind: str, validation: str) -> str:
+    """The validation that is done where `auto` is asked for."""
+    return VALIDATIONS[kind][0] if validation == "auto" else validation
 
 
 def known_items(log: Interactions) -> np.ndarray:
@@ -165,7 +174,8 @@ def global_temporal(
 def leave_one_out(
     log: Interactions, *, validation: str, target: str, seed: int, **rules
 ) -> Split:
-    """The last row of each user tests, the last but one validates, the rest trains.
+    """The last row of each user tests, the last but one validates (unless validation is
+    `none`), the rest trains.
 
     Users with fewer than three rows only train. The bridge to the literature; training
     rows may be later than test rows, so its numbers say nothing about the future.

@@ -1,0 +1,122 @@
+"""Which settings have no effect on a run, because of others.
+
+Whoever sets one of these on the command line is told, a study may not tune them, and a
+run may continue with other values of them.
+"""
+
+from create_jax.settings import GRAPH_ONLY, JOINT, MODEL_FREE, SEQUENCE_ONLY
+
+# Choices of what runs: where nothing reads one, another system was meant.
+CHOICES = (
+    *("seq.encoder", "graph.encoder", "align.kind", "loss.local"),
+    *("item_source.input", "item_source.output"),
+)
+# Beginnings of names that a method never reads.
+BY_METHOD = {
+    MODEL_FREE: (
+        *("model.", "seq.", "graph.", "item_source.", "align.", "loss.", "mrgsrec."),
+        *("warmup.", "train.", "retrain.", "optim."),
+    ),
+    GRAPH_ONLY: (
+        *("seq.", "item_source.", "align.", "loss.", "mrgsrec.", "warmup."),
+        *("graph.encoder", "graph.batch_source", "train.batch", "train.mask"),
+    ),
+    SEQUENCE_ONLY: (
+        *("seq.encoder", "graph.", "item_source.", "align.", "mrgsrec.", "warmup."),
+        *("model.user_std", "loss.w_global", "loss.w_fused", "loss.w_bt"),
+    ),
+    JOINT: (),
+}
+
+
+def unread(flat: dict) -> set[str]:
+    """Of the settings of a flat config, those that change no number of its run.
+
+    Settings that nobody would set by mistake may be missing.
+    """
+    method = flat["method"]
+    off = [names for methods, names in BY_METHOD.items() if method in methods]
+    off = [*off[0], *_data_and_selection(flat)]
+    if method != "svd":
+        off.append("svd.")
+    if method not in MODEL_FREE:
+        off += _graph(flat)
+    if method in (*SEQUENCE_ONLY, *JOINT):
+        off += _losses(flat)
+    if method in JOINT:
+        off += _joint(flat)
+    kept = set()
+    if method in JOINT:  # a choice of `none` turns off all beside it, and not itself
+        kept = {key for key in CHOICES if key not in off}
+    if method in (*SEQUENCE_ONLY, *JOINT):  # there all the same, in the checkpoints
+        kept.add("align.projector_dims")
+    return {key for key in flat if key.startswith(tuple(off)) and key not in kept}
+
+
+def _data_and_selection(flat: dict) -> list[str]:
+    off = []
+    if flat["data.loader"] != "table":
+        off += [f"data.table.{name}" for name in ("format", "separator", "header")]
+        off += ["data.table.columns.", "data.table.time_unit"]
+    if flat["split.kind"] == "leave_one_out":
+        off += ["split.q_test", "split.q_val"]
+    if flat["split.validation"] not in ("auto", "by_time"):
+        off.append("split.q_val")
+    if flat["split.validation"] == "none":
+        off += ["eval.select_by", "eval.every", "train.patience", "retrain."]
+    return off
+
+
+def _graph(flat: dict) -> list[str]:
+    """The sections of other graph encoders."""
+    own = flat["method"] if flat["method"] in GRAPH_ONLY else flat["graph.encoder"]
+    off = [f"graph.{name}." for name in (*GRAPH_ONLY, "selfgnn") if name != own]
+    if flat["graph.lightgcn.loss"] != "alignment_uniformity":
+        off.append("graph.lightgcn.gamma")
+    return off
+
+
+def _losses(flat: dict) -> list[str]:
+    kind = flat["loss.local"]
+    off = [f"loss.{name}." for name in ("gsau", "sce") if name != kind]
+    if kind != "gbce":
+        off.append("loss.gbce_t")
+    if kind not in ("sampled", "gbce", "bce"):
+        off += ["loss.negatives", "loss.shared_negatives"]
+    if _encoder(flat) in ("sasrec", "esasrec", "mrgsrec", "selfgnn"):
+        off.append("train.mask")
+    return off
+
+
+def _joint(flat: dict) -> list[str]:
+    off = []
+    if flat["method"] != "mrgsrec":
+        off += ["mrgsrec.", "loss.w_fused"]
+    views = flat["align.partner"] == "same_target"
+    if flat["graph.encoder"] == "none":
+        off += ["graph.batch", "graph.last_", "graph.reduce", "warmup."]
+        off += ["model.user_std", "loss.w_global"]
+        off += [] if views else ["align.kind", "align.", "loss.w_bt"]
+    if flat["align.kind"] == "none":
+        return [*off, "align.", "loss.w_bt"]
+    of_kind = {
+        "align.bt.": ("barlow_twins",),
+        "align.vicreg.": ("vicreg",),
+        "align.temperature": ("infonce", "nwj"),
+    }
+    off += [key for key, kinds in of_kind.items() if flat["align.kind"] not in kinds]
+    if views:
+        off += [f"align.{x}" for x in ("positions", "user_source", "stop_grad")]
+    if views or flat["graph.encoder"] != "signed":
+        off.append("align.orthogonality")
+    if views or _encoder(flat) in ("sasrec", "esasrec", "mrgsrec", "selfgnn"):
+        off.append("align.bert_state")
+    if not flat["warmup.epochs"]:
+        off += ["warmup.reset_optimizer", "warmup.eval"]
+    return off
+
+
+def _encoder(flat: dict) -> str:
+    """The name of the sequence encoder."""
+    own = flat["method"] in (*SEQUENCE_ONLY, "mrgsrec", "selfgnn")
+    return flat["method"] if own else flat["seq.encoder"]

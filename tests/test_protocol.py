@@ -1,0 +1,72 @@
+"""What is stamped on a result was done, and what a split cannot do is refused."""
+
+import pytest
+
+from create_jax import config_file, protocol, settings
+from create_jax.errors import InputError
+
+
+def make(changes, method=None):
+    config = config_file.make("table", changes, method)
+    settings.check(config)
+    return config
+
+
+LOO = {"split.kind": "leave_one_out"}
+
+
+@pytest.mark.parametrize(
+    "changes, validation, without",
+    [
+        ({}, "by_time", set()),
+        (LOO, "last_train_item", {"q_test", "q_val"}),
+        ({**LOO, "split.validation": "none"}, "none", {"q_test", "q_val", "select_by"}),
+        ({"split.validation": "none"}, "none", {"q_val", "select_by"}),
+        ({"split.validation": "last_train_item"}, "last_train_item", {"q_val"}),
+    ],
+)
+def test_a_stamp_says_what_was_done(changes, validation, without):
+    config = make(changes)
+    stamp = protocol.stamp(config)
+    assert stamp["validation"] == validation
+    whole = {*config.split, *config.eval, "k_core", "drop_repeats"} - {"batch", "every"}
+    assert stamp.keys() == whole - without
+    # Of a result from before, which had all settings and the default of then.
+    before = {key: stamp.get(key, 0) for key in whole}
+    if "split.validation" not in changes:
+        before["validation"] = "by_time"
+    assert protocol.as_done(before) == stamp
+
+
+@pytest.mark.parametrize("validation", ["by_time", "by_user"])
+def test_leave_one_out_has_one_validation(validation):
+    with pytest.raises(InputError, match="one of auto, last_train_item, none, with"):
+        make({**LOO, "split.validation": validation})
+
+
+BY_USER = {"split.validation": "by_user"}
+BY_ROW = ("lightgcn", "ultragcn", "signed", "hypergraph", "mrgsrec", "selfgnn", "svd")
+
+
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_no_selection_on_users_without_a_trained_row(method):
+    if method in BY_ROW:
+        with pytest.raises(InputError, match=f"split.validation .* {method} ranks by"):
+            make(BY_USER, method)
+    elif make({}, method).warmup.epochs and method.startswith("create"):
+        with pytest.raises(InputError, match="warmup.eval is 'graph'; expected seq"):
+            make(BY_USER, method)
+        make({**BY_USER, "warmup.eval": "sequential"}, method)
+        make({**BY_USER, "warmup.epochs": 0}, method)
+    else:
+        make(BY_USER, method)
+    make({**BY_USER, "svd.history": "full"}, "svd")
+
+
+def test_runs_are_compared_by_what_their_validation_did():
+    old = {"split.kind": "leave_one_out", "split.validation": "by_time"}
+    new = settings.flatten(make(LOO).to_dict())
+    assert settings.meant(old)["split.validation"] == "last_train_item"
+    assert settings.meant(new)["split.validation"] == "last_train_item"
+    new = settings.flatten(make({}).to_dict())
+    assert settings.meant(new)["split.validation"] == "by_time"

@@ -1,0 +1,71 @@
+"""Settings without effect: a step of a run is the same whatever they are."""
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from create_jax import config_file, feeds, settings
+from create_jax.data.interactions import Interactions
+from create_jax.unread import unread
+
+RNG = np.random.default_rng(0)
+USERS = np.repeat(np.arange(12), 6).astype(np.int32)
+LOG = Interactions(
+    USERS,
+    RNG.integers(1, 10, len(USERS)).astype(np.int32),
+    np.arange(len(USERS)),
+    pl.Series([str(u) for u in range(12)]),
+    pl.Series([str(i) for i in range(1, 10)]),
+)
+
+
+def other(key, value):
+    """Another value of a setting, within its range."""
+    if isinstance(value, str):
+        return next(x for x in settings.ONE_OF.get(key, ("a", "b")) if x != value)
+    if isinstance(value, float):
+        return 0.05 + value / 2
+    return not value if isinstance(value, bool) else value + 1
+
+
+def traced(config) -> str:
+    """The programs of all phases of a tiny run and the arrays they are fed."""
+    model = settings.make_model(config, 12, 9)
+    rows, pairs, graph = feeds.make_graph(config, model, LOG, shards=1)
+    init, params = jax.make_jaxpr(
+        lambda: model.system.init(model, 0), return_shape=True
+    )()
+    phases = [str(init)]
+    for phase in settings.make_phases(config):
+        feed = feeds.Feed(config, model, phase, LOG, rows, pairs, 1)
+        batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
+
+        def loss(params, batch, graph, key, phase=phase):
+            return model.system.total_loss(model, phase, params, batch, graph, key)
+
+        program = jax.make_jaxpr(loss)(params, batch, graph, jax.random.key(0))
+        phases.append((phase, str(program), jax.tree.map(np.ndarray.tolist, batch)))
+    return str((phases, model.mask, model.n_rows))
+
+
+TRACED = {
+    "create": {"align.kind": "none", "warmup.epochs": 1},
+    "bert4rec": {},
+    "sasrec": {"loss.local": "bce", "loss.negatives": 3},
+    "lightgcn": {},
+    "bt_sr": {},
+    "mrgsrec": {},
+}
+
+
+@pytest.mark.parametrize("method", TRACED)
+def test_settings_without_effect_have_none(method):
+    small = {"model.dim": 4, "seq.max_len": 8, "train.batch": 4, "seq.blocks": 1}
+    config = config_file.make("table", small | TRACED[method], method)
+    flat = settings.flatten(config.to_dict())
+    lists = {"svd.ranks", "align.projector_dims"}
+    changes = {key: other(key, flat[key]) for key in unread(flat) - lists}
+    assert len(changes) > 10
+    changed = config_file.make("table", small | TRACED[method] | changes, method)
+    assert traced(changed) == traced(config)
