@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from create_jax import curves, metrics, settings
+from create_jax import curves, metrics, protocol, settings
 from create_jax.errors import InputError
 from create_jax.writers import write_text
 
@@ -67,13 +67,19 @@ PAPER_ALIGNMENTS = {
 
 
 def show(results: list[dict]) -> None:
-    """Prints the test metrics of runs of one data set, in percent."""
-    print(table(results))
+    """Prints the test metrics of runs in percent, a table for each protocol and log."""
+    tables = {}
+    for result in results:
+        log = result["dataset"], result["data"]["fingerprint"]
+        key = json.dumps([*log, result["protocol"]])
+        tables.setdefault(key, []).append(result)
+    for one in tables.values():
+        print(table(one))
 
 
 def table(results: list[dict]) -> str:
     """One line a method and target; metrics in percent, the protocol above them. Of
-    several seeds, mean and sample deviation."""
+    several seeds, mean and sample deviation. Results of one protocol and log."""
     first = results[0]
     ks = first["protocol"]["ks"]
     names = [f"{column}@{k}" for k in ks for column in COLUMNS]
@@ -153,36 +159,47 @@ def find_runs(places: list[str]) -> list[Path]:
 
 def load(folders: list[Path]) -> list[System]:
     """Runs grouped by data, protocol, method and settings: data and protocols in the
-    order they were given, simple methods first."""
+    order they were given, simple methods first. Data of one name and other fingerprints
+    are others."""
     groups = {}
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
         started = json.loads((folder / "config.json").read_text())
-        flat = settings.flatten(started["config"])
+        flat = settings.meant(settings.flatten(started["config"]))
         flat = {k: v for k, v in flat.items() if not k.startswith(NOT_A_SYSTEM)}
         rules, own = (
-            json.dumps(part, sort_keys=True) for part in (result["protocol"], flat)
+            json.dumps(part, sort_keys=True)
+            for part in (protocol.as_done(result["protocol"]), flat)
         )
-        key = result["dataset"], rules, result["method"], own
+        log = result["data"].get("fingerprint", "")[:8]
+        key = result["dataset"], log, rules, result["method"], own
         groups.setdefault(key, []).append((result, flat, folder))
-    protocols = {}
-    for dataset, protocol, *_ in groups:
-        protocols.setdefault(dataset, []).append(json.loads(protocol))
+    logs, protocols = {}, {}
+    for dataset, log, rules, *_ in groups:
+        logs.setdefault((dataset, *_read_as(json.loads(rules))), set()).add(log)
+        protocols.setdefault(dataset, []).append(json.loads(rules))
     systems = []
-    for (dataset, protocol, method, _), runs in groups.items():
+    for (dataset, log, rules, method, _), runs in groups.items():
         seeds = [result["seed"] for result, *_ in runs]
         if len(set(seeds)) < len(seeds):
             raise InputError(
                 f"{runs[0][2]} and others have the same seed and settings; give each "
                 "run once"
             )
-        alike = {key: own[0][1] for key, own in groups.items() if key[2] == method}
-        here = dataset, protocol
-        beside = [flat for key, flat in alike.items() if key[:2] == here]
-        own, rules = runs[0][1], json.loads(protocol)
-        label = ", ".join([method, *_apart(own, beside, list(alike.values()))])
-        every = protocols[dataset]
-        section = ", ".join([dataset, *_apart(rules, every, every)])
+        alike = {key: own[0][1] for key, own in groups.items() if key[3] == method}
+        here = dataset, log, rules
+        beside = [flat for key, flat in alike.items() if key[:3] == here]
+        own = runs[0][1]
+        differs = _apart(own, beside, list(alike.values()))
+        # A run from before methods had to be what they are called.
+        fixed = settings.FIXED.get(method, {}).items()
+        odd = [f"{k}={own[k]}" for k, v in fixed if own.get(k, v) != v]
+        label = ", ".join(dict.fromkeys([method, *differs, *odd]))
+        every, done = protocols[dataset], json.loads(rules)
+        several = len(logs[dataset, *_read_as(done)]) > 1
+        which = [f"data={log}"] if several else []
+        done = _apart(done, every, every, gaps=False)
+        section = ", ".join([dataset, *which, *done])
         results, folders = [run[0] for run in runs], [run[2] for run in runs]
         systems.append(System(label, section, dataset, own, results, folders))
     sections = list(dict.fromkeys(system.section for system in systems))
@@ -195,19 +212,29 @@ def load(folders: list[Path]) -> list[System]:
     return sorted(systems, key=place)
 
 
-def _apart(own: dict, beside: list[dict], every: list[dict]) -> list[str]:
+def _read_as(rules: dict) -> tuple:
+    """How a protocol reads a file: read in two ways, it has two fingerprints."""
+    seed = rules.get("seed") if rules["ties"] == "random" else None
+    return rules["ties"], seed, rules.get("k_core"), rules.get("drop_repeats")
+
+
+def _apart(own: dict, beside: list[dict], every: list[dict], gaps=True) -> list[str]:
     """`name=value` of what differs from others beside it, and is not what most of all
-    have."""
+    have. gaps: whether those differ that have no such name."""
+
+    def others(name, some):
+        return [one.get(name) for one in some if gaps or name in one]
 
     def usual(name, value):
-        counts = Counter(json.dumps(one.get(name)) for one in every).most_common(2)
+        counts = Counter(map(json.dumps, others(name, every))).most_common(2)
         alone = len(counts) == 1 or counts[0][1] > counts[1][1]
         return alone and counts[0][0] == json.dumps(value)
 
     return [
         f"{name}={_show(value)}"
         for name, value in own.items()
-        if any(one.get(name) != value for one in beside) and not usual(name, value)
+        if any(other != value for other in others(name, beside))
+        and not usual(name, value)
     ]
 
 

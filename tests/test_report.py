@@ -15,7 +15,15 @@ TARGETS = ("last", "first")
 
 
 def make_run(
-    folder, method, seed, ranks, users=None, ties="file", dataset="beauty", **settings
+    folder,
+    method,
+    seed,
+    ranks,
+    users=None,
+    ties="file",
+    dataset="beauty",
+    log="0123456789abcdef",
+    **settings,
 ):
     """A finished run whose metrics follow from its ranks."""
     folder.mkdir(parents=True)
@@ -40,7 +48,7 @@ def make_run(
             "cold_items": "drop",
             "ks": [10, 100],
         },
-        "data": {"test_queries": QUERIES},
+        "data": {"test_queries": QUERIES, "fingerprint": log},
         "valid": {"ndcg@10": 0.123},
         "epochs": 7 + seed,
         "test": by_target["last"],
@@ -104,6 +112,32 @@ def test_runs_of_one_system_are_a_line_and_its_label_says_what_differs(runs):
     assert report.percent(sasrec.results, "last", "ndcg@10") == expected
     alone = report.load(report.find_runs([str(runs / "a")]))
     assert sorted(system.label for system in alone) == ["create", "sasrec"]
+
+
+def test_two_logs_of_one_name_are_two_systems(tmp_path, capsys):
+    places = []
+    for seed, log in enumerate(("aaaaaaaaaa", "bbbbbbbbbb")):
+        places.append(tmp_path / f"{log}")
+        make_run(places[-1], "svd", seed, ranks_like(seed), dataset="table", log=log)
+    systems = report.load(places)
+    labels = [(system.section, system.label) for system in systems]
+    assert labels == [("table, data=aaaaaaaa", "svd"), ("table, data=bbbbbbbb", "svd")]
+    assert [len(system.results) for system in systems] == [1, 1]
+    # Shuffled ties are the same file, and their label says what they are.
+    shuffled = dict(dataset="table", log="cccccccccc", ties="random")
+    make_run(tmp_path / "c", "svd", 0, ranks_like(0), **shuffled)
+    sections = {s.section for s in report.load([places[0], tmp_path / "c"])}
+    assert sections == {"table, ties=file", "table, ties=random"}
+    report.show([system.results[0] for system in systems])
+    printed = capsys.readouterr().out
+    assert printed.count("queries with target last") == 2 and "±" not in printed
+
+
+def test_a_name_that_was_only_a_label_says_what_was_trained(tmp_path):
+    """Once, methods to compare were trained with the settings of another."""
+    make_run(tmp_path / "gsau", "gsau", 0, ranks_like(0), graph__encoder="ultragcn")
+    (system,) = report.load([tmp_path / "gsau"])
+    assert system.label == "gsau, graph.encoder=ultragcn, align.kind=barlow_twins"
 
 
 def test_the_paper_stands_below_its_systems_only(runs):
