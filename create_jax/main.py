@@ -84,12 +84,15 @@ def main(argv: list[str]) -> None:
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
         runs = runs_of([config.method])
+        say_without_effect([settings.flatten(c.to_dict()) for c in runs])
         again = experiment.evaluate_again
         report.show([again(c, workdir(c), _apart(_SAVE.value, c)) for c in runs])
     elif _MODE.value == "tune":
+        say_without_effect(tune.variants(config, tune.check(config)))
         tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
     else:
         runs = runs_of([config.method, *config.compare])
+        say_without_effect([settings.flatten(c.to_dict()) for c in runs])
         report.show([experiment.train_and_evaluate(c, workdir(c)) for c in runs])
         if config.example:
             experiment.show_example(runs[0], workdir(runs[0]))
@@ -117,6 +120,18 @@ def runs_of(methods: list[str]) -> list:
             runs[-1].seed = seed
             settings.check(runs[-1])
     return runs
+
+
+def say_without_effect(flats: list[dict]) -> None:
+    """Names on stderr what the command line sets for nothing."""
+    import jax
+
+    from create_jax.unread import without_effect
+
+    changed = list(config_flags.get_override_values(FLAGS["config"]))
+    text = without_effect(changed, flats, _MODE.value)
+    if text and jax.process_index() == 0:
+        print(text, file=sys.stderr)
 
 
 def workdir(config) -> str:

@@ -47,8 +47,7 @@ def make_space(config) -> list[Dimension]:
     space = [_dimension(flat, entry) for entry in config.tune.space]
     if not space:
         raise InputError("config.tune.space is empty; expected settings to choose")
-    tried = [flat | {one.key: value} for one in space for value in one.values]
-    without_effect = set.intersection(*map(unread, tried))
+    without_effect = set.intersection(*map(unread, variants(config, space)))
     for one in space:
         if one.key in without_effect:
             raise InputError(
@@ -56,6 +55,12 @@ def make_space(config) -> list[Dimension]:
                 "under the other settings; set --config.tune.space without it"
             )
     return space
+
+
+def variants(config, space: list[Dimension]) -> list[dict]:
+    """The config with each value of each dimension, flat."""
+    flat = settings.flatten(config.to_dict())
+    return [flat | {one.key: value} for one in space for value in one.values]
 
 
 def _dimension(flat: dict, entry) -> Dimension:
@@ -92,8 +97,7 @@ def tune(config, workdir: str) -> Path:
         do not train, in a cluster, or if another study lives in the directory.
     """
     optuna = _import_optuna()
-    _refuse(config)
-    space = make_space(config)
+    space = check(config)
     directory = Path(workdir).absolute()
     check_writable(directory)
     experiment.refuse_other_config(directory, config, experiment.FREE_IN_A_STUDY)
@@ -132,7 +136,8 @@ def _import_optuna():
     return optuna
 
 
-def _refuse(config) -> None:
+def check(config) -> list[Dimension]:
+    """The space of a study; an InputError for what cannot be tuned."""
     settings.check(config)
     if config.method in settings.MODEL_FREE:
         raise InputError(f"{config.method} has nothing to tune over epochs")
@@ -146,6 +151,7 @@ def _refuse(config) -> None:
             "--mode=tune was started on several processes of one cluster; start each "
             "by itself, without --distributed, with the same --workdir"
         )
+    return make_space(config)
 
 
 def _take(study, directory, config, optuna):

@@ -4,6 +4,7 @@ Whoever sets one of these on the command line is told, a study may not tune them
 run may continue with other values of them.
 """
 
+from create_jax.errors import InputError
 from create_jax.settings import GRAPH_ONLY, JOINT, MODEL_FREE, SEQUENCE_ONLY
 
 # Choices of what runs: where nothing reads one, another system was meant.
@@ -26,6 +27,12 @@ BY_METHOD = {
         *("model.user_std", "loss.w_global", "loss.w_fused", "loss.w_bt"),
     ),
     JOINT: (),
+}
+# The same of a mode.
+BY_MODE = {
+    "train": ("tune.",),
+    "evaluate": ("tune.", "compare", "example"),
+    "tune": ("seeds", "compare", "example", "retrain."),
 }
 
 
@@ -51,6 +58,28 @@ def unread(flat: dict) -> set[str]:
     if method in (*SEQUENCE_ONLY, *JOINT):  # there all the same, in the checkpoints
         kept.add("align.projector_dims")
     return {key for key in flat if key.startswith(tuple(off)) and key not in kept}
+
+
+def without_effect(changed: list[str], flats: list[dict], mode: str) -> str:
+    """A line that names what a command line sets for nothing; "" where all is read.
+
+    Args:
+      changed: the settings. flats: the configs of its runs.
+
+    Raises:
+      InputError: one of the settings chooses what runs, so that another run was meant.
+    """
+    methods = ", ".join(dict.fromkeys(flat["method"] for flat in flats))
+    idle = set.intersection(*map(unread, flats))
+    for key in changed:
+        if key in CHOICES and key in idle:
+            raise InputError(
+                f"config.{key} is {flats[0][key]!r} by the command line, but {methods} "
+                "does not read it; leave it out, or choose a method that does"
+            )
+    names = [key for key in changed if key in idle or key.startswith(BY_MODE[mode])]
+    names = ", ".join(f"config.{name}" for name in names)
+    return f"note: no effect on {methods}, --mode={mode}: {names}" if names else ""
 
 
 def _data_and_selection(flat: dict) -> list[str]:

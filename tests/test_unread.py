@@ -7,7 +7,8 @@ import pytest
 
 from create_jax import config_file, feeds, settings
 from create_jax.data.interactions import Interactions
-from create_jax.unread import unread
+from create_jax.errors import InputError
+from create_jax.unread import unread, without_effect
 
 RNG = np.random.default_rng(0)
 USERS = np.repeat(np.arange(12), 6).astype(np.int32)
@@ -69,3 +70,46 @@ def test_settings_without_effect_have_none(method):
     assert len(changes) > 10
     changed = config_file.make("table", small | TRACED[method] | changes, method)
     assert traced(changed) == traced(config)
+
+
+def told(changes, methods, mode="train"):
+    configs = [config_file.make("table", changes, method) for method in methods]
+    flats = [settings.flatten(config.to_dict()) for config in configs]
+    return without_effect(list(changes), flats, mode)
+
+
+@pytest.mark.parametrize(
+    "key, method",
+    [
+        ("seq.encoder", "sasrec"),
+        ("graph.encoder", "sasrec"),
+        ("graph.encoder", "lightgcn"),
+        ("loss.local", "ultragcn"),
+        ("align.kind", "esasrec"),
+        ("item_source.input", "mostpop"),
+    ],
+)
+def test_a_choice_that_nothing_reads_is_refused(key, method):
+    value = {"seq.encoder": "bert4rec"}.get(key) or settings.ONE_OF[key][1]
+    with pytest.raises(
+        InputError, match=f"config.{key} is .*{method} does not read it"
+    ):
+        told({key: value}, [method])
+    assert told({"seq.encoder": "esasrec"}, ["create", "sasrec"]) == ""
+
+
+def test_an_amount_that_nothing_reads_is_named():
+    changes = {
+        "train.epochs": 3,
+        "svd.power": 0.5,
+        "seq.dropout": 0.1,
+        "tune.trials": 2,
+    }
+    told_of = "note: no effect on svd, --mode=train: config."
+    names = "train.epochs, config.seq.dropout, config.tune.trials"
+    assert told(changes, ["svd"]) == told_of + names
+    assert told(changes, ["svd", "sasrec"]).endswith(
+        "sasrec, --mode=train: config.tune.trials"
+    )
+    assert told({"seeds": (1, 2)}, ["sasrec"], "tune").endswith("config.seeds")
+    assert told({"split.validation": "none"}, ["mostpop"]) == ""
