@@ -55,16 +55,19 @@ def load(file: str, method: str | None = None) -> ConfigDict:
             f"{file}: get_config returned {type(config).__name__}; expected the "
             "ConfigDict of common.get_config(method)"
         )
+    with config.unlocked():
+        _fill(config, common.get_config(config.method))
     if method and config.method != method:
         reason = "its get_config takes no method"
         if takes_method:
             reason = "its get_config does not pass the method to common.get_config"
+        instead = f"run {method} with a config of its own"
+        if method in config.compare:
+            instead += ", and this one with --config.compare=()"
         raise InputError(
             f"{file} is a config of {config.method} and has none of {method} "
-            f"({reason}); run {method} with a config of its own"
+            f"({reason}); {instead}"
         )
-    with config.unlocked():
-        _fill(config, common.get_config(config.method))
     return config.lock()
 
 

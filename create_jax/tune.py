@@ -261,7 +261,7 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
     chosen = {one.key: best.params[one.key] for one in space}
     final = config.copy_and_resolve_references()
     with final.unlocked():
-        final.update_from_flattened_dict(chosen)
+        final.update_from_flattened_dict(chosen | {"compare": ()})  # of one method
     before = sum(phase.epochs for phase in settings.make_phases(final)[:-1])
     epochs = best.user_attrs["best_epoch"] - before
     ended = [t for t in study.trials if t.state.is_finished()]

@@ -127,6 +127,7 @@ def test_what_defines_a_method_cannot_be_contradicted(method):
 def test_a_config_of_one_method_is_of_no_other(tmp_path):
     best = tmp_path / "best.py"
     whole = common.get_config("sasrec").to_dict()
+    whole["compare"] = ("mostpop",)
     del whole["loss"]["whole_items"]  # written before this setting was there
     best.write_text(
         "from ml_collections import ConfigDict\n\n"
@@ -143,6 +144,8 @@ def test_a_config_of_one_method_is_of_no_other(tmp_path):
     ):
         with pytest.raises(InputError, match="best.py is a config of sasrec and has"):
             call()
+    with pytest.raises(InputError, match=r"this one with --config.compare=\(\)"):
+        config_file.make(f"{best}", {}, "mostpop")
 
 
 BROKEN = {
