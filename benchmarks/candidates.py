@@ -17,9 +17,9 @@ import optax
 from jax.experimental import sparse
 
 from benchmarks.phase import prepare
-from configs import quickstart
 from create_jax import evaluate, feeds, losses, optim, parallel, protocol, settings
 from create_jax import steps as stepping
+from create_jax.configs import quickstart
 from create_jax.data import packing
 from create_jax.models import lightgcn, propagation
 

@@ -10,7 +10,6 @@ three dispatches, to be read with xprof or Perfetto.
 """
 
 import argparse
-import importlib
 import time
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.phase import prepare, repeat
-from create_jax import protocol
+from create_jax import config_file, protocol
 
 REPEATS = 7
 
@@ -112,7 +111,7 @@ def main() -> None:
     parser.add_argument("--path", default="")
     parser.add_argument("--trace", default="")
     flags = parser.parse_args()
-    config = importlib.import_module(f"configs.{flags.config}").get_config(flags.method)
+    config = config_file.load(flags.config, flags.method)
     config.data.path, config.split.validation = flags.path, "none"
     config.warmup.epochs = 0
     train = protocol.make_split(config, protocol.load(config)).refit

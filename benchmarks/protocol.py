@@ -17,7 +17,6 @@ histories and cold items, and compares with the paper's row of the method.
 """
 
 import argparse
-import importlib
 import itertools
 import json
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from create_jax import experiment, parallel, protocol, report
+from create_jax import config_file, experiment, parallel, protocol, report
 from create_jax.train import Run
 
 SWITCHES = {
@@ -43,7 +42,7 @@ METHODS = {"random": "Random", "poprnd": "PopRnd", "svd": "SVD"}
 
 
 def make_config(name: str, method: str, path: str, switches: dict):
-    config = importlib.import_module(f"configs.{name}").get_config(method)
+    config = config_file.load(name, method)
     config.data.path = path
     for key, value in switches.items():
         group, field = key.split(".")

@@ -15,7 +15,6 @@ Writes tables in Markdown and everything measured in JSON beside them. With
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -29,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import scaling, tables
-from create_jax import protocol
+from create_jax import config_file, protocol
 from create_jax.data import splits
 from create_jax.data.interactions import take
 from create_jax.errors import InputError
@@ -281,7 +280,7 @@ def main(arguments=None) -> int:
         "data": {},
     }
     for name in flags.data:
-        config = importlib.import_module(f"configs.{name}").get_config("sasrec")
+        config = config_file.load(name, "sasrec")
         config.data.path = getattr(flags, name, "")
         config.split.validation = "none"
         config.eval.update(cold_items="drop", candidates="train")  # all that peers know

@@ -97,7 +97,7 @@ def measure_phase(method: str, log, **changes) -> dict:
     import jax
 
     from benchmarks.phase import prepare, repeat
-    from configs import table
+    from create_jax.configs import table
 
     config = table.get_config(method)
     config.seq.max_len, config.train.chunk = 50, 1

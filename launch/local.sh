@@ -1,5 +1,5 @@
 #!/bin/sh
-# One machine, all its devices: launch/local.sh --config=configs/beauty.py
+# One machine, all its devices: launch/local.sh --config=beauty
 # Simulated devices on a CPU: DEVICES=8 launch/local.sh --config=...
 set -eu
 if [ -n "${DEVICES:-}" ]; then

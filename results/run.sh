@@ -14,7 +14,7 @@ main() { python -m create_jax.main "$@"; }
 # create, and bert4rec's on Beauty, are from before the default kept unseen targets and
 # ranked all items.
 study() {
-  [ -f $here/$1-tune/best.py ] || main --config=configs/$data.py:$1 --mode=tune --workdir=$here/$1-tune \
+  [ -f $here/$1-tune/best.py ] || main --config=$data:$1 --mode=tune --workdir=$here/$1-tune \
     --config.tune.trials=$2
 }
 
@@ -46,7 +46,7 @@ ml1m) trials=3 rank=64 ;;
 esac
 
 for method in random poprnd mostpop svd; do
-  main --config=configs/$data.py:$method --config.split.validation=none \
+  main --config=$data:$method --config.split.validation=none \
     --config.svd.ranks=$rank, --workdir=$here/$method
 done
 study sasrec $trials

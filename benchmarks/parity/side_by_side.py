@@ -35,7 +35,6 @@ BERT's constant token type, and batches as above.
 """
 
 import argparse
-import importlib
 import itertools
 import sys
 import tempfile
@@ -48,7 +47,7 @@ from rectools.models.nn.transformers.ligr import LiGRLayers
 from torch.nn.functional import cross_entropy
 
 from benchmarks.parity import bert4rec, histories, rectools_net
-from create_jax import evaluate, parallel, protocol, settings, train
+from create_jax import config_file, evaluate, parallel, protocol, settings, train
 from create_jax.data import splits
 from create_jax.data.interactions import take
 from create_jax.writers import JsonLines
@@ -64,7 +63,7 @@ SETTINGS = {  # of `seq`
 
 
 def make_config(flags):
-    config = importlib.import_module(f"configs.{flags.data}").get_config(flags.method)
+    config = config_file.load(flags.data, flags.method)
     config.data.path = flags.path
     config.split.validation = "none"
     config.eval.update(cold_items="drop", candidates="train")  # all the peer knows

@@ -12,14 +12,13 @@ monkey0head/time-to-split).
 """
 
 import argparse
-import importlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from flax.linen import initializers
 
-from create_jax import evaluate, parallel, protocol, settings, train
+from create_jax import config_file, evaluate, parallel, protocol, settings, train
 from create_jax.data import splits
 from create_jax.data.interactions import take
 from create_jax.models import sasrec
@@ -74,7 +73,7 @@ def main() -> None:
         wide = initializers.variance_scaling(0.5, "fan_in", "uniform")
         sasrec.Attention = partial(sasrec.Attention, query_initializer=wide)
 
-    config = importlib.import_module(f"configs.{flags.data}").get_config("sasrec")
+    config = config_file.load(flags.data, "sasrec")
     config.data.update(path=flags.path, k_core=5)
     config.seq.update(blocks=2, heads=1, dropout=0.3, max_len=128, feed_forward=1)
     config.model.dim = 64

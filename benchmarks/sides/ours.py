@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.phase import prepare
 from benchmarks.sides import worker
-from configs import common
 from create_jax import evaluate, settings, steps
+from create_jax.configs import common
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
 
