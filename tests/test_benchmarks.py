@@ -9,8 +9,8 @@ import pytest
 from benchmarks import limit, run, scaling, tables
 from benchmarks import protocol as grid
 from benchmarks.sides import worker
-from configs import table
 from create_jax import experiment, protocol, report
+from create_jax.configs import table
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 

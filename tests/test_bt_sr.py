@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import polars as pl
 
-from configs import table
 from create_jax import feeds, settings
+from create_jax.configs import table
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 from create_jax.models import create

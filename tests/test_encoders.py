@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from jax.sharding import AxisType
 
-from configs import table
 from create_jax import evaluate, experiment, feeds, losses, settings
+from create_jax.configs import table
 from create_jax.data import packing
 from create_jax.data.graph import EdgeBatch
 from create_jax.data.interactions import Interactions

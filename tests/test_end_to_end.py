@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import table
 from create_jax import experiment, feeds, protocol, report, settings
+from create_jax.configs import table
 from create_jax.errors import InputError
 from create_jax.models import create
 

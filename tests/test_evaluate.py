@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from configs import table
 from create_jax import evaluate, parallel, settings, steps
+from create_jax.configs import table
 from create_jax.data.graph import Pairs
 from create_jax.data.splits import Holdout
 from create_jax.models import create

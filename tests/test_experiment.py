@@ -2,8 +2,10 @@
 
 import pytest
 
-from create_jax import experiment
+from create_jax import config_file, experiment
+from create_jax.errors import InputError
 from create_jax.steps import Phase
+from create_jax.writers import write_json
 
 WARMUP = Phase("warmup", 50, 0.0, 1.0, 0.0)
 JOINT = Phase("joint", 300, 1.0, 0.1, 0.2)
@@ -24,3 +26,29 @@ def test_a_refit_has_a_share_of_every_phase(phases, best, share, expected):
     short = experiment.shorten(phases, best, share)
     assert [phase.epochs for phase in short] == expected
     assert [phase.name for phase in short] == [phase.name for phase in phases]
+
+
+@pytest.mark.parametrize(
+    "method, old, new, differs",
+    [
+        ("sasrec", {"warmup.epochs": 5}, {}, ""),  # as quickstart's SASRec once had
+        ("create", {"warmup.epochs": 5}, {}, "warmup.epochs was 5, is 10"),
+        ("sasrec", {"split.validation": "by_time"}, {}, ""),  # the default was this
+        ("sasrec", {}, {"split.validation": "none"}, "validation was 'by_time', is 'n"),
+        # Leave-one-out did the same whatever it was asked for.
+        (
+            "sasrec",
+            {"split.kind": "leave_one_out", "split.validation": "by_time"},
+            {"split.kind": "leave_one_out", "split.q_val": 0.7},
+            "",
+        ),
+    ],
+)
+def test_a_run_continues_under_what_does_the_same(tmp_path, method, old, new, differs):
+    old, new = (config_file.make("table", one, method) for one in (old, new))
+    write_json(tmp_path / "config.json", {"config": old.to_dict(), "data": ""})
+    if not differs:
+        experiment.refuse_other_config(tmp_path, new, experiment.FREE_TO_CHANGE)
+        return
+    with pytest.raises(InputError, match=differs):
+        experiment.refuse_other_config(tmp_path, new, experiment.FREE_TO_CHANGE)

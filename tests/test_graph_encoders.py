@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 import test_steps
+from create_jax.configs.common import get_config
 from jax import lax
 
-from configs.common import get_config
 from create_jax import settings, steps
 from create_jax.data.graph import make_pairs
 from create_jax.data.interactions import Interactions

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import table
 from create_jax import losses, settings
+from create_jax.configs import table
 from create_jax.models import lightgcn
 
 RNG = np.random.default_rng(0)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from create_jax.configs.common import get_config
 from jax.extend.random import threefry_2x32
 
-from configs.common import get_config
 from create_jax import losses, settings
 from create_jax.data.graph import EdgeBatch, Pairs
 from create_jax.data.packing import Batch

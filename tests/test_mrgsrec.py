@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 import test_steps
+from create_jax.configs.common import get_config
 from jax.sharding import AxisType
 
-from configs.common import get_config
 from create_jax import evaluate, feeds, losses, optim, settings, steps
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from create_jax.configs.common import get_config
 
-from configs.common import get_config
 from create_jax import losses, settings
 from create_jax.data.packing import Batch
 from create_jax.models import create

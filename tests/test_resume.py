@@ -19,7 +19,7 @@ KILLS = int(os.environ.get("KILLS", "2"))  # the suite's share of a longer searc
 # Warm-up, joint training with validation, refit and test in a few seconds; a save after
 # every dispatch, so that many kills fall inside one.
 SETTINGS = [
-    *("--config=configs/table.py", "--config.split.q_val=0.8", "--config.model.dim=16"),
+    *("--config=table", "--config.split.q_val=0.8", "--config.model.dim=16"),
     *("--config.warmup.epochs=2", "--config.train.epochs=5", "--config.train.batch=32"),
     *("--config.graph.batch_size=256", "--config.seq.max_len=16"),
     *("--config.train.chunk=4", "--config.checkpoint.seconds=0"),

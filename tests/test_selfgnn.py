@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from configs import table
 from create_jax import feeds, settings
+from create_jax.configs import table
 from create_jax.data.interactions import Interactions
 from create_jax.errors import InputError
 from create_jax.models import selfgnn

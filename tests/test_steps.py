@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import polars as pl
 import pytest
+from create_jax.configs.common import get_config
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from configs.common import get_config
 from create_jax import feeds, optim, parallel, settings, steps
 from create_jax.checkpoint import Checkpoints
 from create_jax.data.interactions import Interactions

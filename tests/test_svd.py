@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from configs import table
 from create_jax import evaluate, experiment, protocol
+from create_jax.configs import table
 from create_jax.data.splits import Holdout
 from create_jax.models import svd
 
