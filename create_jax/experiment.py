@@ -11,9 +11,7 @@ import jax
 import numpy as np
 
 from create_jax import curves, evaluate, parallel, protocol, settings
-from create_jax.data import interactions
 from create_jax.data.graph import make_pairs
-from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
 from create_jax.models import svd
@@ -45,12 +43,11 @@ def train_and_evaluate(config, workdir: str) -> dict:
     directory = Path(workdir).absolute()
     check_writable(directory)
     refuse_other_config(directory, config, FREE_TO_CHANGE)
-    log = load_log(config, directory)
+    opened = open_run(config, directory)
     result = read_json(directory / "result.json")
     if result is not None:
         say(f"{directory} holds a finished run")
         return result
-    opened = open_run(config, directory, log)
     fitted, selection = _select_and_refit(opened)
     result, ranks = test(opened, fitted, selection)
     opened.run.lines.close()
@@ -103,30 +100,25 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted | None, dict | None]:
             "it again into another --workdir, or bring them back"
         )
     refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
-    opened = open_run(config, directory, load_log(config, directory))
+    opened = open_run(config, directory)
     return opened, *_select_and_refit(opened)
 
 
-def load_log(config, directory: Path) -> Interactions:
-    """The log of a config; an InputError where the directory has a run of another."""
+def open_run(config, directory: Path) -> Opened:
+    """The data of a run, its directory made and marked with its config."""
     log = protocol.load(config)
     settings.check_log(config, log)
-    started, now = read_json(directory / "config.json"), interactions.fingerprint(log)
-    if started is not None and started["data"] != now:
-        raise InputError(
-            f"{directory} was trained on other data (fingerprint {started['data']}, "
-            f"now {now}); bring back the first or choose another --workdir"
-        )
-    return log
-
-
-def open_run(config, directory: Path, log: Interactions) -> Opened:
-    """The data of a run, its directory made and marked with its config."""
     split = protocol.make_split(config, log)
     facts = protocol.describe(config, log, split)
-    data = facts["data"]
-    if not (directory / "config.json").exists():
+    data, started = facts["data"], read_json(directory / "config.json")
+    if started is None:
         _mark(directory, config, data)
+    elif started["data"] != data["fingerprint"]:
+        raise InputError(
+            f"{directory} was trained on other data (fingerprint {started['data']}, "
+            f"now {data['fingerprint']}); bring back the first or choose another "
+            "--workdir"
+        )
     say(
         f"{facts['dataset']}, {config.method}: {data['users']:,} users, "
         f"{data['items']:,} items, {data['interactions']:,} interactions; "

@@ -101,8 +101,7 @@ def tune(config, workdir: str) -> Path:
     directory = Path(workdir).absolute()
     check_writable(directory)
     experiment.refuse_other_config(directory, config, experiment.FREE_IN_A_STUDY)
-    log = experiment.load_log(config, directory)
-    opened = experiment.open_run(config, directory, log)
+    opened = experiment.open_run(config, directory)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = optuna.storages.journal.JournalFileBackend(str(directory / "study.log"))
     study = optuna.create_study(
