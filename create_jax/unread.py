@@ -77,6 +77,8 @@ def without_effect(changed: list[str], flats: list[dict], mode: str) -> str:
                 f"config.{key} is {flats[0][key]!r} by the command line, but {methods} "
                 "does not read it; leave it out, or choose a method that does"
             )
+    if flats[0]["seeds"] and mode != "tune":
+        idle.add("seed")
     names = [key for key in changed if key in idle or key.startswith(BY_MODE[mode])]
     names = ", ".join(f"config.{name}" for name in names)
     return f"note: no effect on {methods}, --mode={mode}: {names}" if names else ""

@@ -111,5 +111,7 @@ def test_an_amount_that_nothing_reads_is_named():
     assert told(changes, ["svd", "sasrec"]).endswith(
         "sasrec, --mode=train: config.tune.trials"
     )
-    assert told({"seeds": (1, 2)}, ["sasrec"], "tune").endswith("config.seeds")
+    seeds = {"seed": 3, "seeds": (1, 2)}
+    assert told(seeds, ["sasrec"]).endswith(": config.seed")
+    assert told(seeds, ["sasrec"], "tune").endswith(": config.seeds")
     assert told({"split.validation": "none"}, ["mostpop"]) == ""
