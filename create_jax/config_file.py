@@ -46,17 +46,12 @@ def load(file: str, method: str | None = None) -> ConfigDict:
         get_config = _import(file).get_config
         takes_method = bool(inspect.signature(get_config).parameters)
         config = get_config(method) if method and takes_method else get_config()
-    except InputError:
-        raise
+        if not isinstance(config, ConfigDict) or "method" not in config:
+            raise TypeError(f"get_config returned {type(config).__name__}, no config")
+        with config.unlocked():
+            _fill(config, common.get_config(config.method))
     except Exception as error:  # a user's file may raise anything
         raise InputError(_describe(file, error)) from None
-    if not isinstance(config, ConfigDict) or "method" not in config:
-        raise InputError(
-            f"{file}: get_config returned {type(config).__name__}; expected the "
-            "ConfigDict of common.get_config(method)"
-        )
-    with config.unlocked():
-        _fill(config, common.get_config(config.method))
     if method and config.method != method:
         reason = "its get_config takes no method"
         if takes_method:
