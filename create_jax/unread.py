@@ -71,11 +71,12 @@ def without_effect(changed: list[str], flats: list[dict], mode: str) -> str:
     """
     methods = ", ".join(dict.fromkeys(flat["method"] for flat in flats))
     idle = set.intersection(*map(unread, flats))
-    for key in changed:
-        if key in CHOICES and key in idle:
+    for key in [key for key in changed if key in CHOICES and key in idle]:
+        value = flats[0][key]
+        if value not in ("none", "ego", flats[0]["method"]):  # they say what runs
             raise InputError(
-                f"config.{key} is {flats[0][key]!r} by the command line, but {methods} "
-                "does not read it; leave it out, or choose a method that does"
+                f"config.{key} is {value!r} by the command line, but {methods} does "
+                "not read it; leave it out, or choose a method that does"
             )
     if flats[0]["seeds"] and mode != "tune":
         idle.add("seed")

@@ -152,7 +152,7 @@ BROKEN = {
     "def get_config(method=None):\n    return 1 / 0": "mine.py:2: ZeroDivisionError",
     "def get_config(:": "mine.py: SyntaxError: invalid syntax (mine.py, line 1)",
     "": "mine.py: AttributeError",
-    "def get_config(method=None): pass": "TypeError: get_config returned NoneType, no config",
+    "def get_config(method=None): pass": "get_config returned NoneType, no config",
     "from configs.nothing import common": "mine.py:1: ModuleNotFoundError: No module",
     "from create_jax.configs import common\n"
     "def get_config(method=None): return common.get_config()": "does not pass the",

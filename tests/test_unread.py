@@ -96,6 +96,8 @@ def test_a_choice_that_nothing_reads_is_refused(key, method):
     ):
         told({key: value}, [method])
     assert told({"seq.encoder": "esasrec"}, ["create", "sasrec"]) == ""
+    said = {"graph.encoder": "none", "align.kind": "none", "seq.encoder": "sasrec"}
+    assert told(said, ["sasrec"]).startswith("note: ")
 
 
 def test_an_amount_that_nothing_reads_is_named():
