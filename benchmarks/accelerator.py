@@ -83,9 +83,11 @@ def file_of(setup: Setup, name: str) -> Path:
 
 def config_of(setup: Setup, name: str, method: str, **changes):
     """A config of `configs/`, without validation and warm-up; tiny: the quick start's
-    20-core with a small model. changes: `seq_dropout=0.1` sets seq.dropout."""
+    20-core with a small model. changes: `seq__dropout=0.1` sets seq.dropout."""
+    from create_jax import config_file
+
     file = "quickstart" if setup.tiny else name
-    config = importlib.import_module(f"configs.{file}").get_config(method)
+    config = config_file.load(file, method)
     config.split.validation, config.warmup.epochs = "none", 0
     config.compare, config.example = (), False
     if setup.tiny:

@@ -6,10 +6,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from create_jax.configs.common import get_config
 from test_steps import LOG
 
 from benchmarks import accelerator
-from configs.common import get_config
 from create_jax import feeds, optim, settings, steps
 
 ALONE = ("peers", "gowalla")  # other programs, tested as such
