@@ -187,6 +187,39 @@ def test_two_overflowing_sequences_do_not_land_on_each_other():
         assert sorted(per_step.tolist()) == [1, 1, 3, 3]
 
 
+def many_full(n=524, seed=67, longest=128):
+    """Half of them fill a row of their own, so that steps differ by whole rows."""
+    lengths = np.random.default_rng(seed).lognormal(np.log(longest), 1.0, n)
+    return np.clip(lengths.astype(int), 1, longest)
+
+
+def test_an_epoch_without_room_is_dealt_again():
+    lengths = many_full()
+    layout = packing.make_layout(lengths, batch=128, row_length=128)
+    first = [next(packing._draws(0, epoch)) for epoch in range(12)]
+    deals = [packing._draw_plan(lengths, layout, rng) for rng in first]
+    assert [epoch for epoch, deal in enumerate(deals) if deal is None] == [8, 10, 11]
+    for epoch, deal in enumerate(deals):
+        plan = packing.plan_epoch(lengths, layout, 0, epoch)
+        if deal is not None:  # the first deal stays what it was
+            same = [np.array_equal(*pair) for pair in zip(plan, deal, strict=True)]
+            assert all(same)
+        else:
+            check_epoch(make_sequences(lengths), layout, plan)
+            again = packing.plan_epoch(lengths, layout, 0, epoch)
+            np.testing.assert_array_equal(plan.index, again.index)
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+def test_the_last_deal_of_an_epoch_always_has_room(shards):
+    for seed in range(30):
+        lengths = many_full(n=60 + 5 * seed, seed=seed, longest=16)
+        sizes = {"batch": 32, "row_length": 16, "shards": shards}
+        layout = packing.make_layout(lengths, **sizes)
+        *_, last = packing._draws(seed, 7)
+        assert packing._draw_plan(lengths, layout, last) is not None
+
+
 def test_packing_that_cannot_work_says_so():
     layout = Layout(steps=2, shards=1, sequences=4, rows=1, length=10)
     with pytest.raises(RuntimeError, match="no room"):

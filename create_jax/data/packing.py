@@ -175,7 +175,8 @@ def make_layout(
     sequences = -(-len(lengths) // (steps * shards))
     layout = Layout(steps, shards, sequences, 1, row_length, chunk)
     # The number of rows that three epochs would need. Batches are dealt by length, so
-    # another epoch rarely needs more; `plan_epoch` then moves a sequence elsewhere.
+    # another epoch rarely needs more; `plan_epoch` then moves a sequence elsewhere, or
+    # deals again.
     need = 1
     for epoch in range(3):
         index = _deal(lengths, layout, np.random.default_rng((0, epoch)))
@@ -195,16 +196,33 @@ def plan_epoch(lengths: np.ndarray, layout: Layout, seed: int, epoch: int) -> Pl
 
     Dealing: sequences are sorted by length (ties at random), cut into strata of S, and
     each stratum is spread over the S steps at random. So every sequence may meet every
-    other, all steps have nearly the same number of tokens, and rows fill up.
+    other, all steps have nearly the same number of tokens, and rows fill up. A deal
+    that finds no room is dealt again.
     """
-    rng = np.random.default_rng((seed, epoch, 0x7061636B))
+    for rng in _draws(seed, epoch):
+        plan = _draw_plan(lengths, layout, rng)
+        if plan is not None:
+            return plan
+    raise RuntimeError("packing found no room; please report this with the log")
+
+
+def _draws(seed: int, epoch: int):
+    """Generators for the attempts of an epoch. The last is the first deal by which
+    `make_layout` chose the rows: there is room for it."""
+    yield np.random.default_rng((seed, epoch, 0x7061636B))
+    for attempt in range(1, 30):
+        yield np.random.default_rng((seed, epoch, 0x7061636B, attempt))
+    yield np.random.default_rng((0, 0))
+
+
+def _draw_plan(lengths, layout, rng) -> Plan | None:
+    """The plan of one deal; None where a sequence has no room in any step."""
     index = _deal(lengths, layout._replace(sequences=layout.sequences - 2), rng)
     spare = np.full((*index.shape[:2], 2), -1, index.dtype)
     index = np.concatenate([index, spare], axis=2)
     row, column, segment = _pack(lengths_at(index, lengths), layout)
     plan = Plan(index, row, column, segment)
-    _move_overflow(plan, lengths, layout)
-    return plan
+    return plan if _move_overflow(plan, lengths, layout) else None
 
 
 def _deal(lengths, layout, rng):
@@ -282,10 +300,11 @@ def _pack(lengths, layout):
     return row.reshape(shape), column.reshape(shape), segment.reshape(shape)
 
 
-def _move_overflow(plan, lengths, layout):
-    """Moves sequences that did not fit to a shard with room, in place."""
+def _move_overflow(plan, lengths, layout) -> bool:
+    """Moves sequences that did not fit to a shard with room, in place; False where one
+    finds none."""
     if (plan.row >= 0).all():
-        return
+        return True
     used = np.zeros((layout.steps, layout.shards, layout.rows), np.int64)
     members = np.zeros_like(used)
     s, d, b = np.nonzero((plan.index >= 0) & (plan.row >= 0))
@@ -298,7 +317,7 @@ def _move_overflow(plan, lengths, layout):
         room = used + lengths[index] <= layout.length
         room &= (plan.index < 0).any(-1)[..., None]
         if not room.any():
-            raise RuntimeError("packing found no room; please report this with the log")
+            return False
         to_s, to_d, to_row = np.argwhere(room)[0]
         to_b = np.flatnonzero(plan.index[to_s, to_d] < 0)[0]
         members[to_s, to_d, to_row] += 1
@@ -307,6 +326,7 @@ def _move_overflow(plan, lengths, layout):
         plan.column[to] = used[to_s, to_d, to_row]
         plan.segment[to] = members[to_s, to_d, to_row]
         used[to_s, to_d, to_row] += lengths[index]
+    return True
 
 
 def fill(
