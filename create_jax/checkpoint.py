@@ -1,57 +1,67 @@
 """Orbax checkpoints of one stage of a run: the latest two, and the best, kept apart."""
 
 import copy
+import json
+import os
+import re
 import sys
+import zlib
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    BestN,
-    LatestN,
-)
+from jax.experimental import multihost_utils
 
-from create_jax.errors import InputError
+from create_jax.errors import StorageError
+
+# How tensorstore and zstd say that a file is not what was written. Memory that is out,
+# rights that are missing and a disk that is away have other words.
+DAMAGE = re.compile(
+    "DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|CRC-32C|ZSTD_decompress|Truncated Zstd"
+)
 
 
 class Checkpoints:
     """Saves (state arrays, progress JSON) by step; saving runs in the background.
 
     Two latest are kept, so that a damaged one (a full disk, a kill inside a copy) costs
-    minutes and not the run.
+    minutes and not the run. Beside them stays the step that the latest progress names
+    as `best_step`; 0 = none. What cannot be read is never deleted.
+
+    Args:
+      read_only: writes nothing, not even the directory.
     """
 
-    def __init__(self, directory: Path):
-        def score(metrics):
-            return metrics["score"]
-
+    def __init__(self, directory: Path, *, read_only: bool = False):
         self.directory = directory
+        self.kept = _Kept()
         self.manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(
-                    [LatestN(2), BestN(get_metric_fn=score, n=1)]
-                ),
-                best_fn=score,
+                preservation_policy=self.kept,
+                read_only=read_only,
+                create=not read_only,
+                save_interval_steps=0 if read_only else 1,
             ),
         )
 
-    def save(self, step: int, state, progress: dict, score: float) -> None:
-        """Args: score: the validation metric of this very step, -1 where none."""
+    def save(self, step: int, state, progress: dict) -> None:
         if step in self.manager.all_steps():
             return
+        # The loop goes on changing its own while this is written.
+        progress = copy.deepcopy(progress)
+        self.kept.best = progress["best_step"]
+        progress["checksum"] = _checksum(state, progress)
         try:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    # The loop goes on changing its own while this is written.
-                    progress=ocp.args.JsonSave(copy.deepcopy(progress)),
+                    progress=ocp.args.JsonSave(progress),
                 ),
-                metrics={"score": score},
             )
-        except OSError as error:
+        except Exception as error:  # also of the save before, in the background
             raise _cannot_save(self.directory, error) from None
 
     def wait(self) -> None:
@@ -65,42 +75,150 @@ class Checkpoints:
         self.manager.close()
 
     def restore_latest(self, like):
-        """(state, progress) of the newest readable checkpoint, or None.
+        """(state, progress) of the newest checkpoint, None where there is none.
+
+        Damaged ones are passed over and put aside under another name.
 
         Args:
           like: a state of the same shapes, placed as the restored one shall be.
+
+        Raises:
+          StorageError: one cannot be read for another reason, or all are damaged.
         """
+        damaged = []
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                return self._restore(step, like)
-            except Exception as error:  # orbax raises many types for damaged files
+                found = self._restore(step, like)
+            except Damaged as error:
+                damaged.append((step, error))
+                continue
+            for bad, error in damaged:
                 print(
-                    f"warning: checkpoint {self.directory / str(step)} is damaged "
-                    f"({_reason(error)}); continuing from the one before",
+                    f"warning: checkpoint {self.directory / str(bad)} is damaged "
+                    f"({error}) and put aside; continuing from the one before",
                     file=sys.stderr,
                 )
-                self.manager.delete(step)
+                self._put_aside(bad)
+            return found
+        if damaged:
+            raise StorageError(
+                f"{self.directory}: every checkpoint is damaged ({damaged[0][1]}); "
+                "bring one back, or remove this directory to train the stage anew"
+            )
         return None
 
-    def restore_best(self, like):
-        """(state, progress) with the best validation score, or None."""
-        step = self.manager.best_step()
-        return None if step is None else self._restore(step, like)
+    def restore(self, step: int | None, like):
+        """(state, progress) of one step, None = the newest.
+
+        Raises:
+          StorageError: it is not there, or cannot be read.
+        """
+        steps = self.manager.all_steps()
+        step = max(steps, default=None) if step is None else step
+        if step not in steps:
+            raise StorageError(
+                f"{self.directory}: found no checkpoint{f' {step}' if step else ''}; "
+                "bring it back, or train again into another --workdir"
+            )
+        try:
+            return self._restore(step, like)
+        except Damaged as error:
+            raise StorageError(
+                f"{self.directory / str(step)}: the checkpoint is damaged ({error}); "
+                "bring it back, or train again into another --workdir"
+            ) from None
 
     def _restore(self, step, like):
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        return restored["state"], restored["progress"]
+        place = self.directory / str(step)
+        try:
+            restored = self.manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # orbax raises many types
+            reason = _damage(error, place) if place.is_dir() else None
+            if reason:
+                raise Damaged(reason) from None
+            raise StorageError(
+                f"{place}: the checkpoint could not be read ({_reason(error)}); "
+                "nothing was changed: once that is mended, the same command goes on"
+            ) from None
+        state, progress = restored["state"], restored["progress"]
+        expected = progress.pop("checksum", None)  # older ones have none
+        if expected not in (None, _checksum(state, progress)):
+            raise Damaged("its checksum differs")
+        if "best_step" not in progress:
+            progress["best_step"] = self._best_by_score()
+        self.kept.best = progress["best_step"]
+        return state, progress
+
+    def _best_by_score(self) -> int:
+        """The best step of a run that is older than `best_step`: the last of those with
+        the highest score, as orbax kept it."""
+        scores = {0: -1.0}
+        for step in self.manager.all_steps():
+            file = self.directory / str(step) / "metrics" / "metrics"
+            if file.exists():
+                scores[step] = json.loads(file.read_text())["score"]
+        return max(scores, key=lambda step: (scores[step], step))
+
+    def _put_aside(self, step: int) -> None:
+        """Renames a checkpoint, so that its step can be saved again."""
+        if jax.process_index() == 0:
+            place, number = self.directory / str(step), 1
+            while (aside := place.with_name(f"{step}.damaged-{number}")).exists():
+                number += 1
+            os.rename(place, aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"put aside {step}")
+        self.manager.reload()
+
+
+class Damaged(Exception):
+    """A checkpoint whose files are not what was written."""
+
+
+class _Kept:
+    """Orbax's preservation policy: the two latest steps, and the best."""
+
+    best = 0
+
+    def should_preserve(self, checkpoints, *, context):
+        latest = len(checkpoints) - 2
+        return [n >= latest or c.step == self.best for n, c in enumerate(checkpoints)]
+
+
+def _checksum(state, progress: dict) -> int:
+    """CRC-32 of what a checkpoint holds. Compressed files carry none of their own: a
+    flipped bit would give other numbers without a word."""
+    value = zlib.crc32(json.dumps(progress, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(state):
+        value = zlib.crc32(np.ascontiguousarray(leaf), value)
+    return value
+
+
+def _damage(error, place: Path) -> str | None:
+    """What shows that the files of a checkpoint are damaged; None: not the files."""
+    for part in ("state", "progress"):
+        if not any(path.is_file() for path in (place / part).rglob("*")):
+            return f"no files in {part}"
+    while error is not None:
+        wrong_text = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+        if wrong_text or isinstance(error, FileNotFoundError):
+            return _reason(error)
+        found = DAMAGE.search(str(error))
+        if isinstance(error, ValueError) and found:
+            return found[0]
+        error = error.__cause__
+    return None
 
 
 def _cannot_save(directory, error):
-    return InputError(
+    return StorageError(
         f"{directory}: the checkpoint could not be saved ({_reason(error)}); once that "
         "is mended, often by freeing space, the same command goes on from the last one"
     )

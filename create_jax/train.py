@@ -40,7 +40,9 @@ class Fitted(NamedTuple):
     progress: dict
 
 
-def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted:
+def fit(
+    run: Run, stage: str, phases, train, holdout, *, should_end=None, trains=True
+) -> Fitted:
     """Trains through all phases, validating on `holdout` where there is one.
 
     Epochs count through the phases. Early stopping counts from the last phase's start
@@ -49,6 +51,7 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
     Args:
       should_end: (epoch of the last phase, score) -> bool, asked after its validations:
         a study's wish to end a run without promise (`progress["ended_early"]`).
+      trains: False: the stage is finished; it is read and nothing is written.
     """
     config, mesh = run.config, run.mesh
     model = settings.make_model(config, train.n_users, train.n_items)
@@ -60,26 +63,36 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
         rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
         return rows, pairs, parallel.place(mesh, graph, steps.graph_specs(graph))
 
-    checkpoints = Checkpoints(run.workdir / "checkpoints" / stage)
+    place = run.workdir / "checkpoints" / stage
+    checkpoints = Checkpoints(place, read_only=not trains)
     progress = {
         "epoch": 0,  # the epoch to continue with, and the next chunk in it
         "chunk": 0,
         "sums": {},  # of the losses so far in this epoch
         "best_epoch": 0,
+        "best_step": 0,  # the checkpoint of that epoch
         "best_score": -1.0,
         "best_metrics": {},
         "finished": False,
         "ended_early": False,
         "seconds": {"compile": 0.0, "train": 0.0, "eval": 0.0},
     }
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
-        state, progress = restored
+    if not trains:
+        state, progress = checkpoints.restore(None, state)
         if not progress["finished"]:
-            say(f"{stage}: continuing in epoch {progress['epoch'] + 1}")
-    run.lines.rewind(
-        lambda line: line["stage"] != stage or line["epoch"] <= progress["epoch"]
-    )
+            raise InputError(
+                f"{place}: the newest checkpoint is of an unfinished stage; bring the "
+                "last one back, or train again into another --workdir"
+            )
+    else:
+        restored = checkpoints.restore_latest(state)
+        if restored is not None:
+            state, progress = restored
+            if not progress["finished"]:
+                say(f"{stage}: continuing in epoch {progress['epoch'] + 1}")
+        run.lines.rewind(
+            lambda line: line["stage"] != stage or line["epoch"] <= progress["epoch"]
+        )
 
     seconds, every = progress["seconds"], config.checkpoint.seconds
     total = sum(p.epochs for p in phases)
@@ -120,14 +133,14 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
                 bar.update(epoch + chunk / feed.chunks - bar.n)
                 if chunk + 1 < feed.chunks and _due(saved_at, every):
                     step = _settle(pending, progress["sums"], step, phase)
-                    checkpoints.save(step, state, progress, score=-1.0)
+                    checkpoints.save(step, state, progress)
                     saved_at = time.monotonic()
             step = _settle(pending, progress["sums"], step, phase)
 
         line = {"stage": stage, "epoch": epoch + 1, "phase": phase.name, "step": step}
         line |= {k: v / feed.steps for k, v in progress["sums"].items()}
         progress |= {"epoch": epoch + 1, "chunk": 0, "sums": {}}
-        last, early, score = epoch + 1 == total, False, -1.0
+        last, early = epoch + 1 == total, False
         if validate is not None and ((epoch + 1) % config.eval.every == 0 or last):
             with _timed(seconds, "eval"):
                 metrics = validate(state.params, graph, phase)
@@ -135,8 +148,8 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
             if phase == phases[-1]:
                 score = metrics[config.eval.select_by]
                 if score > progress["best_score"]:
-                    progress |= {"best_epoch": epoch + 1, "best_score": score}
-                    progress["best_metrics"] = metrics
+                    progress |= {"best_epoch": epoch + 1, "best_step": step}
+                    progress |= {"best_score": score, "best_metrics": metrics}
                 early = should_end is not None and should_end(
                     epoch + 1 - last_phase_from, score
                 )
@@ -151,12 +164,12 @@ def fit(run: Run, stage: str, phases, train, holdout, should_end=None) -> Fitted
         run.lines.write(line)
         due = _due(saved_at, every)
         if better or due or progress["finished"]:
-            checkpoints.save(step, state, progress, score)
+            checkpoints.save(step, state, progress)
             saved_at = time.monotonic()
     bar.close()
     checkpoints.wait()
     if holdout is not None and progress["best_epoch"]:
-        state, _ = checkpoints.restore_best(state)
+        state, _ = checkpoints.restore(progress["best_step"], state)
     checkpoints.close()
     return Fitted(model, state.params, lambda: make_graph()[2], progress)
 

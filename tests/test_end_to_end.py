@@ -7,9 +7,10 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from create_jax import experiment, feeds, protocol, report, settings
+from create_jax import experiment, feeds, protocol, report, settings, train
 from create_jax.configs import table
 from create_jax.errors import InputError
 from create_jax.models import create
@@ -130,6 +131,45 @@ def test_a_run_without_its_parameters_is_not_trained_again(created, tmp_path):
         with pytest.raises(InputError, match="no checkpoints"):
             ask(config, str(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluate_reads_and_never_trains(created, tmp_path):
+    config, workdir, _ = created
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    stage = copy / "checkpoints" / "refit"
+    newest = max(stage.glob("[0-9]*"), key=lambda place: int(place.name))
+
+    def refused(reason):
+        before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+        with pytest.raises(InputError, match=reason):
+            experiment.evaluate_again(config, str(copy))
+        after = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+        assert after == before
+
+    (newest / "progress" / "metadata").write_bytes(b"")
+    refused(f"refit/{newest.name}: the checkpoint is damaged")
+    (newest / "progress" / "metadata").write_text('{"finished": false}')
+    refused("is of an unfinished stage")
+    shutil.rmtree(stage)
+    refused("refit: found no checkpoint")
+
+
+def test_of_equal_scores_the_epoch_that_is_named_is_restored(
+    log, tmp_path, monkeypatch
+):
+    config = make_config(log, "lightgcn", train__epochs=3, checkpoint__seconds=0.0)
+    scores = {"ndcg@10": 0.5}
+    monkeypatch.setattr(train, "_validator", lambda *_: lambda *_: scores)
+    opened = experiment.open_run(config, tmp_path)
+    phases = settings.make_phases(config)
+    parts = opened.split.train, opened.split.valid
+    fitted = train.fit(opened.run, "select", phases, *parts)
+    assert fitted.progress["best_epoch"] == 1
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    kept = tmp_path / "checkpoints" / "select" / str(first["step"])
+    saved = ocp.StandardCheckpointer().restore(kept / "state")
+    jax.tree.map(np.testing.assert_array_equal, fitted.params, saved["params"])
 
 
 def test_a_sequence_model_beats_the_counts(created, log, tmp_path):

@@ -150,6 +150,8 @@ def test_a_damaged_checkpoint_falls_back(log, uninterrupted, tmp_path, damage):
             os.truncate(file, file.stat().st_size // 2)
     output = finish(start(workdir, log, cache))
     assert f"checkpoint {newest} is damaged" in output
+    assert newest.with_name(f"{newest.name}.damaged-1").is_dir()
     assert "refit: continuing in epoch" in output
+    assert "Traceback" not in output
     assert metrics(workdir) == metrics(reference)
     assert same(final_state(workdir), final_state(reference))

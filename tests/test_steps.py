@@ -336,7 +336,7 @@ def test_sixteen_steps_are_eight_a_restart_and_eight_bit_for_bit(tmp_path):
 
     state, _ = eight(fresh(), 0)
     checkpoints = Checkpoints(tmp_path / "saved")
-    checkpoints.save(8, state, {"epoch": 1}, score=-1.0)
+    checkpoints.save(8, state, {"epoch": 1, "best_step": 0})
     checkpoints.wait()
     through, sums = jax.device_get(eight(state, 1))
     checkpoints.close()
@@ -344,7 +344,7 @@ def test_sixteen_steps_are_eight_a_restart_and_eight_bit_for_bit(tmp_path):
     again = Checkpoints(tmp_path / "saved")
     state, progress = again.restore_latest(fresh(seed=2))
     again.close()
-    assert progress == {"epoch": 1}
+    assert progress == {"epoch": 1, "best_step": 0}
     assert int(state.step) == 8
     stopped, sums_after = jax.device_get(eight(state, 1))
     assert int(stopped.step) == 16
