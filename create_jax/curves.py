@@ -1,7 +1,22 @@
 """The training curves of a run as a picture; needs the extra `plots`."""
 
 import json
+import sys
+from contextlib import contextmanager
 from pathlib import Path
+
+from create_jax.writers import whole
+
+
+@contextmanager
+def optional(what: Path):
+    """Around drawing: a picture that fails, for whatever reason, is a warning and never
+    costs the result beside it."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        print(f"warning: {what}: could not be drawn ({reason})", file=sys.stderr)
 
 
 def draw(metrics: Path, picture: Path, select_by: str) -> bool:
@@ -34,7 +49,8 @@ def draw(metrics: Path, picture: Path, select_by: str) -> bool:
         panel.set(xlabel="epoch", ylabel=key)
         panel.grid(alpha=0.3)
         panel.legend(*panel.get_legend_handles_labels())
-    figure.savefig(picture, dpi=120)
+    with whole(picture) as file:
+        figure.savefig(file, format="png", dpi=120)
     return True
 
 
@@ -115,5 +131,6 @@ def _points(systems, key, name) -> list[tuple]:
 def _save(figure, panel, path: Path) -> Path:
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=120)
+    with whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     return path

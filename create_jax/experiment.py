@@ -18,7 +18,14 @@ from create_jax.errors import InputError
 from create_jax.models import svd
 from create_jax.train import Fitted, Run, fit, say
 from create_jax.unread import unread
-from create_jax.writers import JsonLines, check_writable, read_json, write_json
+from create_jax.writers import (
+    JsonLines,
+    check_writable,
+    hold,
+    read_json,
+    whole,
+    write_json,
+)
 
 # Settings that may differ when a run continues: they change no number.
 ALWAYS_FREE = ("data.path", "checkpoint.", "compare", "example", "seeds")
@@ -27,7 +34,8 @@ FREE_IN_A_STUDY = (*ALWAYS_FREE, "tune.trials")
 
 
 class Opened(NamedTuple):
-    """A run with its data. facts: dataset, protocol and data parts of a result."""
+    """A run with its data. facts: dataset, protocol and data parts of a result, and the
+    versions and commit of the program."""
 
     run: Run
     split: Split
@@ -49,20 +57,23 @@ def train_and_evaluate(config, workdir: str) -> dict:
     if result is not None:
         say(f"{directory} holds a finished run")
         return result
-    fitted, selection = _select_and_refit(opened)
-    result, ranks = test(opened, fitted, selection)
-    opened.run.lines.close()
-    if jax.process_index() == 0:
-        picture, by = directory / "curves.png", config.eval.select_by
-        curves.draw(opened.run.lines.path, picture, by)
-    _keep(directory, result, ranks)
+    with hold(directory):
+        mark(directory, config, opened.facts["data"], FREE_TO_CHANGE)
+        fitted, selection = _select_and_refit(opened)
+        result, ranks = test(opened, fitted, selection)
+        if jax.process_index() == 0:
+            picture = directory / "curves.png"
+            with curves.optional(picture):
+                curves.draw(opened.run.lines.path, picture, config.eval.select_by)
+        _keep(directory, result, ranks)
     return result
 
 
 def _keep(directory: Path, result: dict, ranks: dict) -> None:
     """What a report needs; result.json comes last and says that all is there."""
     if jax.process_index() == 0:
-        np.savez_compressed(directory / "ranks.npz", **ranks)
+        with whole(directory / "ranks.npz") as file:
+            np.savez_compressed(file, **ranks)
     write_json(directory / "result.json", result)
 
 
@@ -73,14 +84,20 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
       save: a directory to keep it in, like a run of its own for `create_jax.report`.
     """
     settings.check(config)
+    place = Path(save).absolute()
     if save:
-        check_writable(Path(save))
-        refuse_other_config(Path(save), config, FREE_TO_CHANGE)
+        check_writable(place)
+        refuse_other_config(place, config, FREE_TO_CHANGE)
     opened, fitted, selection = reopen(config, workdir)
+    if save:
+        refuse_other_data(place, opened.facts["data"])
     result, ranks = test(opened, fitted, selection)
     if save:
-        _mark(Path(save), config, opened.facts["data"])
-        _keep(Path(save), result, ranks)
+        with hold(place):
+            mark(place, config, opened.facts["data"], FREE_TO_CHANGE)
+            if jax.process_index() == 0:  # never an old result beside new ranks
+                (place / "result.json").unlink(missing_ok=True)
+            _keep(place, result, ranks)
     return result
 
 
@@ -106,20 +123,15 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted | None, dict | None]:
 
 
 def open_run(config, directory: Path) -> Opened:
-    """The data of a run, its directory made and marked with its config."""
+    """The data of a run, compared with what its directory was marked with; nothing is
+    written."""
     log = protocol.load(config)
     settings.check_log(config, log)
     split = protocol.make_split(config, log)
     facts = protocol.describe(config, log, split)
-    data, started = facts["data"], read_json(directory / "config.json")
-    if started is None:
-        _mark(directory, config, data)
-    elif started["data"] != data["fingerprint"]:
-        raise InputError(
-            f"{directory} was trained on other data (fingerprint {started['data']}, "
-            f"now {data['fingerprint']}); bring back the first or choose another "
-            "--workdir"
-        )
+    facts |= {"versions": _versions(), "git": _git_commit()}
+    data = facts["data"]
+    refuse_other_data(directory, data)
     say(
         f"{facts['dataset']}, {config.method}: {data['users']:,} users, "
         f"{data['items']:,} items, {data['interactions']:,} interactions; "
@@ -130,11 +142,14 @@ def open_run(config, directory: Path) -> Opened:
     return Opened(Run(config, directory, parallel.make_mesh(), lines), split, facts)
 
 
-def _mark(directory: Path, config, data: dict) -> None:
-    """The directory of a run, and what it is a run of."""
-    directory.mkdir(parents=True, exist_ok=True)
-    about = {"config": config.to_dict(), "data": data["fingerprint"]}
-    write_json(directory / "config.json", about)
+def mark(directory: Path, config, data: dict, free: tuple[str, ...]) -> None:
+    """Writes into a run's directory what it is a run of, or compares with what another
+    process has written since the data were loaded."""
+    refuse_other_config(directory, config, free)
+    refuse_other_data(directory, data)
+    if not (directory / "config.json").exists():
+        about = {"config": config.to_dict(), "data": data["fingerprint"]}
+        write_json(directory / "config.json", about)
 
 
 def _select_and_refit(
@@ -287,8 +302,8 @@ def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "precision": config.model.precision,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": _versions(),
-        "git": _git_commit(),
+        "versions": facts["versions"],
+        "git": facts["git"],
     }
     return result, ranks
 
@@ -328,8 +343,16 @@ def show_example(config, workdir: str, least_history: int = 5) -> None:
 
 
 def _versions() -> dict:
+    """None for what is not installed, as this package where a checkout is run."""
+
+    def version(name):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
     names = ("create_jax", "jax", "flax", "optax", "jraph", "orbax-checkpoint", "numpy")
-    found = {name: metadata.version(name) for name in names}
+    found = {name: version(name) for name in names}
     return {"python": platform.python_version(), **found}
 
 
@@ -343,6 +366,17 @@ def _git_commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
+
+
+def refuse_other_data(directory: Path, data: dict) -> None:
+    """A run continues with its own data only."""
+    started = read_json(directory / "config.json")
+    if started is not None and started["data"] != data["fingerprint"]:
+        raise InputError(
+            f"{directory} was trained on other data (fingerprint {started['data']}, "
+            f"now {data['fingerprint']}); bring back the first or choose another "
+            "--workdir"
+        )
 
 
 def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:

@@ -624,7 +624,8 @@ def main(arguments=None) -> int:
             write_text(flags.out / "report.md", text)
             write_text(flags.out / "report.csv", comma_separated(systems))
             write_text(flags.out / "differences.csv", claims_as_csv(claims))
-            curves.draw_report(by_section(systems), flags.out, names[0])
+            with curves.optional(flags.out):
+                curves.draw_report(by_section(systems), flags.out, names[0])
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

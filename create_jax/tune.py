@@ -8,7 +8,6 @@ Whoever comes after a killed process continues its trial from the last checkpoin
 lock says that nobody works on it any more.
 """
 
-import fcntl
 import pprint
 import shutil
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import NamedTuple
 import jax
 
 from create_jax import experiment, settings, train
-from create_jax.errors import InputError
+from create_jax.errors import InputError, StorageError
 from create_jax.train import say
 from create_jax.unread import unread
-from create_jax.writers import JsonLines, check_writable, write_text
+from create_jax.writers import JsonLines, check_writable, lock, write_text
 
 KINDS = ("log", "uniform", "integer", "choice")
 
@@ -102,6 +101,10 @@ def tune(config, workdir: str) -> Path:
     check_writable(directory)
     experiment.refuse_other_config(directory, config, experiment.FREE_IN_A_STUDY)
     opened = experiment.open_run(config, directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with lock(directory / "lock", timeout=-1):  # others mark it in a moment
+        data, free = opened.facts["data"], experiment.FREE_IN_A_STUDY
+        experiment.mark(directory, config, data, free)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = optuna.storages.journal.JournalFileBackend(str(directory / "study.log"))
     study = optuna.create_study(
@@ -118,10 +121,9 @@ def tune(config, workdir: str) -> Path:
         found = _take(study, directory, config, optuna)
         if found is None:
             break
-        trial, lock = found
-        with lock:
+        trial, held = found
+        with held:
             _run(study, trial, opened, space, optuna)
-    opened.run.lines.close()
     return _write_best(study, config, directory, space, optuna)
 
 
@@ -161,9 +163,9 @@ def _take(study, directory, config, optuna):
     for frozen in study.get_trials(deepcopy=False):
         ended += frozen.state in (states.COMPLETE, states.PRUNED)
         if frozen.state == states.RUNNING:
-            lock = _lock(directory, frozen.number)
-            if lock is not None:
-                return optuna.trial.Trial(study, frozen._trial_id), lock
+            held = _lock(directory, frozen.number)
+            if held is not None:
+                return optuna.trial.Trial(study, frozen._trial_id), held
             under_way += 1
     if ended + under_way >= config.tune.trials:
         return None
@@ -172,24 +174,17 @@ def _take(study, directory, config, optuna):
         seed=1000 * config.seed + len(study.trials), n_startup_trials=5
     )
     trial = study.ask()
-    lock = _lock(directory, trial.number)
-    if lock is None:  # another process saw the trial before it was locked and took it
+    held = _lock(directory, trial.number)
+    if held is None:  # another process saw the trial before it was locked and took it
         return _take(study, directory, config, optuna)
-    return trial, lock
+    return trial, held
 
 
 def _lock(directory: Path, number: int):
-    """The open lock file of a trial, or None where another process holds it. It falls
-    with the process."""
+    """The lock of a trial, or None where another process holds it."""
     place = directory / f"trial-{number:04d}"
     place.mkdir(exist_ok=True)
-    file = open(place / "lock", "w")  # noqa: SIM115  the caller closes it
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
+    return lock(place / "lock")
 
 
 def _run(study, trial, opened, space, optuna) -> None:
@@ -218,6 +213,8 @@ def _run(study, trial, opened, space, optuna) -> None:
             *(run, "select", phases, opened.split.train, opened.split.valid),
             should_end=should_end,
         ).progress
+    except StorageError:  # no fault of these settings: the trial goes on another time
+        raise
     except InputError as error:  # these settings cannot work, or the loss ran away
         say(f"trial {trial.number}: failed: {error}")
         study.tell(trial, state=states.FAIL)
@@ -235,7 +232,6 @@ def _run(study, trial, opened, space, optuna) -> None:
         by = f"{config.eval.select_by} {progress['best_score']:.4f}"
         at = f"epoch {progress['best_epoch']}"
         say(f"trial {trial.number}: {by} at {at}{', ended early' if early else ''}")
-    lines.close()
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 

@@ -1,13 +1,84 @@
-"""metrics.jsonl and result.json; process 0 writes, and a resumed run writes on."""
+"""The files of a run's directory, written whole or not at all, by one process.
 
+Process 0 writes, and a resumed run writes on.
+"""
+
+import errno
 import json
 import os
+import sys
 import tempfile
+import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import filelock
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from create_jax.errors import InputError
+
+
+def lock(path: Path, timeout: float = 0.0):
+    """A lock to enter with `with`, or None where another process holds it for longer
+    than `timeout` seconds, -1 = any time. It falls with the process."""
+    try:
+        return filelock.FileLock(path).acquire(timeout=timeout)
+    except filelock.Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        print(f"warning: {path}: this file system has no locks", file=sys.stderr)
+        return nullcontext()
+
+
+@contextmanager
+def hold(directory: Path):
+    """Makes a run's directory and keeps all other runs out of it.
+
+    Raises:
+      InputError: another process holds it; in all processes of a cluster alike.
+    """
+    held = None
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = lock(directory / "lock")
+    free = held is not None
+    if jax.process_count() > 1:
+        free = bool(multihost_utils.broadcast_one_to_all(np.array(free)))
+    if not free:
+        raise InputError(
+            f"{directory}: another process is at work here; wait until it has ended, "
+            "or choose another --workdir"
+        )
+    with held or nullcontext():
+        yield
+
+
+@contextmanager
+def whole(path: Path):
+    """A binary file that takes its place at `path` when all is written, or goes."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with _named(path), open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path):
+    """Errors of writing that say where: Python names no file when a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 class JsonLines:
@@ -38,36 +109,47 @@ class JsonLines:
         """Args: record: with `stage` and `epoch`, and numbers by name."""
         if jax.process_index():
             return
-        with open(self.path, "a") as file:
+        with _named(self.path), open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
         if self.events is None:
             self.events = _open_events(self.path.parent / "tensorboard")
-        for name, value in record.items():
-            if self.events and isinstance(value, float):
-                self.events.add_scalar(
-                    f"{record['stage']}/{name}", value, record["epoch"]
-                )
-
-    def close(self) -> None:
-        """Hands on what TensorBoard's writer still holds."""
         if self.events:
-            self.events.close()
+            with _named(self.path.parent / "tensorboard"):
+                self.events(record)
 
 
 def _open_events(directory: Path):
-    """A writer of TensorBoard events; False without the extra `tensorboard`."""
+    """A function that writes a record as TensorBoard events; False without the extra
+    `tensorboard`.
+
+    It writes at once: behind tensorboardX's own writer is a thread that ends when a
+    disk is full, and a queue that then waits for it without end.
+    """
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
     except ImportError:
         return False
-    return SummaryWriter(str(directory))
+    directory.mkdir(exist_ok=True)
+    writer = EventsWriter(str(directory / "events"))
+
+    def write(record: dict) -> None:
+        for name, value in record.items():
+            if isinstance(value, float):
+                summary = scalar(f"{record['stage']}/{name}", value)
+                now = time.time()
+                step = record["epoch"]
+                writer.write_event(Event(wall_time=now, step=step, summary=summary))
+        writer.flush()
+
+    return write
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    with whole(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value) -> None:

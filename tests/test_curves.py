@@ -5,7 +5,7 @@ import json
 import pytest
 
 from create_jax import curves
-from create_jax.writers import JsonLines
+from create_jax.writers import JsonLines, whole, write_text
 
 LINES = [
     {
@@ -45,10 +45,35 @@ def test_numbers_reach_tensorboard(tmp_path):
     lines = JsonLines(tmp_path / "metrics.jsonl")
     for line in LINES:
         lines.write(line)
-    lines.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     written = events.read_bytes()  # where @ is no letter for a name
     assert b"select/valid/ndcg_10" in written and b"refit/loss" in written
+
+
+def test_a_disk_that_is_full_stops_a_run_and_does_not_hang_it(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is missing")
+    resource = pytest.importorskip("resource", reason="no limits on this system")
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    record = {"stage": "s", "epoch": 1} | {f"a{n}": 0.5 for n in range(100)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="tensorboard"):
+            lines.write(record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "before")
+    with pytest.raises(KeyboardInterrupt), whole(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    with pytest.raises(OSError, match="file"), whole(path) as file:
+        raise OSError(28, "No space left on device")  # as write() does: without a name
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_rewinding_drops_what_will_be_written_again(tmp_path):

@@ -1,8 +1,10 @@
 """A whole run on eight simulated devices: a log whose next item is always i + 1."""
 
 import json
+import os
 import shutil
 from functools import cache, partial
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from create_jax import experiment, feeds, protocol, report, settings, train
+from create_jax import curves, experiment, feeds, protocol, report, settings, train
 from create_jax.configs import table
 from create_jax.errors import InputError
 from create_jax.models import create
+from create_jax.writers import hold
 
 N_ITEMS = 30
 
@@ -178,6 +181,93 @@ def test_a_sequence_model_beats_the_counts(created, log, tmp_path):
         config = make_config(log, method)
         other = experiment.train_and_evaluate(config, str(tmp_path / method))
         assert other["test"]["ndcg@10"] < 0.5 < result["test"]["ndcg@10"]
+
+
+@pytest.fixture
+def counted(log, tmp_path):
+    """A config that takes no time, and the directory of its run."""
+    return make_config(log, "mostpop"), tmp_path / "run"
+
+
+def test_one_process_at_a_time_works_in_a_directory(counted, tmp_path):
+    config, workdir = counted
+    with hold(workdir), pytest.raises(InputError, match="another process is at work"):
+        experiment.train_and_evaluate(config, str(workdir))
+    assert [path.name for path in workdir.iterdir()] == ["lock"]
+    experiment.train_and_evaluate(config, str(workdir))
+    with hold(workdir):  # reading is free
+        again = experiment.evaluate_again(config, str(workdir), str(tmp_path / "kept"))
+    assert again["test"] == json.loads((workdir / "result.json").read_text())["test"]
+
+
+def test_who_began_while_another_loaded_the_data_is_refused(counted, monkeypatch):
+    config, workdir = counted
+    other, load = config.copy_and_resolve_references(), protocol.load
+    other.seed = 1
+
+    def slow(one):
+        monkeypatch.undo()
+        experiment.train_and_evaluate(other, str(workdir))
+        (workdir / "result.json").unlink()
+        return load(one)
+
+    monkeypatch.setattr(protocol, "load", slow)
+    with pytest.raises(InputError, match="seed was 1, is 0"):
+        experiment.train_and_evaluate(config, str(workdir))
+    assert json.loads((workdir / "config.json").read_text())["config"]["seed"] == 1
+
+
+def test_a_checkout_that_is_not_installed_has_a_result(counted, monkeypatch):
+    config, workdir = counted
+    version = metadata.version
+
+    def uninstalled(name):
+        if name == "create_jax":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", uninstalled)
+    versions = experiment.train_and_evaluate(config, str(workdir))["versions"]
+    assert versions["create_jax"] is None and versions["jax"] == jax.__version__
+
+
+def test_a_picture_that_fails_costs_no_result(counted, monkeypatch, capsys):
+    config, workdir = counted
+
+    def draw(*_):
+        raise RuntimeError("no font was found\nanywhere")
+
+    monkeypatch.setattr(curves, "draw", draw)
+    experiment.train_and_evaluate(config, str(workdir))
+    assert (workdir / "result.json").exists()
+    told = capsys.readouterr().err
+    assert "curves.png: could not be drawn (no font was found anywhere)" in told
+
+
+@pytest.mark.parametrize("at", ["ranks.npz", "result.json"])
+def test_a_killed_save_pairs_no_old_result_with_new_ranks(
+    counted, tmp_path, monkeypatch, at
+):
+    config, workdir = counted
+    kept = tmp_path / "kept"
+    experiment.train_and_evaluate(config, str(workdir))
+    experiment.evaluate_again(config, str(workdir), str(kept))
+    before, replace = (kept / "ranks.npz").read_bytes(), os.replace
+
+    def killed(source, target):
+        if target.name == at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.evaluate_again(config, str(workdir), str(kept))
+    monkeypatch.undo()
+    left = {path.name for path in kept.iterdir()}
+    assert left == {"config.json", "ranks.npz", "lock"}
+    experiment.evaluate_again(config, str(workdir), str(kept))
+    assert (kept / "result.json").exists()
+    assert (kept / "ranks.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize("method", ["lightgcn", "ultragcn"])

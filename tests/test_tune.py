@@ -9,7 +9,7 @@ import pytest
 
 from create_jax import settings, train, tune
 from create_jax.configs import table
-from create_jax.errors import InputError
+from create_jax.errors import InputError, StorageError
 
 optuna = pytest.importorskip("optuna", reason="the extra `tune` is not installed")
 
@@ -184,6 +184,17 @@ def test_settings_that_fail_do_not_end_a_study(config, trained, tmp_path, monkey
     monkeypatch.setattr(train, "fit", fails)
     with pytest.raises(InputError, match="more than 10 trials failed"):
         tune.tune(config, str(tmp_path / "other"))
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(config, trained, tmp_path, monkeypatch):
+    config.tune.trials = 1
+    full = StorageError("the checkpoint could not be saved")
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(train, "fit", lambda *_, **__: (_ for _ in ()).throw(full))
+        with pytest.raises(StorageError):
+            tune.tune(config, str(tmp_path / "study"))
+    tune.tune(config, str(tmp_path / "study"))  # the same trial goes on
+    assert [name for name, *_ in trained] == ["trial-0000"]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,6 @@ def ours(config, log, holdout):
         run = train.Run(config, workdir, mesh, lines)
         phases = settings.make_phases(config)
         fitted = train.fit(run, "fixed", phases, log, None)
-        lines.close()
     score = evaluate.model_scores(fitted.model, by_graph=False)
     found = rank(config, holdout, mesh, score, fitted.params, fitted.model.mask)
     return found, fitted.progress["seconds"]["train"]

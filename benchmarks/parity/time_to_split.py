@@ -99,7 +99,6 @@ def main() -> None:
         lines = JsonLines(workdir / "metrics.jsonl")
         run = train.Run(config, workdir, parallel.make_mesh(), lines)
         fitted = train.fit(run, "select", settings.make_phases(config), learned, valid)
-        lines.close()
         rank = evaluate.compile_ranker(
             evaluate.model_scores(fitted.model, by_graph=False),
             test.candidates,
