@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +53,13 @@ def fit(
         a study's wish to end a run without promise (`progress["ended_early"]`).
       trains: False: the stage is finished; it is read and nothing is written.
     """
+    with ExitStack() as stack:
+        opened = stack.enter_context
+        return _fit(run, stage, phases, train, holdout, should_end, trains, opened)
+
+
+def _fit(run, stage, phases, train, holdout, should_end, trains, opened) -> Fitted:
+    """Args: opened: enters what is closed at the end, also after an error."""
     config, mesh = run.config, run.mesh
     model = settings.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
@@ -64,7 +71,7 @@ def fit(
         return rows, pairs, parallel.place(mesh, graph, steps.graph_specs(graph))
 
     place = run.workdir / "checkpoints" / stage
-    checkpoints = Checkpoints(place, read_only=not trains)
+    checkpoints = opened(closing(Checkpoints(place, read_only=not trains)))
     progress = {
         "epoch": 0,  # the epoch to continue with, and the next chunk in it
         "chunk": 0,
@@ -97,7 +104,7 @@ def fit(
     seconds, every = progress["seconds"], config.checkpoint.seconds
     total = sum(p.epochs for p in phases)
     last_phase_from = total - phases[-1].epochs
-    bar = _bar(stage, total, progress)
+    bar = opened(_bar(stage, total, progress))
     current, pending, step, saved_at = None, [], int(state.step), time.monotonic()
     validate = None
     if not progress["finished"]:
@@ -166,11 +173,9 @@ def fit(
         if better or due or progress["finished"]:
             checkpoints.save(step, state, progress)
             saved_at = time.monotonic()
-    bar.close()
     checkpoints.wait()
     if holdout is not None and progress["best_epoch"]:
         state, _ = checkpoints.restore(progress["best_step"], state)
-    checkpoints.close()
     return Fitted(model, state.params, lambda: make_graph()[2], progress)
 
 

@@ -4,7 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
@@ -19,9 +19,11 @@ LOG = [
 ]
 
 
-def in_child(folder, arguments):
+def in_child(folder, arguments, most_bytes):
     """The command, with the standard streams in files."""
     os.chdir(folder)
+    if most_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     os.environ.pop("CREATE_JAX_DATA", None)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), stream)
@@ -44,8 +46,8 @@ def command(tmp_path, fork, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
 
-    def run(*arguments):
-        child = fork(target=in_child, args=(folder, arguments))
+    def run(*arguments, most_bytes=0):  # of a file, as if the disk were full
+        child = fork(target=in_child, args=(folder, arguments, most_bytes))
         child.start()
         child.join(60)
         texts = [Path(f"{folder}.{name}") for name in ("out", "err")]
@@ -241,29 +243,17 @@ def test_bad_input_ends_with_one_line_and_code_2(case, command):
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
 
 
-def run_process(*arguments, limit=None):
-    """The command in a process of its own; `limit`: most bytes a file may have."""
-    command = [sys.executable, "-m", "create_jax.main", *arguments]
-    if limit:
-        command = ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "-", *command]
-    environment = os.environ | {"XLA_FLAGS": "", "TQDM_DISABLE": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
-
-def test_a_full_disk_is_named_and_the_run_continues(tmp_path):
-    arguments = [config("table") + ":sasrec", table(tmp_path / "log.csv")]
-    arguments += [f"--workdir={tmp_path / 'run'}", "--config.train.epochs=2"]
-    arguments += ["--config.split.validation=none", "--config.model.dim=64"]
-    full = run_process(*arguments, limit=32 * 1024)
-    assert full.returncode == 2, full.stderr
-    assert full.stderr.splitlines()[-1].startswith("error: "), full.stderr
-    assert str(tmp_path / "run") in full.stderr
-    assert not (tmp_path / "run" / "result.json").exists()
-    freed = run_process(*arguments)
-    assert freed.returncode == 0, freed.stderr
-    assert (tmp_path / "run" / "result.json").exists()
+def test_a_full_disk_is_named_and_the_run_continues(command):
+    run = [config("table") + ":lightgcn", table("log.csv"), "--workdir=run"]
+    run += ["--config.model.dim=512", "--config.train.epochs=2"]
+    run += ["--config.split.validation=none", "--config.checkpoint.seconds=0"]
+    code, _, err = command(*run, most_bytes=32 * 1024)
+    assert code == 2 and "Traceback" not in err, err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ") and f"{Path.cwd()}/run/checkpoints" in last, err
+    assert not Path("run/result.json").exists()
+    code, _, err = command(*run)
+    assert code == 0 and Path("run/result.json").exists(), err
 
 
 def test_another_config_or_other_data_is_refused(command):
