@@ -27,10 +27,11 @@ from create_jax.writers import (
     write_json,
 )
 
-# Settings that may differ when a run continues: they change no number.
-ALWAYS_FREE = ("data.path", "checkpoint.", "compare", "example", "seeds")
-FREE_TO_CHANGE = (*ALWAYS_FREE, "tune.")
-FREE_IN_A_STUDY = (*ALWAYS_FREE, "tune.trials")
+# Settings that may differ when a run, or a study, goes on.
+FREE_TO_CHANGE = (*settings.CHANGE_NO_NUMBER, "tune.")
+FREE_IN_A_STUDY = (*settings.CHANGE_NO_NUMBER, "tune.trials")
+# What a directory holds once something was trained or chosen in it.
+WORK = ("result.json", "metrics.jsonl", "study.log", "checkpoints/*/[0-9]*")
 
 
 class Opened(NamedTuple):
@@ -147,7 +148,7 @@ def mark(directory: Path, config, data: dict, free: tuple[str, ...]) -> None:
     process has written since the data were loaded."""
     refuse_other_config(directory, config, free)
     refuse_other_data(directory, data)
-    if not (directory / "config.json").exists():
+    if _begun(directory) is None:
         about = {"config": config.to_dict(), "data": data["fingerprint"]}
         write_json(directory / "config.json", about)
 
@@ -368,9 +369,17 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def _begun(directory: Path) -> dict | None:
+    """What a directory is a run of; None as long as nothing was trained in it: then it
+    may become a run of something else."""
+    if any(next(directory.glob(work), None) for work in WORK):
+        return read_json(directory / "config.json")
+    return None
+
+
 def refuse_other_data(directory: Path, data: dict) -> None:
     """A run continues with its own data only."""
-    started = read_json(directory / "config.json")
+    started = _begun(directory)
     if started is not None and started["data"] != data["fingerprint"]:
         raise InputError(
             f"{directory} was trained on other data (fingerprint {started['data']}, "
@@ -381,20 +390,17 @@ def refuse_other_data(directory: Path, data: dict) -> None:
 
 def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
     """A run continues under its own config only; says what differs."""
-    started = read_json(directory / "config.json")
+    started = _begun(directory)
     if started is None:
         return
-    old, new = (
-        settings.meant(settings.flatten(tree))
-        for tree in (started["config"], config.to_dict())
-    )
+    old, new = (settings.of_run(c) for c in (started["config"], config.to_dict()))
     without_effect = unread(new)
     differ = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
         and key not in without_effect
-        and not key.startswith(free)
+        and not settings.is_among(key, free)
     ]
     if differ:
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""

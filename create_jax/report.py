@@ -34,10 +34,7 @@ from create_jax.writers import write_text
 
 COLUMNS = ("ndcg", "recall", "mrr", "coverage")
 # Of a config, what does not make another system.
-NOT_A_SYSTEM = (
-    *("seed", "seeds", "compare", "example", "tune.", "checkpoint.", "data.path"),
-    *("train.chunk", "eval.batch", "eval.every"),
-)
+NOT_A_SYSTEM = ("seed", "tune.", *settings.CHANGE_NO_NUMBER)
 PAPER_DATA = {
     "beauty": "Amazon Beauty",
     "sports": "Amazon Sports",
@@ -165,8 +162,12 @@ def load(folders: list[Path]) -> list[System]:
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
         started = json.loads((folder / "config.json").read_text())
-        flat = settings.meant(settings.flatten(started["config"]))
-        flat = {k: v for k, v in flat.items() if not k.startswith(NOT_A_SYSTEM)}
+        flat = settings.of_run(started["config"])
+        flat = {
+            key: value
+            for key, value in flat.items()
+            if not settings.is_among(key, NOT_A_SYSTEM)
+        }
         rules, own = (
             json.dumps(part, sort_keys=True)
             for part in (protocol.as_done(result["protocol"]), flat)

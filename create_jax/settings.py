@@ -102,6 +102,33 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds")
 
+# Settings that change no number: they may differ when a run goes on and make no other
+# system of a report. All others count. "x." is a section. Of the form of a log the
+# fingerprint of the data says whether it matters.
+CHANGE_NO_NUMBER = (
+    *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch"),
+    *("compare", "example", "seeds"),
+)
+# For a config.json from before a setting was there: what its absence means, and the
+# name of now of a setting that had another.
+OLD_DEFAULTS: dict[str, object] = {}
+OLD_NAMES: dict[str, str] = {}
+
+
+def is_among(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a setting is one of the names, or in a section ("x.") that is."""
+    sections = tuple(name for name in names if name.endswith("."))
+    return key in names or key.startswith(sections)
+
+
+def of_run(config: dict) -> dict:
+    """The settings of a run by their dotted names of now, as runs are compared by them:
+    those included that it does not have because they came later."""
+    flat = {OLD_NAMES.get(key, key): value for key, value in flatten(config).items()}
+    came_later = flatten(OLD_DEFAULTS)
+    flat |= {key: came_later[key] for key in came_later.keys() - flat.keys()}
+    return meant(flat)
+
 
 def read(config, key: str):
     """The setting of a dotted name; KeyError where there is none."""
@@ -122,8 +149,8 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 
 def meant(flat: dict) -> dict:
-    """Flat settings as runs are compared by them: `split.validation` as what is done,
-    which leave_one_out once did whatever it was asked for."""
+    """Flat settings with `split.validation` as what is done, which leave_one_out once
+    did whatever it was asked for."""
     kind, validation = flat.get("split.kind"), flat.get("split.validation")
     if validation in (None, "none"):
         return flat

@@ -219,8 +219,8 @@ def _settle(pending: list, sums: dict, step: int, phase) -> int:
         if bad is not None:
             raise InputError(
                 f"{bad[1]} is not finite at step {step + bad[0]} of phase "
-                f"{phase.name}; lower optim.lr or the weight of that loss, or set "
-                "optim.clip=1; the last checkpoint is intact"
+                f"{phase.name}; in another --workdir, lower optim.lr or the weight of "
+                "that loss, or set optim.clip=1; the last checkpoint is intact"
             )
         for name, values in losses.items():
             sums[name] = sums.get(name, 0.0) + float(np.sum(values, dtype=np.float64))

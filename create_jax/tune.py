@@ -102,11 +102,12 @@ def tune(config, workdir: str) -> Path:
     experiment.refuse_other_config(directory, config, experiment.FREE_IN_A_STUDY)
     opened = experiment.open_run(config, directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with lock(directory / "lock", timeout=-1):  # others mark it in a moment
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with lock(directory / "lock", timeout=-1):  # for a moment: others come to help
         data, free = opened.facts["data"], experiment.FREE_IN_A_STUDY
         experiment.mark(directory, config, data, free)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = optuna.storages.journal.JournalFileBackend(str(directory / "study.log"))
+        file = str(directory / "study.log")
+        journal = optuna.storages.journal.JournalFileBackend(file)
     study = optuna.create_study(
         study_name="tune",
         storage=optuna.storages.JournalStorage(journal),

@@ -208,13 +208,65 @@ def test_who_began_while_another_loaded_the_data_is_refused(counted, monkeypatch
     def slow(one):
         monkeypatch.undo()
         experiment.train_and_evaluate(other, str(workdir))
-        (workdir / "result.json").unlink()
         return load(one)
 
     monkeypatch.setattr(protocol, "load", slow)
     with pytest.raises(InputError, match="seed was 1, is 0"):
         experiment.train_and_evaluate(config, str(workdir))
     assert json.loads((workdir / "config.json").read_text())["config"]["seed"] == 1
+
+
+def test_settings_that_change_no_number_may_change(counted, tmp_path):
+    config, workdir = counted
+    experiment.train_and_evaluate(config, str(workdir))
+    result = json.loads((workdir / "result.json").read_text())
+    changed = config.copy_and_resolve_references()
+    changed.eval.batch, changed.seeds, changed.checkpoint.seconds = 7, (0, 1), 5.0
+    changed.data.path = str(shutil.copy(config.data.path, tmp_path / "moved.csv"))
+    changed.data.counts = (200, 30, 2400)
+    assert experiment.train_and_evaluate(changed, str(workdir)) == result
+    again = experiment.evaluate_again(changed, str(workdir))
+    assert again["test_by_target"] == result["test_by_target"]
+    sequential = make_config(config.data.path, "sasrec")
+    about = json.loads((workdir / "config.json").read_text())
+    about["config"] = sequential.to_dict()
+    (workdir / "config.json").write_text(json.dumps(about))
+    for key in ("train.chunk", "loss.token_chunk", "eval.every"):
+        other = sequential.copy_and_resolve_references()
+        other.update_from_flattened_dict({key: 5})
+        with pytest.raises(InputError, match=f"{key} was [0-9]*, is 5"):
+            experiment.train_and_evaluate(other, str(workdir))
+
+
+def test_advice_can_be_followed_where_nothing_was_trained_yet(log, tmp_path):
+    config = make_config(log, "svd", svd__ranks=(512,))
+    with pytest.raises(InputError, match="config.svd.ranks"):
+        experiment.train_and_evaluate(config, str(tmp_path))
+    config.svd.ranks = (4,)
+    experiment.train_and_evaluate(config, str(tmp_path))
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["config"]["svd"]["ranks"] == [4]
+    config.svd.ranks = (8,)
+    with pytest.raises(InputError, match="svd.ranks was"):
+        experiment.train_and_evaluate(config, str(tmp_path))
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(counted, monkeypatch):
+    config, workdir = counted
+    experiment.train_and_evaluate(config, str(workdir))
+    about = json.loads((workdir / "config.json").read_text())
+    about["config"]["cut"] = about["config"].pop("split")
+    del about["config"]["eval"]["filter_seen"]
+    (workdir / "config.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="holds a run of another config"):
+        experiment.train_and_evaluate(config, str(workdir))
+    names = {f"cut.{name}": f"split.{name}" for name in config.split}
+    monkeypatch.setattr(settings, "OLD_NAMES", names)
+    monkeypatch.setattr(settings, "OLD_DEFAULTS", {"eval.filter_seen": False})
+    experiment.train_and_evaluate(config, str(workdir))
+    config.eval.filter_seen = True
+    with pytest.raises(InputError, match="config: eval.filter_seen was False, is True"):
+        experiment.train_and_evaluate(config, str(workdir))
 
 
 def test_a_checkout_that_is_not_installed_has_a_result(counted, monkeypatch):

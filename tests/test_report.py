@@ -140,6 +140,19 @@ def test_a_name_that_was_only_a_label_says_what_was_trained(tmp_path):
     assert system.label == "gsau, graph.encoder=ultragcn, align.kind=barlow_twins"
 
 
+def test_what_changes_numbers_makes_another_system(runs, monkeypatch):
+    # Of a run from before the setting was there its absence says what it was.
+    monkeypatch.setattr(report.settings, "OLD_DEFAULTS", {"loss.token_chunk": 512})
+    for seed, chunk in ((7, 512), (8, 512), (7, 64), (8, 64)):
+        place = runs / f"c/{chunk}-{seed}"
+        changes = {"loss__token_chunk": chunk, "data__counts": [seed]}
+        make_run(place, "sasrec", seed, ranks_like(seed), **changes)
+    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    labels = {system.label: len(system.results) for system in systems}
+    sasrec = {"sasrec, loss.token_chunk=512": 5, "sasrec, loss.token_chunk=64": 2}
+    assert labels == sasrec | {"create": 3}
+
+
 def test_the_paper_stands_below_its_systems_only(runs):
     systems = report.load(report.find_runs([str(runs / "a")]))
     rows = {system.label: report.paper_row(system) for system in systems}

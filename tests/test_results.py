@@ -1,12 +1,14 @@
 """The numbers of results/ are those of its files."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from create_jax import report
+from create_jax import report, settings
+from create_jax.configs import common
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "results/README.md"
@@ -50,3 +52,11 @@ def test_the_text_has_only_numbers_of_the_tables(made_anew):
     tables += "".join(path.read_text() for path in PAGE.parent.glob("protocol*.md"))
     said, known = (set(re.findall(r"\d+\.\d{2,}", part)) for part in (text, tables))
     assert said and said <= known
+
+
+def test_old_configs_have_every_setting_of_now():
+    """Whoever adds or renames a setting says what it was: settings.OLD_DEFAULTS."""
+    now = settings.flatten(common.get_config().to_dict()).keys()
+    for file in sorted((ROOT / "results").glob("**/config.json")):
+        config = json.loads(file.read_text())["config"]
+        assert settings.of_run(config).keys() == now, file
