@@ -111,7 +111,10 @@ CHANGE_NO_NUMBER = (
 )
 # For a config.json from before a setting was there: what its absence means, and the
 # name of now of a setting that had another.
-OLD_DEFAULTS: dict[str, object] = {}
+OLD_DEFAULTS: dict[str, object] = {
+    "model.precision": "highest",  # on CPUs, where all that was kept is from
+    "model.random": "threefry2x32",
+}
 OLD_NAMES: dict[str, str] = {}
 
 
