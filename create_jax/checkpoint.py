@@ -207,9 +207,10 @@ def _damage(error, place: Path) -> str | None:
         if not any(path.is_file() for path in (place / part).rglob("*")):
             return f"no files in {part}"
     while error is not None:
-        wrong_text = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-        if wrong_text or isinstance(error, FileNotFoundError):
-            return _reason(error)
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            return "broken JSON"
+        if isinstance(error, FileNotFoundError):
+            return "a file is missing"
         found = DAMAGE.search(str(error))
         if isinstance(error, ValueError) and found:
             return found[0]

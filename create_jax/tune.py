@@ -19,7 +19,7 @@ from create_jax import experiment, settings, train
 from create_jax.errors import InputError, StorageError
 from create_jax.train import say
 from create_jax.unread import unread
-from create_jax.writers import JsonLines, check_writable, lock, write_text
+from create_jax.writers import JsonLines, check_writable, hold, lock, write_text
 
 KINDS = ("log", "uniform", "integer", "choice")
 
@@ -101,9 +101,8 @@ def tune(config, workdir: str) -> Path:
     check_writable(directory)
     experiment.refuse_other_config(directory, config, experiment.FREE_IN_A_STUDY)
     opened = experiment.open_run(config, directory)
-    directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lock(directory / "lock", timeout=-1):  # for a moment: others come to help
+    with hold(directory, timeout=30):  # for a moment: others may come to help
         data, free = opened.facts["data"], experiment.FREE_IN_A_STUDY
         experiment.mark(directory, config, data, free)
         file = str(directory / "study.log")

@@ -22,7 +22,7 @@ from create_jax.errors import InputError
 
 def lock(path: Path, timeout: float = 0.0):
     """A lock to enter with `with`, or None where another process holds it for longer
-    than `timeout` seconds, -1 = any time. It falls with the process."""
+    than `timeout` seconds. It falls with the process."""
     try:
         return filelock.FileLock(path).acquire(timeout=timeout)
     except filelock.Timeout:
@@ -35,8 +35,9 @@ def lock(path: Path, timeout: float = 0.0):
 
 
 @contextmanager
-def hold(directory: Path):
-    """Makes a run's directory and keeps all other runs out of it.
+def hold(directory: Path, timeout: float = 0.0):
+    """Makes a run's directory and keeps all other runs out of it, after `timeout`
+    seconds at most.
 
     Raises:
       InputError: another process holds it; in all processes of a cluster alike.
@@ -44,7 +45,7 @@ def hold(directory: Path):
     held = None
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        held = lock(directory / "lock")
+        held = lock(directory / "lock", timeout)
     free = held is not None
     if jax.process_count() > 1:
         free = bool(multihost_utils.broadcast_one_to_all(np.array(free)))
