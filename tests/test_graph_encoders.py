@@ -338,6 +338,11 @@ def hyperedges(seconds):
 @pytest.mark.parametrize("hours, count", [(1, 8), (1.5, 6), (168, 5), (1000, 4)])
 def test_a_hyperedge_is_a_user_and_its_items_in_a_window(hours, count):
     nodes, edges = hypergraph.incidence(TIMED_LOG, hours)
+    milliseconds = TIMED_LOG._replace(times=TIMED_LOG.times * 1000, per_second=1000)
+    for found, same in zip(
+        hypergraph.incidence(milliseconds, hours), (nodes, edges), strict=True
+    ):
+        assert (found == same).all()
     expected = hyperedges(int(hours * HOUR)).values()
     assert len(expected) == count
     assert len(nodes) == len(edges) == sum(map(len, expected))  # each member once

@@ -150,6 +150,37 @@ def test_fingerprint_tells_logs_apart():
     assert len(prints[0]) == 16
 
 
+@pytest.mark.parametrize(
+    ("unit", "times", "per_second", "expected"),
+    [
+        ("ms", [1000, 3000], 1, [1, 3]),
+        ("us", [1_001_000, 3_000_000], 1000, [1001, 3000]),
+        ("ns", [1_001_000, 3_000_000], 10**6, [1001, 3000]),
+        ("ns", [1_001_001, 3_000_000], 10**9, [1_001_001, 3_000_000]),
+    ],
+)
+def test_times_stay_exact_in_the_coarsest_unit(unit, times, per_second, expected):
+    frame = pl.DataFrame({"user": ["a", "b"], "item": ["x", "y"], "time": times})
+    found = from_frame(frame.cast({"time": pl.Datetime(unit)}), source="log")
+    assert (found.times.tolist(), found.per_second) == (expected, per_second)
+    seconds = log(("a", "x", 1), ("b", "y", 3))
+    assert (fingerprint(found) == fingerprint(seconds)) == (per_second == 1)
+
+
+def test_the_fingerprint_knows_the_unit_and_leaves_whole_seconds_as_they_were():
+    found = log(("a", "x", 1), ("b", "y", 2))
+    assert fingerprint(found) == "8272a49e6684b48d"
+    assert fingerprint(found._replace(per_second=1000)) != fingerprint(found)
+
+
+def test_every_row_is_accounted_for():
+    rows = [("a", "x", 1), ("a", "x", 2), ("a", "y", 3), ("b", "x", 4), ("b", "y", 5)]
+    found = log(*rows, ("c", "z", 6), k_core=2)
+    assert found.rows == (6, 1, 1)
+    assert take(found, found.users == 0).rows == found.rows
+    assert log(*rows, drop_repeats=False).rows == (5, 0, 0)
+
+
 # --- ratings --------------------------------------------------------------------------
 
 

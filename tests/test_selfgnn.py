@@ -56,6 +56,22 @@ def case():
     return model, phase, params, graph, jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
 
 
+@pytest.mark.parametrize("scale", [1, 10**15])
+def test_intervals_are_of_equal_length_in_any_unit(monkeypatch, scale):
+    """Nanoseconds times the number of intervals do not fit 64 bits."""
+    parts = []
+    monkeypatch.setattr(
+        selfgnn.lightgcn, "prepare", lambda _, pairs, *rest: parts.append(pairs)
+    )
+    log = make_log()
+    log = log._replace(times=log.times * scale + 5)
+    selfgnn.prepare(log, None, 8, {"intervals": 100})
+    start, span = int(log.times.min()), int(np.ptp(log.times)) + 1
+    expected = [(int(t) - start) * 100 // span for t in log.times]
+    counts = [len(pairs.users) for pairs in parts]
+    assert counts == np.bincount(expected, minlength=100).tolist()
+
+
 def test_intervals_are_dense_layers_summed(case):
     model, _, params, graph, _ = case
     found = jax.jit(partial(selfgnn.encode_intervals, model))(params, graph)

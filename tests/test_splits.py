@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from create_jax.data import splits
 from create_jax.data.interactions import Interactions, shuffle_ties
 from create_jax.data.splits import global_temporal, known_items, leave_one_out
 from create_jax.errors import InputError
@@ -82,6 +83,17 @@ def test_the_quantile_is_linear():
     # Place 3.0: T = 3, so time 3 trains and nobody warm is left to be asked.
     with pytest.raises(InputError, match="no test query"):
         temporal(log, q_test=0.75)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.8, 0.57, 0.999])
+@pytest.mark.parametrize("n", [2, 101, 1234])
+def test_rows_later_than_the_quantile_are_found_exactly(n, q):
+    """As by np.quantile, also where float64 has no digit for the last of the time."""
+    times = 1_500_000_000 + np.random.default_rng(n).integers(0, n, n)
+    late = times > np.quantile(times, q)
+    for start, unit in ((0, 1), (10**18, 1), (1, 10**9)):
+        exact = start + unit * times
+        assert ((exact > splits._quantile(exact, q)) == late).all()
 
 
 def test_training_rows_are_those_up_to_the_cut():
@@ -251,6 +263,15 @@ def test_leave_one_out_holds_out_the_last_two_rows_of_users_with_three():
     ]
     assert len(split.refit.users) == len(split.train.users) + 2
     assert split.facts["warm_users"] == 2
+
+
+def test_leave_one_out_says_what_short_users_lack():
+    log = make_log([(u, i, i) for u in range(3) for i in (1, 2)], 3, 2)
+    with pytest.raises(InputError) as caught:
+        leave_one_out(log, validation="none", target="last", seed=0)
+    assert "a user with three rows" in str(caught.value)
+    assert "found at most 2 a user" in str(caught.value)
+    assert "q_test" not in str(caught.value)
 
 
 def test_leave_one_out_without_validation_trains_on_the_last_but_one():

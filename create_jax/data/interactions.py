@@ -14,16 +14,28 @@ import polars as pl
 
 from create_jax.errors import InputError
 
+MISSING = ("nan", "null", "none", "na", "n/a", "<na>", "nil", "\\n", "inf", "-inf")
+
+
+class Rows(NamedTuple):
+    """What became of the rows of a file."""
+
+    read: int
+    repeats: int  # dropped: the same item again in a row
+    k_core: int  # dropped: of a user or an item with too few
+
 
 class Interactions(NamedTuple):
     """A log of (user, item, time), sorted by (user, time, row in the file).
 
     users: [R] int32, 0..U-1.
     items: [R] int32, 1..I.
-    times: [R] int64, seconds.
+    times: [R] int64, in the coarsest unit in which they are whole.
     user_ids: [U] the external names, as strings.
     item_ids: [I] the external names, as strings; item i is `item_ids[i - 1]`.
     ratings: [R] float32, NaN where one is missing; None for a log without.
+    per_second: that unit: so many make a second, 1, 10**3, 10**6 or 10**9.
+    rows: of the whole log, also in a part of it; None where nothing was read.
     """
 
     users: np.ndarray
@@ -32,6 +44,8 @@ class Interactions(NamedTuple):
     user_ids: pl.Series
     item_ids: pl.Series
     ratings: np.ndarray | None = None
+    per_second: int = 1
+    rows: Rows | None = None
 
     @property
     def n_users(self) -> int:
@@ -67,8 +81,9 @@ def from_frame(
     2025). Codes follow the external ids sorted as strings, whatever the row order.
 
     Args:
-      frame: columns user, item (strings, integers or categoricals), time (seconds) and
-        perhaps rating, in the order of the file, which breaks ties.
+      frame: columns user, item (strings, integers or categoricals), time (whole
+        seconds, or Datetime) and perhaps rating, in the order of the file, which breaks
+        ties.
       source: where the log comes from, for messages.
       k_core: every user and every item keeps at least this many interactions.
       drop_repeats: of consecutive interactions of a user with one item, keep the first.
@@ -84,11 +99,13 @@ def from_frame(
         )
     users, user_ids = _codes(frame["user"])
     items, item_ids = _codes(frame["item"])
-    times = frame["time"].to_numpy().astype(np.int64, copy=False)
+    _refuse_missing(user_ids, "user", source)
+    _refuse_missing(item_ids, "item", source)
+    times, per_second = _exact(frame["time"])
     ratings = None
     if "rating" in frame.columns and frame["rating"].null_count() < frame.height:
         ratings = frame["rating"].to_numpy().astype(np.float32)
-    log = Interactions(users, items, times, user_ids, item_ids, ratings)
+    log = Interactions(users, items, times, user_ids, item_ids, ratings, per_second)
     _check_counts((len(user_ids), len(item_ids), len(times)), counts, source)
 
     log = take(log, in_order(users, times))
@@ -98,12 +115,14 @@ def from_frame(
         keep[1:] = np.diff(log.users) != 0
         keep[1:] |= np.diff(log.items) != 0
         log = take(log, keep)
+    single = len(log.users)
     if k_core > 1:
         log = _k_core(log, k_core)
         if not len(log.users):
             raise InputError(
-                f"{source}: the {k_core}-core leaves no interactions of "
-                f"{frame.height:,}; lower k_core or bring a denser log"
+                f"{source}: the {k_core}-core leaves no interactions of {single:,}"
+                f"{_without_repeats(frame.height - single)}; lower k_core or bring a "
+                "denser log"
             )
         users, user_ids = _renumber(log.users, user_ids)
         items, item_ids = _renumber(log.items, item_ids)
@@ -118,7 +137,8 @@ def from_frame(
         )
     if log.ratings is not None and np.isnan(log.ratings).all():
         log = log._replace(ratings=None)
-    return log._replace(items=log.items + 1)  # 0 is padding
+    rows = Rows(frame.height, frame.height - single, single - len(log.users))
+    return log._replace(items=log.items + 1, rows=rows)  # 0 is padding
 
 
 def in_order(users: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -140,16 +160,45 @@ def shuffle_ties(interactions: Interactions, seed: int) -> Interactions:
     return take(interactions, np.lexsort((draw, times, users)))
 
 
+def as_date(interactions: Interactions, time: int) -> str:
+    """A time of the log in words, UTC."""
+    second, part = divmod(int(time), interactions.per_second)
+    digits = len(str(interactions.per_second)) - 1
+    return f"{np.datetime64(second, 's')}" + (f".{part:0{digits}}" if digits else "")
+
+
 def fingerprint(interactions: Interactions) -> str:
     """Names the log, its order and its ids included, by 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in interactions[:3]:
         digest.update(np.ascontiguousarray(array))
+    if interactions.per_second > 1:
+        digest.update(b"%d" % interactions.per_second)
     for ids in interactions[3:5]:
         digest.update(json.dumps(ids.to_list()).encode())
     if interactions.ratings is not None:
         digest.update(interactions.ratings)
     return digest.hexdigest()[:16]
+
+
+def _exact(times: pl.Series) -> tuple[np.ndarray, int]:
+    """[R] int64 in the coarsest unit that is exact, and how many make a second."""
+    numbers = times.to_physical().to_numpy().astype(np.int64, copy=False)
+    if not times.dtype.is_temporal():
+        return numbers, 1
+    finest = {"ms": 10**3, "us": 10**6, "ns": 10**9}[times.dtype.time_unit]
+    for per_second in (1, 10**3, 10**6):
+        units = finest // per_second
+        if units <= 1:
+            break
+        whole, rest = np.divmod(numbers, units)
+        if not rest.any():
+            return whole, per_second
+    return numbers, finest
+
+
+def _without_repeats(repeats: int) -> str:
+    return f" ({repeats:,} repeats dropped before, drop_repeats)" if repeats else ""
 
 
 def _codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
@@ -158,6 +207,17 @@ def _codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
         column = column.cast(pl.String)
     codes = column.cast(pl.Enum(ids)).to_physical()
     return codes.to_numpy().astype(np.int32), ids
+
+
+def _refuse_missing(ids: pl.Series, key: str, source: str) -> None:
+    """A word for nothing among numbers is no id: thousands of rows might share it."""
+    missing = ids.filter(ids.str.to_lowercase().is_in(MISSING))
+    numbers = ids.str.contains(r"^[+-]?[0-9]+(\.[0-9]*)?$").sum()
+    if len(missing) and numbers and numbers + len(missing) == len(ids):
+        raise InputError(
+            f"{source}: found no {key} but {missing[0]!r} in some rows, where all "
+            "others are numbers; expected one in every row: drop those rows"
+        )
 
 
 def _check_counts(found: Sequence[int], expected: Sequence[int], source: str) -> None:

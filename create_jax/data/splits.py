@@ -150,8 +150,7 @@ def global_temporal(
     T is the linear `q_test` quantile of all times; rows up to T train. No model can
     learn from a moment later than the one at which it is asked, unlike leave-one-out.
     """
-    cutoff = np.quantile(log.times, q_test)
-    late = log.times > cutoff
+    late = log.times > _quantile(log.times, q_test)
     past = take(log, ~late)
 
     def test(target):
@@ -159,7 +158,7 @@ def global_temporal(
         return hold_out(log, late, known, target=target, seed=seed, **rules)
 
     if validation == "by_time":
-        held = past.times > np.quantile(past.times, q_val)
+        held = past.times > _quantile(past.times, q_val)
         train, asked = take(past, ~held), past
     elif validation == "last_train_item":
         train, asked, held = _last_of(past, np.ones(past.n_users, bool))
@@ -169,6 +168,15 @@ def global_temporal(
         train, asked, held = past, None, None
     warm = np.intersect1d(past.users, log.users[late])
     return _split(log, train, asked, held, past, test, target, seed, rules, len(warm))
+
+
+def _quantile(times: np.ndarray, q: float) -> int:
+    """The last time that is not later than the linear quantile.
+
+    Rows later than either are the same; float64 has not the digits of nanoseconds.
+    """
+    place = int(round(q * (len(times) - 1), 6))
+    return np.partition(times, place)[place]
 
 
 def leave_one_out(
@@ -181,6 +189,13 @@ def leave_one_out(
     rows may be later than test rows, so its numbers say nothing about the future.
     """
     counts = np.bincount(log.users, minlength=log.n_users)
+    if counts.max() < 3:
+        raise InputError(
+            f"leave_one_out needs a user with three rows: to train, validate and test; "
+            f"found at most {counts.max()} a user: bring longer histories, lower "
+            "data.k_core, keep repeats (data.drop_repeats=False) or split.kind="
+            "global_temporal"
+        )
     past, _, late = _last_of(log, counts >= 3)
     if validation == "none":
         train, asked, held = past, None, None
@@ -225,7 +240,7 @@ def _split(log, train, asked, held, past, test, target, seed, rules, warm):
         raise InputError(
             f"no test query left after the split: of {log.n_users} users none has both "
             "a training row and a later row on an item seen in training; "
-            "use a longer log or lower split.q_test"
+            "use a longer log or, with global_temporal, lower split.q_test"
         )
     valid = None
     if asked is not None:
@@ -234,8 +249,9 @@ def _split(log, train, asked, held, past, test, target, seed, rules, warm):
         )
         if valid.n_queries == 0:
             raise InputError(
-                "no validation query left after the split; lower split.q_val, or use "
-                "--config.split.validation=none with a fixed --config.train.epochs"
+                "no validation query left after the split; with by_time, lower "
+                "split.q_val, or use --config.split.validation=none with a fixed "
+                "--config.train.epochs"
             )
     seen = known_items(past)[1:]
     facts = {

@@ -36,7 +36,8 @@ class Hypergraph(NamedTuple):
 def incidence(rows, window_hours: float) -> tuple[np.ndarray, np.ndarray]:
     """(nodes [P], edges [P]) of all memberships; users are nodes 0..U-1, item i is node
     U + i; windows count from the first time of the log."""
-    window = (rows.times - rows.times.min()) // int(window_hours * 3600)
+    width = int(window_hours * 3600 * rows.per_second)
+    window = (rows.times - rows.times.min()) // width
     keys = rows.users.astype(np.int64) * (window.max() + 1) + window
     _, first, edge = np.unique(keys, return_index=True, return_inverse=True)
     pairs = np.unique(np.stack([edge, rows.items + rows.n_users]), axis=1)

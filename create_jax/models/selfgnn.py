@@ -81,9 +81,10 @@ class Memory(nn.Module):
 
 def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1):
     """The normalised adjacency of each interval of equal length."""
-    start, end = rows.times.min(), rows.times.max()
-    count = settings["intervals"]
-    interval = (rows.times - start) * count // max(end - start + 1, 1)
+    start, count = rows.times.min(), settings["intervals"]
+    span = int(rows.times.max()) - int(start) + 1
+    begins = [-(-span * t // count) for t in range(1, count)]  # of the second and on
+    interval = np.searchsorted(begins, rows.times - start, side="right")
     return tuple(
         lightgcn.prepare(
             None, make_pairs(take(rows, interval == t)), n_rows, settings, shards
