@@ -28,8 +28,10 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "k_core": 0,  # keep users and items with this many rows; 0 = all
                 "drop_repeats": True,  # of the same item in a row by the same user
                 "table": {  # loader `table`: the form of your own log
-                    "format": "auto",  # csv, jsonl, parquet; auto: by the file's name
-                    "separator": ",",
+                    "format": "auto",  # csv, jsonl, parquet; auto: by its content
+                    "separator": "auto",  # of , tab ; | :: what shows the columns
+                    "quoting": True,  # False: a quote is a character as any other
+                    "encoding": "auto",  # by the byte order mark, else utf-8; latin-1
                     "header": True,  # without one, columns are numbers from 0
                     "columns": {
                         "user": "user",
@@ -37,8 +39,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                         "time": "time",
                         "rating": "",  # of the signed graph; "" = none
                     },
-                    "time_unit": "auto",  # s, ms, iso
-                    "has_clock": True,  # False: times only say what came before what
+                    "time_unit": "auto",  # s, ms, us, ns, iso; auto: by their size
+                    # False: times, any numbers, only say what came before what.
+                    "has_clock": True,
                 },
             },
             "split": {

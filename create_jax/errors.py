@@ -1,14 +1,27 @@
 """The one exception for what a user can put right."""
 
+LONGEST = 500  # characters of a message
+
 
 class InputError(Exception):
     """Bad input: a file, a flag, a setting, a work directory.
 
     The message is one line: what was found, where, what was expected, what to do.
-    `create_jax.main` prints it alone, without a traceback, and exits with code 2.
+    `create_jax.main` prints it alone, without a traceback, and exits with code 2. What
+    a file brings into it is made printable; a long message loses its middle.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message, LONGEST))
 
 
 class StorageError(InputError):
     """A disk that is full or away, or files on it that cannot be read. Other settings
     would not help."""
+
+
+def one_line(text: object, longest: int) -> str:
+    """At most `longest` printable characters of a text, its middle left out."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    half = (longest - 3) // 2
+    return line if len(line) <= longest else f"{line[:half]}...{line[-half:]}"

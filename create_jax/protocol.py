@@ -32,7 +32,6 @@ def load(config) -> Interactions:
 def _table_form(table) -> dict:
     """Columns of a file without a header are numbers, given as text."""
     form = table.to_dict()
-    del form["has_clock"]
     if not form["columns"]["rating"]:
         del form["columns"]["rating"]
     if not table.header:
@@ -109,4 +108,15 @@ def as_done(stamp: dict) -> dict:
 def describe(config, log: Interactions, split: Split) -> dict:
     """The `dataset`, `protocol` and `data` parts of a result; trains nothing."""
     facts = split.facts | {"fingerprint": interactions.fingerprint(log)}
+    if log.rows is not None:
+        facts["rows"] = {
+            "read": log.rows.read,
+            "dropped_as_repeats": log.rows.repeats,
+            "dropped_by_k_core": log.rows.k_core,
+            "kept": len(log.users),
+        }
+    if config.data.loader == "table" and config.data.table.has_clock:
+        facts["times"] = [
+            interactions.as_date(log, t) for t in (log.times.min(), log.times.max())
+        ]
     return {"dataset": config.data.name, "protocol": stamp(config), "data": facts}

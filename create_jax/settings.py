@@ -39,6 +39,8 @@ FIXED = {
 ONE_OF = {
     "method": METHODS,
     "data.loader": ("amazon", "movielens", "movietweetings", "yambda", "table"),
+    "data.table.format": ("auto", "csv", "jsonl", "parquet"),
+    "data.table.time_unit": ("auto", "s", "ms", "us", "ns", "iso"),
     "split.kind": ("global_temporal", "leave_one_out"),
     "split.validation": ("auto", *VALIDATIONS["global_temporal"]),
     "split.ties": ("file", "random"),
@@ -186,6 +188,9 @@ def check(config) -> None:
         module, _ = encoder_module(config)
         if _aligns_views(config) and module.OBJECTIVE != "next":
             raise _bad("align.partner", "same_target", "graph, with masked items")
+    if not _is_encoding(config.data.table.encoding):
+        expected = "auto or an encoding that Python knows: utf-8, utf-16, latin-1 ..."
+        raise _bad("data.table.encoding", config.data.table.encoding, expected)
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
     names = [
@@ -260,6 +265,14 @@ def _check_validation(config) -> None:
             "sequential with split.validation=by_user, which trains no row of the "
             "users it asks",
         )
+
+
+def _is_encoding(name: str) -> bool:
+    """Whether text can be read in it, piece by piece."""
+    try:
+        return name == "auto" or "".encode(name).decode(name) == ""
+    except (LookupError, UnicodeError, ValueError):
+        return False
 
 
 def seeds(config) -> list[int]:

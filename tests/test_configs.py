@@ -38,6 +38,9 @@ def test_config_and_model(name, method):
 
 
 BAD = {
+    "data.table.time_unit": ("min", "expected one of auto, s, ms, us, ns, iso"),
+    "data.table.format": ("tsv", "expected one of auto, csv, jsonl, parquet"),
+    "data.table.encoding": ("hex", "an encoding that Python knows"),
     "method": ("transformer", "unknown method 'transformer'"),
     "seq.heads": (7, "config.seq.heads is 7; expected a divisor of model.dim = 64"),
     "seq.dropout": (1.0, "config.seq.dropout is 1.0; expected at least 0 and below 1"),

@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 from test_interactions import triples
 
+from configs import table as table_config
+from create_jax import protocol
 from create_jax.data import amazon, movielens, movietweetings, sources, table, yambda
 from create_jax.data.interactions import fingerprint
 from create_jax.errors import InputError
@@ -89,6 +91,32 @@ def test_movietweetings_comes_with_the_package():
     titles = movietweetings.titles()
     assert titles["0002844"] == "Fantômas - À l'ombre de la guillotine (1913)"
     assert set(log.item_ids) <= set(titles)
+
+
+def test_describe_accounts_for_every_row(tmp_path):
+    rows = [
+        f"u{u},i{t // 2},{1_500_000_000_000 + 60_001 * t}"
+        for t in range(9)
+        for u in range(20)
+    ]
+    text = "\n".join(["user,item,time", *rows, "v,x,1500000000000"])
+    (tmp_path / "log.csv").write_text(text)
+    config = table_config.get_config("mostpop")
+    config.data.path, config.data.k_core = str(tmp_path / "log.csv"), 2
+    config.split.validation = "none"
+    log = protocol.load(config)
+    data = protocol.describe(config, log, protocol.make_split(config, log))["data"]
+    assert data["rows"] == {
+        "read": 181,
+        "dropped_as_repeats": 80,
+        "dropped_by_k_core": 1,
+        "kept": 100,
+    }
+    assert data["times"] == ["2017-07-14T02:40:00.000", "2017-07-14T02:48:00.008"]
+    config.data.table.has_clock = False
+    config.split.kind = "leave_one_out"
+    split = protocol.make_split(config, log)
+    assert "times" not in protocol.describe(config, log, split)["data"]
 
 
 def test_locate(tmp_path, monkeypatch):

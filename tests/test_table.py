@@ -1,14 +1,27 @@
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
 import time
+import uuid
+import zipfile
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
+from decimal import Decimal
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_interactions import triples
 
 from create_jax.data import table
+from create_jax.data.interactions import fingerprint
 from create_jax.errors import InputError
 
 NAMED = {"user": "user", "item": "item", "time": "time"}
@@ -51,7 +64,7 @@ def message(path, **options):
         table.load(path, **{"columns": NAMED} | options)
     text = str(caught.value)
     assert text.startswith(path)
-    assert "\n" not in text
+    assert text.isprintable() and len(text) <= 500
     return text.removeprefix(path)
 
 
@@ -93,14 +106,14 @@ def test_ids_stay_as_they_are_written(write):
 @pytest.mark.parametrize("text", [CSV, JSONL])
 def test_blocks_do_not_show(write, monkeypatch, text):
     for size in (40, 64, 100):  # bytes: cuts fall inside records
-        monkeypatch.setattr("create_jax.data.text.BLOCK", size)
+        monkeypatch.setattr("create_jax.data.container.BLOCK", size)
         assert triples(table.load(write(text), columns=NAMED)) == ROWS
         bad = text.replace(b"7", b"seven") if text is CSV else text + b"{\n"
         assert message(write(bad)).startswith(":4: ")
 
 
 def test_blocks_keep_quoted_line_breaks_together(write, monkeypatch):
-    monkeypatch.setattr("create_jax.data.text.BLOCK", 24)
+    monkeypatch.setattr("create_jax.data.container.BLOCK", 24)
     text = b'user,item,note,time\na,x,"1\n2 ""3""\n",5\nb,y,"\n\n",6\nb,x,,7\n'
     assert triples(table.load(write(text), columns=NAMED)) == ROWS
     assert message(write(text + b"b,x,7\n")).startswith(
@@ -109,32 +122,148 @@ def test_blocks_keep_quoted_line_breaks_together(write, monkeypatch):
 
 
 def test_a_stray_quote_does_not_hide_the_rest(write, monkeypatch):
-    monkeypatch.setattr("create_jax.data.text.BLOCK", 16)
+    monkeypatch.setattr("create_jax.data.container.BLOCK", 16)
     rest = b"b,y,,6\nb,x,,7\n" * 20
-    found = message(
-        write(rest + b'a,x,7" single,5\n' + rest), columns=PLACED, header=False
-    )
+    bad = rest + b'a,x,"7 single,5\n' + rest
+    found = message(write(bad), columns=PLACED, header=False)
     assert found.startswith(":41: found a quote that does not close")
-    multiple = rest.replace(b",", b"::") + b'a::x::7" single::5\n'
-    found = table.load(write(multiple), columns=PLACED, separator="::", header=False)
-    assert triples(found)[0] == ("a", "x", 5)
+    assert "(--config.data.table.quoting=False)" in found
+    found = table.load(write(bad), columns=PLACED, header=False, quoting=False)
+    assert found.rows.read == 81
+    inside = rest + b'a,x,7" single,5\n' + rest  # is a character of the field
+    for text in (inside, inside.replace(b",", b"::")):
+        found = table.load(write(text), columns=PLACED, header=False)
+        assert triples(found)[0] == ("a", "x", 5)
+        assert found.rows.read == 81
 
 
 @pytest.mark.parametrize(
     ("unit", "written"),
     [
         ("s", ["1400000000", "1400000001.9", "1.400000002e9"]),
-        ("ms", ["1400000000000", "1400000001900", "1400000002000"]),
-        ("iso", ["2014-05-13", "2014-05-13T16:53:21Z", "2014-05-13 18:53:22.5+02:00"]),
+        ("ms", ["1400000000000", "1400000001900.0", "1400000002000"]),
+        ("us", ["1400000000000000", "1400000001900000", "1400000002000000"]),
+        ("ns", ["1400000000000000000", "1400000001900000000", "1400000002000000000"]),
+        (
+            "iso",
+            [
+                "2014-05-13 16:53:20 UTC",
+                "2014-05-13T16:53:21.9Z",
+                "2014-05-13 18:53:22+02:00",
+            ],
+        ),
+        ("iso", ["2014/05/13 16:53:20", "20140513T165321.9", "2014-W20-2T16:53:22"]),
     ],
 )
-def test_time_units(write, unit, written, tokyo):
-    first = 1_399_939_200 if unit == "iso" else 1_400_000_000  # iso: midnight, UTC
+def test_times_of_any_unit_are_exact(write, unit, written, tokyo):
     users = zip(("a", "b", "c"), written, strict=True)
     path = write("".join(f"{u},{u},,{t}\n" for u, t in users).encode())
     for time_unit in ("auto", unit):
         found = table.load(path, columns=PLACED, header=False, time_unit=time_unit)
-        assert found.times.tolist() == [first, 1_400_000_001, 1_400_000_002]
+        assert found.per_second == 1000
+        times = [1_400_000_000_000, 1_400_000_001_900, 1_400_000_002_000]
+        assert found.times.tolist() == times
+
+
+@pytest.mark.parametrize(
+    ("written", "per_second", "times"),
+    [
+        (["1500000000000", "1500000001000"], 1, [1_500_000_000, 1_500_000_001]),
+        (
+            ["1500000000.000001", "1500000001"],
+            10**6,
+            [15 * 10**14 + 1, 1500000001000000],
+        ),
+        (["2017-07-14T02:40:00.000000001Z", "2017-07-14"], 10**9, [15 * 10**17 + 1]),
+        (["20170714", "20170715"], 1, [1_499_990_400, 1_500_076_800]),
+        (["201707", "201708"], 1, [1_498_867_200, 1_501_545_600]),
+        (["201707140240", "201707140241"], 1, [1_500_000_000, 1_500_000_060]),
+        (["20170714024000", "20170714024001"], 1, [1_500_000_000, 1_500_000_001]),
+    ],
+)
+def test_the_unit_is_the_coarsest_that_is_exact(write, written, per_second, times):
+    path = write(f"a,x,,{written[0]}\nb,y,,{written[1]}\n".encode())
+    found = table.load(path, columns=PLACED, header=False)
+    assert found.per_second == per_second
+    assert found.times.tolist()[: len(times)] == times
+
+
+def test_the_order_below_a_second_does_not_depend_on_the_file(write, tmp_path):
+    moments = [1_500_000_000_000 + 300 * n for n in range(40)]
+    rows = [(f"u{t % 7}", f"i{t % 11}", t) for t in moments]
+
+    def load(rows, written=str):
+        lines = (f"{u},{i},{written(t)}" for u, i, t in rows)
+        text = "\n".join(["user,item,time", *lines])
+        return table.load(write(text.encode()), columns=NAMED)
+
+    def iso(time):
+        moment = datetime.fromtimestamp(time / 1000, UTC)
+        return moment.isoformat(timespec="milliseconds")
+
+    path = str(tmp_path / "log.parquet")
+    frame = pl.DataFrame(rows[::-1], ["user", "item", "time"], orient="row")
+    frame.cast({"time": pl.Datetime("ms")}).write_parquet(path)
+    logs = [load(rows), load(rows[::-1]), load(rows[::-1], iso)]
+    logs += [load(rows[::-1], lambda t: f"{t // 1000}.{t % 1000:03}")]
+    logs += [table.load(path, columns=NAMED)]
+    assert len({fingerprint(log) for log in logs}) == 1
+    assert sorted(triples(logs[1])) == sorted(rows)
+    for n in range(7):
+        assert (np.diff(logs[1].times[logs[1].users == n]) > 0).all()
+
+
+def test_numbers_that_only_sort(write):
+    def order(*written):
+        rows = (f"u{n},i{n},,{t}" for n, t in enumerate(written))
+        log = table.load(
+            write("\n".join(rows).encode()),
+            columns=PLACED,
+            header=False,
+            has_clock=False,
+        )
+        assert log.per_second == 1
+        return log.times.tolist()
+
+    assert order("-3", "0", "7") == [-3, 0, 7]
+    assert order("1500000000000000000", "1500000000000000001")[1] % 10 == 1
+    assert order("20170820", "20990101") == [20170820, 20990101]
+    assert order("0.5", "-1e3", "0.25", "2") == [3, 1, 2, 4]
+    assert order(str(2**64 + 1), str(2**64), "-1") == [3, 2, 1]
+    assert order("2199-01-01", "1900-01-01") == [7226582400, -2208988800]
+    text = message(
+        write(b"a,x,,1\nb,y,,inf\n"), columns=PLACED, header=False, has_clock=False
+    )
+    assert text.startswith(":2: time 'inf' does not parse; expected a number")
+
+
+@pytest.mark.parametrize(
+    ("written", "line", "text"),
+    [
+        (
+            ["20170820"] * 2 + ["20171341"],
+            3,
+            "'20171341' does not parse; expected a da",
+        ),
+        (
+            ["1500000000000"] * 2 + ["1500000000"],
+            3,
+            "lies in 1970 and the others do not",
+        ),
+        (
+            ["2017-08-20"] * 2 + ["2017-08-20 10:00 CET"],
+            3,
+            "does not parse; expected an",
+        ),
+        (["1969-12-31"] * 3, 1, "lies before 1970; expected an ISO date"),
+        (["2" * 22] * 3, 1, "does not parse; expected nanoseconds"),
+    ],
+)
+def test_names_the_row_whose_time_is_of_another_kind(write, written, line, text):
+    rows = (f"u{n},i{n},,{t}" for n, t in enumerate(written))
+    found = message(write("\n".join(rows).encode()), columns=PLACED, header=False)
+    assert found.startswith(f":{line}: ")
+    assert text in found
 
 
 def test_parquet_dates(tmp_path):
@@ -155,10 +284,16 @@ def test_k_core_and_counts_reach_the_log(write):
 @pytest.mark.parametrize(
     ("bad", "line", "text"),
     [
-        (b"\nb,y", 2, "found 0 fields; expected 4"),
+        (b"\nb,y", 3, "found 2 fields; expected 4"),
         (b"a,x", 2, "found 2 fields; expected 4"),
         (b"a,x,,5,6", 2, "found 5 fields; expected 4"),
-        (b'a,x,"not closed,5\nb,y,,6', 2, "found 3 fields; expected 4"),
+        (b'a,x,"not closed,5\nb,y,,6', 2, "found a quote that does not close"),
+        (
+            b'a,x,"a \\" b",5',
+            2,
+            "found text after a closing quote; expected quotes insi",
+        ),
+        (b'a,"Weird Al" Y,,5', 2, "found text after a closing quote"),
         (b",x,,5", 2, "found no user"),
         (b'a,"",,5', 2, "found no item"),
         (b"a,x,,", 2, "found no time"),
@@ -236,7 +371,8 @@ def test_refuses_odd_settings(write):
 
 def test_a_missing_or_empty_file(write, tmp_path):
     assert "No such file" in message(str(tmp_path / "none"))
-    assert "Is a directory" in message(str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    assert "a folder and holds nothing" in message(str(tmp_path / "folder"))
     for content in (b"", b"\n\n", CSV[:15], gzip.compress(b"")):
         assert "the log is empty" in message(write(content))
 
@@ -320,3 +456,389 @@ def test_ratings_of_a_parquet_number_and_of_a_column_without_a_name(write, tmp_p
     found = table.load(path, columns=columns, separator="::", header=False)
     assert str(found.ratings.tolist()) == "[5.0, 0.0, nan]"
     assert "found no column 'stars' for rating" in message(write(CSV), columns=RATED)
+
+
+# --- text of many forms ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [",", "\t", ";", "|", "::"])
+@pytest.mark.parametrize("header", [True, False])
+def test_finds_the_separator(write, mark, header):
+    lines = [f"{u}{mark}{i}{mark}Hello, W; or|ld{mark}{t}" for u, i, t in ROWS]
+    lines = [line.replace(mark * 2, mark) for line in lines]
+    if mark in ",;|":
+        lines = [line.replace("Hello, W; or|ld", "4") for line in lines]
+    text = "\n".join([mark.join(["user", "item", "note", "time"])] * header + lines)
+    columns = NAMED if header else PLACED
+    assert triples(
+        table.load(write(text.encode()), columns=columns, header=header)
+    ) == (ROWS)
+
+
+@pytest.mark.parametrize("written", [r"\t", "\t", r"\x09"])
+def test_a_separator_may_be_written_as_an_escape(write, written):
+    text = CSV.replace(b",", b"\t")
+    assert triples(table.load(write(text), columns=NAMED, separator=written)) == ROWS
+
+
+FORMS = {
+    "blank lines": b"\n\ntime,item,user\n5,x,a\n\n6,y,b\n   \n,,\n7,x,b\n\n\n",
+    "trailing, in rows": b"time,item,user\n5,x,a,\n6,y,b,\n7,x,b,\n",
+    "trailing, in the header": b"time,item,user,\n5,x,a\n6,y,b\n7,x,b\n",
+    "trailing, in some rows": b"time,item,user\n5,x,a\n6,y,b,,,\n7,x,b,\n",
+    "trailing, in all": b"time,item,user,,\n5,x,a,,\n6,y,b,,\n7,x,b\n",
+    "spaces in the header": b"time, item, user\n5,x,a\n6,y,b\n7,x,b\n",
+    "spaces around times": b"time,item,user\n 5,x,a\n6 ,y,b\n\t7,x,b\n",
+    "line ends of a Mac": CSV.replace(b"\n", b"\r"),
+    "mixed line ends": b"time,item,user\r\n5,x,a\n6,y,b\r\n7,x,b",
+    "all quoted": b'"time","item","user"\r\n"5","x","a"\n"6","y","b"\r\n"7","x","b"\n',
+    "a return in a field": b"time,n,item,user\n5,1\r2,x,a\n6,,y,b\r\n7,,x,b\n",
+    "quotes inside fields": b'time,n,item,user\n5,7",x,a\n6,a "b" c,y,b\n7,",",x,b\n',
+    "other bytes elsewhere": b"time,n,item,user\n5,\xff,x,a\n6,,y,b\n7,,x,b\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pieces", [1 << 24, 30])
+def test_ordinary_forms_of_csv(write, monkeypatch, form, pieces):
+    monkeypatch.setattr("create_jax.data.container.BLOCK", pieces)
+    found = table.load(write(FORMS[form]), columns=NAMED)
+    assert triples(found) == ROWS
+    assert found.rows == (3, 0, 0)
+
+
+def test_blank_lines_do_not_move_the_line_that_is_named(write):
+    bad = b"\n" + FORMS["blank lines"] + b'8,"x\ny",b,\n9,x\n'
+    assert message(write(bad)).startswith(":15: found 2 fields; expected 3")
+
+
+def test_a_row_that_is_cut_off_is_no_row(write):
+    text = b"user,item,time,note\na,x,5,n\nb,y,6,n\nb,x,17"
+    assert message(write(text)).startswith(":4: found 3 fields; expected 4")
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"]
+)
+def test_encodings(write, monkeypatch, encoding):
+    monkeypatch.setattr("create_jax.data.container.BLOCK", 25)
+    text = CSV.decode().replace("x", "é").encode(encoding)
+    rows = [("a", "é", 5), ("b", "y", 6), ("b", "é", 7)]
+    for pack in (bytes, gzip.compress):
+        path = write(pack(text))
+        assert triples(table.load(path, columns=NAMED, encoding=encoding)) == rows
+        if encoding in ("utf-16", "utf-32"):  # a byte order mark says so
+            assert triples(table.load(path, columns=NAMED)) == rows
+        else:
+            assert "--config.data.table.encoding=" in message(path)
+
+
+def test_bytes_that_are_not_of_the_encoding(write):
+    text = message(write(CSV + b"8,\xe9,b\n"), encoding="shift-jis")
+    assert text.startswith(":5: found bytes that are not shift-jis")
+    assert message(write(CSV + b"8,a\0,b\n")).startswith(":5: found a zero byte")
+
+
+def test_two_columns_of_one_name(write, tmp_path):
+    assert "found 2 columns of the name 'user'" in message(
+        write(b"user,item,user,time\na,x,b,5\n")
+    )
+    path = write(b"user,n,n,item,time\na,1,2,x,5\nb,1,2,y,6\n")
+    assert table.load(path, columns=NAMED).n_users == 2  # not those that are asked for
+    path = str(tmp_path / "log.parquet")
+    arrays = [pa.array(["a", "b"])] * 3 + [pa.array([1, 2])]
+    pq.write_table(pa.table(arrays, ["user", "item", "user", "time"]), path)
+    assert "found 2 columns of the name 'user'" in message(path)
+
+
+def test_json_keeps_lists_and_constants_out(write):
+    assert "found a list in the field 'item'; expected one value a row" in message(
+        write(JSONL + b'{"user": "c", "item": ["x", "y"], "time": 8}\n')
+    )
+    text = message(write(JSONL + b'{"user": {"id": 1}, "item": 1, "time": 8}\n'))
+    assert text.startswith(":4: found an object in the field 'user'")
+    assert "NaN is none of its values" in message(
+        write(JSONL + b'{"user": NaN, "item": 1, "time": 8}\n')
+    )
+    found = table.load(
+        write(JSONL + b'{"user": "[c]", "item": "{x}", "time": 8}\n'), columns=NAMED
+    )
+    assert triples(found)[0] == ("[c]", "{x}", 8)
+    assert "found a JSON list" in message(write(b'[{"user": 1, "item": 2, "time": 3}]'))
+
+
+def test_a_word_for_nothing_among_numbers_is_no_id(write):
+    for word in ("NaN", "null", "NA", "<NA>"):
+        text = f"user,item,time\n1,x,5\n{word},y,6\n2.0,x,7\n".encode()
+        assert f"found no user but '{word}' in some rows" in message(write(text))
+    found = table.load(write(b"user,item,time\nNa,x,5\nBob,y,6\n"), columns=NAMED)
+    assert found.user_ids.to_list() == ["Bob", "Na"]
+
+
+def test_messages_stay_short(write):
+    names = ",".join(f"a rather long name {n}" for n in range(999)).encode()
+    assert "one of a rather long name 0" in message(write(names + b"\n"))
+    row = {f"field {n}" * 9: n for n in range(99)}
+    assert "found no field 'user'" in message(write(json.dumps(row).encode()))
+    assert "does not parse" in message(write(b"user,item,time\na,b," + b"x" * 9999))
+
+
+# --- files that are something else ----------------------------------------------------
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("log.csv", content)
+    return file.getvalue()
+
+
+def parquet(**columns) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def arrow(content: bytes) -> bytes:
+    file = io.BytesIO()
+    pl.DataFrame({"user": [1]}).write_ipc(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pack", "kind"),
+    [
+        (bz2.compress, "a bzip2 file"),
+        (lzma.compress, "an xz file"),
+        (lambda text: lzma.compress(text, lzma.FORMAT_ALONE), "an lzma file"),
+        (zipped, "a zip archive"),
+        (lambda text: b"7z\xbc\xaf\x27\x1c\0\4" + text, "a 7z archive"),
+        (lambda text: gzip.compress(gzip.compress(text)), "a gzip file inside a gzip"),
+        (lambda text: gzip.compress(parquet(user=[1])), "a Parquet file inside a gzip"),
+        (
+            lambda text: zstd(zipped(text)),
+            "a zip archive (or a spreadsheet) inside a zst",
+        ),
+        (arrow, "an Arrow (Feather) file"),
+        (lambda text: b"<!DOCTYPE html><title>404</title>", "a web page"),
+    ],
+)
+def test_says_what_the_file_is(write, pack, kind):
+    assert f": found {kind}" in message(write(pack(CSV)))
+
+
+# --- types ----------------------------------------------------------------------------
+
+MOMENT = datetime(2017, 8, 20, 18, 31, 36)
+IDS = {
+    "text": (pa.array(["a", "b"]), ["a", "b"]),
+    "numbers": (pa.array([7, 10], pa.uint64()), ["10", "7"]),
+    "floats": (pa.array([1.0, 2.5]), ["1.0", "2.5"]),
+    "half floats": (pa.array([1.0, 2.5]).cast(pa.float16()), ["1.0", "2.5"]),
+    "truth": (pa.array([True, False]), ["false", "true"]),
+    "decimals": (pa.array([Decimal("1.50"), Decimal("2.00")]), ["1.50", "2.00"]),
+    "wide decimals": (
+        pa.array([Decimal(1), Decimal(2)], pa.decimal256(60, 1)),
+        ["1.0", "2.0"],
+    ),
+    "categories": (pa.array(["b", "a"]).dictionary_encode(), ["a", "b"]),
+    "bytes of text": (pa.array([b"a", b"b"]), ["a", "b"]),
+    "fixed bytes": (pa.array([b"ab", b"\xff\0"], pa.binary(2)), ["6162", "ff00"]),
+    "uuids": (
+        pa.array([uuid.UUID(int=1).bytes, uuid.UUID(int=2).bytes], pa.uuid()),
+        [str(uuid.UUID(int=1)), str(uuid.UUID(int=2))],
+    ),
+    "dates": (
+        pa.array([date(2020, 1, 2), date(2020, 1, 3)]),
+        ["2020-01-02", "2020-01-03"],
+    ),
+    "hours": (pa.array([clock(1, 2), clock(3, 4)]), ["01:02:00", "03:04:00"]),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_of_any_type_that_has_a_text(write, kind):
+    column, names = IDS[kind]
+    path = write(parquet(user=column, item=column, time=[5, 6]))
+    found = table.load(path, columns=NAMED)
+    assert found.user_ids.to_list() == found.item_ids.to_list() == names
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([MOMENT] * 2, pa.timestamp("s")),
+        pa.array([MOMENT] * 2, pa.timestamp("ns")),
+        pa.array([MOMENT] * 2, pa.timestamp("us", "UTC")),
+        pa.array([MOMENT] * 2, pa.timestamp("ms", "+02:00")),
+        pa.array([MOMENT] * 2, pa.timestamp("ms", "Asia/Tokyo")),
+        pa.array([1503253896.0] * 2),
+        pa.array([Decimal("1503253896.000")] * 2),
+        pa.array(["2017-08-20 18:31:36 UTC"] * 2),
+        pa.array(["2017-08-20T18:31:36Z"] * 2).dictionary_encode(),
+    ],
+)
+def test_times_of_any_type_that_has_one(write, column):
+    path = write(parquet(user=[1, 2], item=[1, 2], time=column))
+    found = table.load(path, columns=NAMED)
+    assert (found.times.tolist(), found.per_second) == ([1_503_253_896] * 2, 1)
+
+
+@pytest.mark.parametrize("key", ["user", "item"])
+@pytest.mark.parametrize("missing", [None, float("nan"), float("inf")])
+def test_a_float_that_is_no_number_is_no_id(write, key, missing):
+    columns = {"user": [1, 2, 3], "item": [1, 2, 3], "time": [1, 2, 3]}
+    columns[key] = [1.0, 2.0, missing]
+    assert f": row 3: found no {key}" in message(write(parquet(**columns)))
+
+
+@pytest.mark.parametrize(
+    ("key", "column", "text"),
+    [
+        ("user", pa.array([timedelta(1)] * 2), "found duration[us] in column 'user'"),
+        (
+            "item",
+            pa.array([{"a": 1}] * 2),
+            "found Struct({'a': Int64}) in column 'item'",
+        ),
+        (
+            "item",
+            pa.array([["a"]] * 2),
+            "found List(String) in column 'item' for item; e",
+        ),
+        ("user", pa.array([b"\xff"] * 2), "damaged (Invalid UTF8"),
+        ("user", pa.nulls(2), "row 1: found no user"),
+        ("time", pa.array([True, False]), "found bool in column 'time' for time"),
+        ("time", pa.array([timedelta(1)] * 2), "these only sort (has_clock=False)"),
+        ("time", pa.array([clock(1)] * 2), "these only sort (has_clock=False)"),
+        ("time", pa.nulls(2), "row 1: found no time"),
+    ],
+)
+def test_types_that_have_neither_text_nor_time(write, key, column, text):
+    columns = {"user": [1, 2], "item": [1, 2], "time": [1, 2]} | {key: column}
+    assert text in message(write(parquet(**columns)))
+
+
+def test_durations_and_hours_sort(write):
+    for column in (
+        pa.array([timedelta(2), timedelta(1)]),
+        pa.array([clock(2), clock(1)]),
+    ):
+        path = write(parquet(user=["a", "b"], item=[1, 2], time=column))
+        first, second = table.load(path, columns=NAMED, has_clock=False).times
+        assert first == 2 * second
+
+
+def test_a_folder_of_parquet_parts(tmp_path):
+    folder = tmp_path / "log"
+    for n, (user, item, moment) in enumerate(ROWS):
+        part = folder / f"day={n}" / f"part-{n}.parquet"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(parquet(user=[user], item=[item], time=[moment]))
+    (folder / "_SUCCESS").touch()
+    (folder / "day=0" / ".part.crc").write_bytes(b"crc")
+    assert triples(table.load(str(folder), columns=NAMED)) == ROWS
+    part.write_bytes(parquet(user=["a"], item=["x"], time=[-5]))
+    assert "part-2.parquet: row 1: time '-5' is negative" in message(str(folder))
+    part.write_bytes(b"")
+    assert "holds part-2.parquet; expected a file, or a folder" in message(str(folder))
+
+
+# --- anything at all ------------------------------------------------------------------
+
+CELLS = st.one_of(
+    st.integers(-(2**70), 2**70),
+    st.integers(1, 3),
+    st.floats(),
+    st.sampled_from(
+        ["", "a", "1500000000", "2017-08-20 18:31:36 UTC", "NaN", " ", "20170820"]
+    ),
+    st.text(max_size=5),
+    st.none(),
+)
+COLUMNS = st.sampled_from(
+    [
+        *[column for column, _ in IDS.values()],
+        *[
+            pa.array([MOMENT] * 2, pa.timestamp(u, z))
+            for u in ("ms", "ns")
+            for z in (None, "UTC")
+        ],
+        *[pa.array([timedelta(1), None]), pa.array([clock(1), None]), pa.nulls(2)],
+        *[pa.array([[1], None]), pa.array([{"a": 1}, None]), pa.array([b"\xff", b"a"])],
+        pa.array([2**63 - 1, -(2**63)]),
+        pa.array([float("nan"), 1e300]),
+        pa.array([Decimal("1e30"), None]),
+        pa.array([datetime(1, 1, 1), datetime(9999, 1, 1)], pa.timestamp("us")),
+    ]
+)
+fuzz = settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def reads_or_refuses(path, **options):
+    """The contract: a log, or one printable line of at most 500 characters."""
+    try:
+        log = table.load(path, columns=NAMED, **options)
+        assert len(log.users) == len(log.times) > 0
+    except InputError as error:
+        text = str(error)
+        assert text.isprintable() and 0 < len(text) <= 500
+
+
+@fuzz
+@given(st.tuples(COLUMNS, COLUMNS, COLUMNS), st.booleans())
+def test_any_types_are_read_or_refused_in_a_line(write, columns, has_clock):
+    names = ("user", "item", "time")
+    path = write(parquet(**dict(zip(names, columns, strict=True))))
+    reads_or_refuses(path, has_clock=has_clock)
+
+
+@fuzz
+@given(
+    st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6),
+    st.sampled_from(["csv", "jsonl"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_cells_are_read_or_refused_in_a_line(write, rows, form, quoting, has_clock):
+    if form == "csv":
+        lines = [",".join("" if c is None else str(c) for c in row) for row in rows]
+        lines = ["user,item,time", *lines]
+    else:
+        lines = [json.dumps(dict(zip(NAMED, row, strict=True))) for row in rows]
+    content = "\n".join(lines).encode(errors="replace")
+    reads_or_refuses(write(content), quoting=quoting, has_clock=has_clock)
+
+
+GOOD = [
+    CSV * 3,
+    b'user,item,n,time\na,x,"1 ""2""\n",5\nb,y,,6\n',
+    JSONL,
+    gzip.compress(CSV),
+    zstd(CSV),
+    CSV.decode().encode("utf-16"),
+    parquet(user=["a", "b", "b"], item=[1, 2, 1], time=[5, 6, 7]),
+    parquet(user=IDS["uuids"][0], item=IDS["categories"][0], time=[MOMENT] * 2),
+]
+
+
+@fuzz
+@given(
+    st.sampled_from(GOOD),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3),
+    st.floats(0, 1),
+    st.binary(max_size=4),
+)
+def test_any_damage_is_refused_in_a_line(write, content, changes, cut, tail):
+    damaged = bytearray(content)
+    for place, byte in changes:
+        damaged[int(place * (len(damaged) - 1))] = byte
+    if cut < 0.9:
+        damaged = damaged[: int(cut / 0.9 * len(damaged))]
+    reads_or_refuses(write(bytes(damaged) + tail))

@@ -1,74 +1,54 @@
-"""Any log in a file: CSV with any separator, JSON lines, Parquet; plain, .gz or .zst.
+"""Any log in a file: CSV with any separator, JSON lines, Parquet; text plain, .gz or
+.zst; or a folder of Parquet parts.
 
-Text is read in blocks of whole records and ids become categories block by block, so a
-log needs little more memory than its arrays. A record that does not parse is looked up
-only then, to name its line.
+Files are read in blocks and ids become categories block by block, so a log needs little
+more memory than its arrays. What a reader cannot use it refuses: no row is dropped.
 """
 
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import BinaryIO, Literal
 from zipfile import BadZipFile
 
 import polars as pl
 
+from create_jax.data import container, times
 from create_jax.data.interactions import Interactions, from_frame
-from create_jax.data.text import (
-    KEYS,
-    Block,
-    decompress,
-    one_line,
-    pick_columns,
-    text_blocks,
-)
-from create_jax.errors import InputError
+from create_jax.data.parquet import parquet_blocks
+from create_jax.data.text import KEYS, Block, listed, text_blocks
+from create_jax.errors import InputError, one_line
 
 Format = Literal["auto", "csv", "jsonl", "parquet"]
-TimeUnit = Literal["auto", "s", "ms", "iso"]
 
-BLOCK_ROWS = 1 << 20  # rows of Parquet parsed at a time
 DAMAGE = (EOFError, zlib.error, OSError, BadZipFile)
+AHEAD = 86_400  # seconds by which the clock of another machine may be ahead
+EVER = 9_200_000_000  # seconds, to 1678 and 2261: their nanoseconds fit 64 bits
 
 
 def load(
     path: str,
     *,
-    columns: dict[str, str | int],
-    separator: str = ",",
-    format: Format = "auto",
-    header: bool = True,
-    time_unit: TimeUnit = "auto",
     k_core: int = 0,
     drop_repeats: bool = True,
     counts: Sequence[int] = (),
+    time_unit: times.Unit = "auto",
+    has_clock: bool = True,
+    **form,
 ) -> Interactions:
-    """Loads a log from a file.
+    """Loads a log from a file, or from a folder of Parquet parts in the order of names.
 
     Args:
-      path: the file; its content, not its name, tells compression and format.
-      columns: the names, or 0-based indices, of the columns user, item, time and,
-        if wanted, rating.
-      separator: of csv; one character or more. Quoted fields need a single character.
-      format: "auto" is parquet by its magic bytes, jsonl if the text starts with "{",
-        csv otherwise.
-      header: whether the first line of a csv names its columns.
-      time_unit: "auto" is iso if the times are no numbers, ms if they exceed 1e11, s
-        otherwise. ISO times without an offset are UTC.
       k_core, drop_repeats, counts: see `from_frame`.
+      time_unit, has_clock, form: see `read`.
     """
     try:
-        with open(path, "rb") as file:
-            frame = read(
-                file,
-                path,
-                columns=columns,
-                separator=separator,
-                format=format,
-                header=header,
-                time_unit=time_unit,
-            )
+        if Path(path).is_dir():
+            blocks = _folder_blocks(path, form)
+        else:
+            blocks = _file_blocks(path, form)
+        frame = _combine(blocks, path, time_unit, has_clock)
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}; expected the file of the log: check the path"
@@ -82,14 +62,70 @@ def read(
     file: BinaryIO,
     source: str,
     *,
+    time_unit: times.Unit = "auto",
+    has_clock: bool = True,
+    **form,
+) -> pl.DataFrame:
+    """Reads the columns that `from_frame` takes from an open file.
+
+    Args:
+      time_unit: "auto" is iso if the times are no numbers, dates if all numbers look
+        like 20170820, else s, ms, us or ns by their size. ISO times without an offset
+        are UTC.
+      has_clock: False: times are any numbers that sort, or ISO times of 1679 to 2260.
+      form:
+        columns: the names, or 0-based indices, of the columns user, item, time and,
+          if wanted, rating.
+        separator: of csv; one character or more. "auto" is the one of `, tab ; | ::`
+          that shows the columns. Quoted fields need a single character.
+        format: "auto" is parquet by its magic bytes, jsonl if the text starts with
+          "{", csv otherwise. The content also tells the compression.
+        header: whether the first line of a csv names its columns.
+        quoting: of csv; False: a quote is a character as any other.
+        encoding: of text; "auto" is that of its byte order mark, or UTF-8.
+    """
+    return _combine(_blocks(file, source, **form), source, time_unit, has_clock)
+
+
+def _file_blocks(path: str, form: dict) -> Iterator[Block]:
+    with open(path, "rb") as file:
+        yield from _blocks(file, path, **form)
+
+
+def _folder_blocks(path: str, form: dict) -> Iterator[Block]:
+    """The parts, subfolders included; names that begin with . or _ are no parts."""
+    parts = [
+        part
+        for part in sorted(Path(path).rglob("*"))
+        if part.is_file()
+        and not any(n.startswith((".", "_")) for n in part.relative_to(path).parts)
+    ]
+    others = [part.name for part in parts if not _is_parquet(part)]
+    if others or not parts:
+        raise InputError(
+            f"{path}: is a folder and holds {listed(others, 3) or 'nothing'}; expected "
+            "a file, or a folder of Parquet parts alone"
+        )
+    for part in parts:
+        yield from _file_blocks(str(part), form)
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == container.PARQUET
+
+
+def _blocks(
+    file: BinaryIO,
+    source: str,
+    *,
     columns: dict[str, str | int],
-    separator: str = ",",
+    separator: str = "auto",
     format: Format = "auto",
     header: bool = True,
-    time_unit: TimeUnit = "auto",
-) -> pl.DataFrame:
-    """Reads user, item (categories), time (seconds) and perhaps rating (float32) from
-    an open file; see `load`."""
+    quoting: bool = True,
+    encoding: str = "auto",
+) -> Iterator[Block]:
     if set(columns) - {"rating"} != set(KEYS):
         raise InputError(
             f"{source}: found columns for {', '.join(columns) or 'nothing'}; "
@@ -98,114 +134,105 @@ def read(
     try:
         magic = file.read(4)
         file.seek(0)
-        if format == "parquet" or (format == "auto" and magic == b"PAR1"):
-            blocks = _parquet_blocks(file, source, columns)
+        if format == "parquet" or (format == "auto" and magic == container.PARQUET):
+            yield from parquet_blocks(file, source, columns)
         else:
-            chunks = decompress(file, magic)
-            blocks = text_blocks(chunks, source, columns, separator, format, header)
-        return _combine(blocks, source, time_unit)
+            yield from text_blocks(
+                container.decompress(file, source),
+                source,
+                columns,
+                separator=_written(separator),
+                format=format,
+                header=header,
+                quoting=quoting,
+                encoding=encoding,
+            )
     except DAMAGE as error:
         raise InputError(
-            f"{source}: the file is cut off or damaged ({one_line(error)}); "
+            f"{source}: the file is cut off or damaged ({one_line(error, 150)}); "
             "expected a complete one: fetch it again"
         ) from error
 
 
-def _combine(blocks: Iterator[Block], source: str, unit: TimeUnit) -> pl.DataFrame:
-    now = int(time.time())
-    id_columns = pl.col("user", "item")
-    good = pl.all_horizontal(
-        (id_columns != "").fill_null(False),
-        pl.col("time").is_between(0, now + 86_400).fill_null(False),
-    )
-    parts = []
+def _written(separator: str) -> str:
+    r"""A separator that is written as an escape, such as \t or \x01."""
+    try:
+        return separator.encode("latin-1").decode("unicode_escape")
+    except UnicodeError:  # · or a single backslash
+        return separator
+
+
+def _combine(
+    blocks: Iterator[Block], source: str, unit: str, has_clock: bool
+) -> pl.DataFrame:
+    parts, first, last = [], 0, int(time.time()) + AHEAD
+    if not has_clock:
+        first, last = -EVER, EVER
+    guessed = unit == "auto"
     for raw, blame in blocks:
+        written = raw["time"]
+        only_sorts = written.dtype in (pl.Duration, pl.Time)
+        if only_sorts and has_clock:
+            raise InputError(
+                f"{source}: found {written.dtype} as times; expected moments: name "
+                "another column, or say that these only sort (has_clock=False)"
+            )
         if unit == "auto":
-            unit = _guess_unit(raw["time"])
-        part = raw.with_columns(
-            id_columns.cast(pl.String), _seconds(raw["time"], unit).alias("time")
-        )
+            unit = times.guess_unit(written)
+            if unit in ("ms", "us", "ns"):
+                first = max(first, times.YEAR)  # by their size not so early
+        if not has_clock and (only_sorts or unit != "iso"):
+            unit = "number"
+            moments = times.order(written)
+            known = moments.is_not_null()
+        else:
+            seconds, nanos = times.parse(written, unit)
+            known = seconds.is_between(first, last).fill_null(False)
+            moments = (seconds * times.NANO + nanos).cast(pl.Datetime("ns"))
+        ids = pl.col("user", "item")
+        part = raw.with_columns(ids.cast(pl.String), moments.alias("time"))
+        good = pl.all_horizontal((ids != "").fill_null(False), known)
         ok = part.select(good.alias("ok"))["ok"]
         if not ok.all():
             row = ok.arg_min()
-            found = part.select(KEYS).row(row)
-            raise blame(row, _complain(found, raw["time"][row], unit))
+            trouble = _complain(raw.row(row, named=True), unit, first, guessed)
+            raise blame(row, trouble)
         if "rating" in part.columns:  # one that is no number is a missing one
             rating = pl.col("rating").cast(pl.Float32, strict=False)
             rating = pl.when(rating.is_finite()).then(rating)
             part = part.with_columns(rating.alias("rating"))
-        parts.append(part.with_columns(id_columns.cast(pl.Categorical)))
+        parts.append(part.with_columns(ids.cast(pl.Categorical)))
     if not parts:
         raise InputError(
             f"{source}: the log is empty; expected rows of user, item, time"
         )
-    return pl.concat(parts)
+    if unit != "number":
+        return pl.concat(parts)
+    order = times.ranks([part["time"] for part in parts])
+    return pl.concat([part.drop("time") for part in parts]).with_columns(time=order)
 
 
-def _complain(row: tuple, written: object, unit: TimeUnit) -> str:
-    """Says what is wrong with (user, item, seconds), its time `written` so."""
-    user, item, seconds = row
-    for key, value in zip(KEYS, (user, item, written), strict=True):
-        if value in (None, ""):
+def _complain(row: dict, unit: str, first: int, guessed: bool) -> str:
+    """Says what is wrong with a row, as it is written."""
+    for key in KEYS:
+        if row[key] is None or not str(row[key]).strip():
             return f"found no {key}; expected one in every row: mend or drop it"
+    written = f"time {one_line(row['time'], 80)!r}"
+    if unit == "number":
+        return f"{written} does not parse; expected a number: mend or drop the row"
+    [seconds], _ = times.parse(pl.Series([row["time"]]), unit)
     if seconds is None:
         trouble = "does not parse"
+    elif seconds < first < 0:
+        trouble = "lies too far back"
+    elif seconds < 0 <= first:
+        trouble = "is negative" if unit in times.PER_SECOND else "lies before 1970"
+    elif seconds < first:
+        trouble = "lies in 1970 and the others do not"
     else:
-        trouble = "is negative" if seconds < 0 else "lies in the future"
-    expected = {"iso": "an ISO date", "ms": "milliseconds", "s": "seconds"}[unit]
+        trouble = "lies in the future"
+    span = "1970 to now" if first >= 0 else "1679 to 2260"
     return (
-        f"time {str(written)!r} {trouble}; expected {expected} from 1970 to now: "
-        "mend or drop the row, or set time_unit"
+        f"{written} {trouble}; expected {times.WORDS[unit]} from {span}: mend or drop "
+        "the row, or set time_unit (or has_clock=False)"
     )
-
-
-def _guess_unit(times: pl.Series) -> TimeUnit:
-    if times.dtype.is_temporal():
-        return "iso"
-    numbers = times.cast(pl.Float64, strict=False).drop_nulls()
-    if numbers.is_empty():
-        return "iso"
-    return "ms" if numbers.median() > 1e11 else "s"  # 1e11 s is the year 5138
-
-
-def _seconds(times: pl.Series, unit: TimeUnit) -> pl.Series:
-    """Whole seconds since 1970, null where a time does not parse."""
-    if times.dtype.is_temporal():
-        return times.dt.epoch("s")
-    if unit == "iso":
-        texts = times.cast(pl.String)
-        return texts.map_elements(_parse_iso, return_dtype=pl.Int64)
-    numbers = times.cast(pl.Float64, strict=False) / (1000 if unit == "ms" else 1)
-    return numbers.floor().cast(pl.Int64, strict=False)
-
-
-def _parse_iso(text: str) -> int | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-
-
-def _parquet_blocks(file: BinaryIO, source: str, columns: dict) -> Iterator[Block]:
-    try:
-        picked = pick_columns(columns, list(pl.read_parquet_schema(file)), source)
-        file.seek(0)
-        frame = pl.read_parquet(file, columns=list(set(picked)))
-    except pl.exceptions.PolarsError as error:
-        raise OSError(one_line(error)) from error
-    frame = frame.select(
-        pl.col(c).alias(k) for k, c in zip(columns, picked, strict=True)
-    )
-    for name, dtype in zip(picked, frame.dtypes, strict=True):
-        if dtype.is_nested():
-            raise InputError(
-                f"{source}: found {dtype} in column {name!r}; expected one value "
-                "a row: bring the flat file, one row an interaction"
-            )
-    for first in range(0, frame.height, BLOCK_ROWS):
-
-        def blame(row: int, text: str, first: int = first) -> InputError:
-            return InputError(f"{source}: row {first + row + 1}: {text}")
-
-        yield Block(frame[first : first + BLOCK_ROWS], blame)

@@ -1,0 +1,110 @@
+"""Parquet as blocks of rows. Every type with an obvious text can be an id."""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
+from pyarrow import types
+
+from create_jax.data.text import Block, pick_columns
+from create_jax.errors import InputError
+
+BLOCK_ROWS = 1 << 20  # rows parsed at a time
+DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+UUID = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))  # its groups of digits
+AS_TEXT = (types.is_decimal, types.is_binary, types.is_large_binary, types.is_null)
+NO_TEXT = (types.is_duration, types.is_interval)
+NO_TIME = (types.is_boolean, types.is_fixed_size_binary, types.is_interval)
+
+
+def parquet_blocks(file: BinaryIO, source: str, columns: dict) -> Iterator[Block]:
+    """Ids as text; times as numbers, texts, Date, Datetime (UTC), Duration or Time."""
+    first = 0
+    for batch in _batches(file, source, columns):
+
+        def blame(row: int, text: str, first: int = first) -> InputError:
+            return InputError(f"{source}: row {first + row + 1}: {text}")
+
+        yield Block(pl.DataFrame(batch), blame)
+        first += len(batch["time"])
+
+
+def _batches(file: BinaryIO, source: str, columns: dict) -> Iterator[dict]:
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        names = table.schema_arrow.names
+        picked = [names[i] for i in pick_columns(columns, names, source)]
+        keys = dict(zip(columns, picked, strict=True))
+        for key, name in keys.items():
+            _check(key, name, table.schema_arrow.field(name).type, source)
+        wanted = list(dict.fromkeys(picked))
+        for batch in table.iter_batches(BLOCK_ROWS, columns=wanted):
+            yield {
+                key: (_text if key in ("user", "item") else _value)(batch[name])
+                for key, name in keys.items()
+            }
+    except DAMAGE as error:
+        raise OSError(str(error)) from error
+
+
+def _check(key: str, name: str, kind: pa.DataType, source: str) -> None:
+    """Raises InputError for a type that has no obvious text or time."""
+    kind = _plain(kind)
+    place, expected = f"in column {name!r} for {key}", ""
+    if types.is_nested(kind):
+        kind = pl.from_arrow(pa.array([], kind)).dtype
+        expected = "one value a row: bring the flat file, one row an interaction"
+    elif key in ("user", "item") and any(test(kind) for test in NO_TEXT):
+        expected = "text or numbers: cast it"
+    elif key == "time" and any(test(kind) for test in NO_TIME):
+        expected = "numbers, dates or times of them: name or make such a column"
+    elif key == "rating" and types.is_temporal(kind):
+        expected = "numbers: name the column of the ratings"
+    if expected:
+        raise InputError(f"{source}: found {kind} {place}; expected {expected}")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type that stands behind a dictionary or an extension."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif types.is_dictionary(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def _value(column: pa.Array) -> pl.Series:
+    """The column in a type that polars has."""
+    while isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    kind = _plain(column.type)
+    if kind != column.type:
+        column = column.cast(kind)
+    if any(test(kind) for test in AS_TEXT):
+        column = column.cast(pa.large_string())
+    elif types.is_float16(kind):
+        column = column.cast(pa.float32())
+    elif types.is_timestamp(kind):  # whatever its zone: the number counts in UTC
+        column = column.cast(pa.int64()).cast(pa.timestamp(kind.unit))
+    return pl.from_arrow(column)
+
+
+def _text(column: pa.Array) -> pl.Series:
+    """Ids as text, null where there is none: 16 bytes as a UUID, others in hex."""
+    kind = _plain(column.type)
+    if types.is_fixed_size_binary(kind):
+        while isinstance(column.type, pa.BaseExtensionType):
+            column = column.storage
+        hexes = pl.from_arrow(column.cast(pa.large_binary())).bin.encode("hex")
+        if kind.byte_width != 16:
+            return hexes
+        groups = [hexes.str.slice(a, n) for a, n in UUID]
+        return groups[0].to_frame().select(pl.concat_str(groups, separator="-"))
+    ids = _value(column)
+    if ids.dtype.is_float():
+        ids = ids.set(~ids.is_finite(), None)
+    return ids.cast(pl.String)
