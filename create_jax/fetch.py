@@ -1,18 +1,21 @@
 """Downloads a data set: `python -m create_jax.fetch NAME [--data=DIR] [--url=URL]`.
 
-A download that breaks off is resumed, in the same run and in the next. The file gets
-its name only when it is complete.
+A download that breaks off is resumed, in the same run and in the next, where the server
+or a checksum says that it is still the same file. It gets its name only when it is
+complete, and beside it lies its SHA-256, for `sha256sum -c FILE.sha256`.
 """
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from http.client import HTTPException
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
@@ -53,7 +56,7 @@ def fetch(name: str, data: str, url: str | None = None) -> str:
 def download(
     url: str, path: str, checksum: tuple[str, str] | None = None, pause: float = 1.0
 ) -> None:
-    """Downloads to `path`, by way of `path`.part.
+    """Downloads to `path`, by way of `path`.part; its SHA-256 to `path`.sha256.
 
     Args:
       checksum: (algorithm, hexadecimal digest), compared before the file gets its name.
@@ -62,20 +65,24 @@ def download(
     part = f"{path}.part"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        _attempt_often(url, part, pause)
+        _attempt_often(url, part, pause, whole_is_checked=checksum is not None)
         _check(part, checksum)
+        _record_hash(part, path)
         os.replace(part, path)
+        _forget(part)
     except OSError as error:
         raise InputError(f"{path}: {error}; expected to write there") from error
 
 
-def _attempt_often(url: str, part: str, pause: float) -> None:
+def _attempt_often(
+    url: str, part: str, pause: float, *, whole_is_checked: bool
+) -> None:
     trouble = None
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
-            return _append(url, part)
+            return _append(url, part, whole_is_checked)
         except ValueError as error:
             raise InputError(f"{url}: {error}; expected http(s)://...") from error
         except HTTPError as error:
@@ -94,26 +101,54 @@ def _attempt_often(url: str, part: str, pause: float) -> None:
     )
 
 
-def _append(url: str, part: str) -> None:
+class _Redirects(HTTPRedirectHandler):
+    """Follows to the web alone, and never from https to where anybody can change it."""
+
+    def redirect_request(self, request, file, code, message, headers, url):
+        old, new = urlsplit(request.full_url).scheme, urlsplit(url).scheme
+        if new != "https" and (new != "http" or old == "https"):
+            raise InputError(
+                f"{request.full_url}: the server redirects to {url}; expected "
+                f"{'https' if old == 'https' else 'http or https'}: check the address, "
+                "or name a mirror with --url"
+            )
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+_open = build_opener(_Redirects).open
+
+
+def _append(url: str, part: str, whole_is_checked: bool) -> None:
     """Asks once for what `part` lacks; raises if it is not complete then."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError("no web address")
+    version = _version(part, url)
+    if not version and not whole_is_checked:  # nothing ties it to what is there now
+        _remove(part)
     done = os.path.getsize(part) if os.path.exists(part) else 0
     headers = {"User-Agent": "create_jax"}
     if done:
         headers["Range"] = f"bytes={done}-"
+        headers |= {"If-Range": version} if version else {}
     try:
-        response = urlopen(Request(url, headers=headers), timeout=60)
+        response = _open(Request(url, headers=headers), timeout=60)
     except HTTPError as error:
         if error.code != 416:
             raise
         if error.headers.get("Content-Range") == f"bytes */{done}":
             return  # there was nothing left to ask for
-        os.remove(part)
+        _remove(part)
         raise ConnectionError(f"{done:,} bytes are more than there are") from error
     with response:
-        if response.status != 206:  # the server sends all of it, whatever we asked
+        if response.status != 206:  # all of it: another file, or a server without parts
             done = 0
+            _remove(part)
+            _remember(part, url, response.headers)
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             raise ConnectionError("the server sent another range than asked for")
+        elif version and not _is_same(version, response.headers):
+            _remove(part)
+            raise ConnectionError("the server has another file than at the beginning")
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
         with (
@@ -128,6 +163,52 @@ def _append(url: str, part: str) -> None:
         raise ConnectionError(f"{size:,} of {total:,} bytes")
 
 
+def _version_of(headers) -> str:
+    """What names these bytes among all that an address ever had; "" for nothing."""
+    tag = headers.get("ETag", "")
+    return headers.get("Last-Modified", "") if tag[:2] in ("", "W/") else tag
+
+
+def _is_same(version: str, headers) -> bool:
+    """A part of that version; it need not repeat the date, but must the tag."""
+    found = _version_of(headers)
+    return found == version or not (found or version.startswith('"'))
+
+
+def _remember(part: str, url: str, headers) -> None:
+    with open(f"{part}.json", "w") as file:
+        json.dump({"url": url, "version": _version_of(headers)}, file)
+
+
+def _version(part: str, url: str) -> str:
+    """The version that `part` is the beginning of; "" if that is not known."""
+    try:
+        with open(f"{part}.json") as file:
+            began = json.load(file)
+        return began["version"] if began["url"] == url else ""
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def _forget(part: str) -> None:
+    if os.path.exists(f"{part}.json"):
+        os.remove(f"{part}.json")
+
+
+def _remove(part: str) -> None:
+    if os.path.exists(part):
+        os.remove(part)
+    _forget(part)
+
+
+def _record_hash(part: str, path: str) -> None:
+    with open(part, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with open(f"{path}.sha256.part", "w") as file:
+        file.write(f"{digest}  {os.path.basename(path)}\n")
+    os.replace(f"{path}.sha256.part", f"{path}.sha256")
+
+
 def _check(part: str, checksum: tuple[str, str] | None) -> None:
     if not checksum:
         return
@@ -135,7 +216,7 @@ def _check(part: str, checksum: tuple[str, str] | None) -> None:
     with open(part, "rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != expected:
-        os.remove(part)
+        _remove(part)
         raise InputError(
             f"{part}: found {algorithm} {found}; expected {expected}: "
             "deleted the damaged download, run again"

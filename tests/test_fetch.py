@@ -23,6 +23,8 @@ class Server(ThreadingHTTPServer):
     ranges = True
     status = 200
     body = BODY
+    tags = {}  # headers that name the version of the file
+    heeds = True  # If-Range
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -37,6 +39,13 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(asked)
         body = server.body
         start = int(asked[len("bytes=") : -1]) if asked and server.ranges else 0
+        tied = self.headers.get("If-Range")
+        if server.heeds and tied and tied not in server.tags.values():
+            start = 0
+        if self.path.startswith("/to/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/to/"))
+            return self.end_headers()
         if server.status != 200:
             return self.send_error(server.status)
         if start >= len(body):
@@ -47,6 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             last = len(body) - 1
             self.send_header("Content-Range", f"bytes {start}-{last}/{len(body)}")
+        for header in server.tags.items():
+            self.send_header(*header)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         end = len(body)
@@ -89,7 +100,8 @@ def content(path):
 def test_downloads(server, path):
     fetch.download(server.url, path, DIGEST)
     assert content(path) == BODY
-    assert os.listdir(os.path.dirname(path)) == ["file"]
+    assert sorted(os.listdir(os.path.dirname(path))) == ["file", "file.sha256"]
+    assert content(f"{path}.sha256").decode() == f"{DIGEST[1]}  file\n"
     assert server.asked == [None]
 
 
@@ -101,7 +113,7 @@ def test_resumes_within_a_run(server, path):
 
 
 def test_resumes_in_the_next_run(server, path):
-    server.breaks, server.cut = 5, 10_000
+    server.tags, server.breaks, server.cut = {"ETag": '"1"'}, 5, 10_000
     text = refusal(server.url, path)
     assert "broke off 5 times" in text
     assert "file.part holds 50,000 bytes: run again to resume" in text
@@ -109,6 +121,66 @@ def test_resumes_in_the_next_run(server, path):
     fetch.download(server.url, path, DIGEST)
     assert content(path) == BODY
     assert server.asked[-1] == "bytes=50000-"
+
+
+TAG, DATE = {"ETag": '"1"'}, {"Last-Modified": "Fri, 20 Nov 2026 08:00:00 GMT"}
+
+
+@pytest.mark.parametrize("tags", [TAG, DATE, DATE | {"ETag": 'W/"1"'}])
+def test_resumes_the_version_it_began_with(server, path, tags):
+    server.tags, server.breaks, server.cut = tags, 5, 10_000
+    assert "holds 50,000 bytes" in refusal(server.url, path)
+    fetch.download(server.url, path)
+    assert content(path) == BODY
+    assert server.asked[-1] == "bytes=50000-"
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+@pytest.mark.parametrize("tags", [TAG, DATE, {}])
+def test_never_joins_two_versions(server, path, tags, heeds):
+    server.tags, server.breaks, server.cut = tags, 5, 10_000
+    refusal(server.url, path)
+    server.body, server.heeds = BODY[::-1], heeds
+    server.tags = {key: value.replace("1", "2") for key, value in tags.items()}
+    if tags is DATE:
+        server.tags = {"Last-Modified": "Sat, 21 Nov 2026 08:00:00 GMT"}
+    fetch.download(server.url, path, pause=0)
+    assert content(path) == BODY[::-1]
+    assert sorted(os.listdir(os.path.dirname(path))) == ["file", "file.sha256"]
+
+
+def test_another_address_is_another_file(server, path):
+    server.tags, server.breaks, server.cut = TAG, 5, 10_000
+    refusal(server.url, path)
+    fetch.download(server.url.replace("/file", "/mirror"), path)
+    assert server.asked[-1] is None
+
+
+def test_redirects_stay_on_the_web(server, path):
+    there = server.url.replace("/file", "/to/")
+    fetch.download(there + server.url, path)
+    assert content(path) == BODY
+    for place in ("file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"):
+        text = refusal(there + place, path + "2").removeprefix(there + place)
+        assert place in text
+    assert not os.path.exists(path + "2")
+    assert "expected http(s)://" in refusal("file:///etc/hostname", path + "3")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "follows"),
+    [("https", "http", False), ("https", "https", True), ("http", "https", True)],
+)
+def test_no_redirect_leaves_https(old, new, follows):
+    request = fetch.Request(f"{old}://a/x")
+    arguments = (request, None, 302, "Found", {}, f"{new}://b/y")
+    if follows:
+        assert (
+            fetch._Redirects().redirect_request(*arguments).full_url == f"{new}://b/y"
+        )
+    else:
+        with pytest.raises(InputError, match="redirects to http://b/y; expected https"):
+            fetch._Redirects().redirect_request(*arguments)
 
 
 def test_starts_over_where_the_server_ignores_ranges(server, path):
