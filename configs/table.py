@@ -1,4 +1,4 @@
-"""Your own log: csv, tsv, any separator, JSON lines or Parquet, plain, .gz or .zst.
+"""Your own log: csv, tsv, any separator, JSON lines (plain, .gz or .zst) or Parquet.
 
 python -m create_jax.main --config=table --config.data.path=log.csv.gz
 
