@@ -14,9 +14,11 @@ from create_jax.errors import InputError
 BLOCK_ROWS = 1 << 20  # rows parsed at a time
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 UUID = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))  # its groups of digits
-AS_TEXT = (types.is_decimal, types.is_binary, types.is_large_binary, types.is_null)
+BYTES = (types.is_binary, types.is_large_binary, types.is_binary_view)
+AS_TEXT = (types.is_decimal, types.is_null, *BYTES)
 NO_TEXT = (types.is_duration, types.is_interval)
 NO_TIME = (types.is_boolean, types.is_fixed_size_binary, types.is_interval)
+NO_RATING = (types.is_temporal, types.is_fixed_size_binary)
 
 
 def parquet_blocks(file: BinaryIO, source: str, columns: dict) -> Iterator[Block]:
@@ -41,29 +43,36 @@ def _batches(file: BinaryIO, source: str, columns: dict) -> Iterator[dict]:
             _check(key, name, table.schema_arrow.field(name).type, source)
         wanted = list(dict.fromkeys(picked))
         for batch in table.iter_batches(BLOCK_ROWS, columns=wanted):
-            yield {
-                key: (_text if key in ("user", "item") else _value)(batch[name])
-                for key, name in keys.items()
-            }
+            yield {k: _column(k, name, batch[name], source) for k, name in keys.items()}
     except DAMAGE as error:
         raise OSError(str(error)) from error
 
 
+def _column(key: str, name: str, column: pa.Array, source: str) -> pl.Series:
+    try:
+        return _text(column) if key in ("user", "item") else _value(column)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{source}: found values that are no text in column {name!r} for {key} "
+            f"({error}); expected text or numbers: cast it"
+        ) from error
+
+
 def _check(key: str, name: str, kind: pa.DataType, source: str) -> None:
     """Raises InputError for a type that has no obvious text or time."""
-    kind = _plain(kind)
+    found, kind = kind, _plain(kind)
     place, expected = f"in column {name!r} for {key}", ""
     if types.is_nested(kind):
-        kind = pl.from_arrow(pa.array([], kind)).dtype
+        found = pl.from_arrow(pa.array([], kind)).dtype
         expected = "one value a row: bring the flat file, one row an interaction"
     elif key in ("user", "item") and any(test(kind) for test in NO_TEXT):
         expected = "text or numbers: cast it"
     elif key == "time" and any(test(kind) for test in NO_TIME):
         expected = "numbers, dates or times of them: name or make such a column"
-    elif key == "rating" and types.is_temporal(kind):
+    elif key == "rating" and any(test(kind) for test in NO_RATING):
         expected = "numbers: name the column of the ratings"
     if expected:
-        raise InputError(f"{source}: found {kind} {place}; expected {expected}")
+        raise InputError(f"{source}: found {found} {place}; expected {expected}")
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -26,7 +26,7 @@ KEYS = ("user", "item", "time")
 SEPARATORS = (",", "\t", ";", "|", "::")  # that are found by themselves, the first wins
 SAMPLE = 1 << 14  # bytes by which the form of a CSV is found
 FIELD = "\x1f"  # stands in for a separator of several characters
-QUOTE = ord('"')
+QUOTE, NEWLINE, RETURN = b'"\n\r'
 BYTE_ORDER = {  # marks at the beginning of a text; the longer ones first
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -240,17 +240,24 @@ class _CSV(NamedTuple):
                 end = whole.end()
         return place
 
+    def _ends(self, text: bytes) -> np.ndarray:
+        """Where records end: at all line ends but those inside quotes."""
+        if not self.quoted or b'"' not in text:
+            return _places(text, NEWLINE)
+        if _is_regular(text, self.mark):
+            ends = _places(text, NEWLINE)
+            return ends[np.searchsorted(_places(text, QUOTE), ends) % 2 == 0]
+        masked = self._field.sub(lambda m: m[0].replace(b"\n", b" "), text)
+        return _places(masked, NEWLINE)
+
     def records(self, text: bytes) -> list[tuple[int, bytes]]:
         """The records that are not blank, with the number of lines before each."""
-        masked = text
-        if self.quoted and b'"' in text:
-            masked = self._field.sub(lambda m: m[0].replace(b"\n", b" "), text)
         found, begin, line = [], 0, 0
-        for length in map(len, masked.split(b"\n")):
-            record = text[begin : begin + length].removesuffix(b"\r")
+        for end in [*self._ends(text).tolist(), len(text)]:
+            record = text[begin:end].removesuffix(b"\r")
             if record.strip(b" \t" + self.mark):
                 found.append((line, record))
-            begin += length + 1
+            begin = end + 1
             line += 1 + record.count(b"\n")
         return found
 
@@ -281,12 +288,37 @@ class _CSV(NamedTuple):
                 "(--config.data.table.quoting=False)",
                 byte=bad,
             )
+        ends = self._ends(text)
+        self._refuse_swallowed(text, ends)
         try:
-            return self._at_once(text)
+            return self._at_once(text, ends)
         except pa.ArrowException:
             return self._one_by_one(self.records(text))
 
-    def _at_once(self, text: bytes) -> pl.DataFrame:
+    def _refuse_swallowed(self, text: bytes, ends: np.ndarray) -> None:
+        """Two stray quotes can make one field of all that stands between them."""
+        line_ends = np.append(_places(text, NEWLINE), len(text))
+        ends = np.append(ends, len(text))
+        if len(line_ends) == len(ends):
+            return
+        marks = np.searchsorted(_places(text, self.mark[0]), line_ends)
+        like_rows = np.diff(marks, prepend=0) == self.width - 1
+        last = np.searchsorted(line_ends, ends)  # the line that ends a record
+        first = np.append(0, last[:-1] + 1)
+        suspects = (last > first) & np.logical_and.reduceat(like_rows, first)
+        for record in np.flatnonzero(suspects):
+            begin = ends[record - 1] + 1 if record else 0
+            rows = text[begin : ends[record]].split(b"\n")
+            times = [row.split(self.mark)[self.picked["time"]] for row in rows]
+            if all(re.match(rb'\s*"?[+-]?[0-9]', time) for time in times):
+                raise Malformed(
+                    f"found a quoted field over {len(rows)} lines that are rows "
+                    "themselves; expected quotes in pairs: mend them, or read quotes "
+                    "as any other character (--config.data.table.quoting=False)",
+                    byte=begin,
+                )
+
+    def _at_once(self, text: bytes, ends: np.ndarray) -> pl.DataFrame:
         """Raises pa.ArrowException for a text that asks for a second look."""
         names = [str(i) for i in range(self.width)]
         picked = [str(i) for i in self.picked.values()]
@@ -309,11 +341,10 @@ class _CSV(NamedTuple):
         frame = pl.from_arrow(table).select(
             pl.col(i).alias(key) for key, i in zip(self.picked, picked, strict=True)
         )
-        lines = text.count(b"\n") + (not text.endswith(b"\n"))
         if (
-            (frame.height != lines and frame.height != len(self.records(text)))
+            frame.height != _count_filled(text, ends)
             or text.count(b"\r") != text.count(b"\r\n")  # is the end of a line to Arrow
-            or (frame["time"].str.strip_chars() == "").any()  # is the line blank?
+            or (frame["time"] == "").any()  # is the line blank?
         ):
             raise pa.ArrowInvalid("the records are not as regular as that")
         return frame
@@ -345,13 +376,25 @@ class _CSV(NamedTuple):
         return ""
 
 
+def _places(text: bytes, byte: int) -> np.ndarray:
+    return np.flatnonzero(np.frombuffer(text, np.uint8) == byte)
+
+
+def _count_filled(text: bytes, ends: np.ndarray) -> int:
+    """How many records are not empty."""
+    begins = np.concatenate([[0], ends + 1])
+    lengths = np.append(ends, len(text)) - begins
+    first = np.frombuffer(text + b"\n", np.uint8)[begins]
+    return int(((lengths > 1) | ((lengths == 1) & (first != RETURN))).sum())
+
+
 def _is_regular(text: bytes, mark: bytes) -> bool:
     """Whether every quote opens or closes a field, or is one of a doubled pair."""
-    around = np.frombuffer(b"\n" + text + b"\n", np.uint8)
-    quotes = np.flatnonzero(around == QUOTE)
+    text = b"\n" + text + b"\n"
+    quotes, around = _places(text, QUOTE), np.frombuffer(text, np.uint8)
     before, after = around[quotes[::2] - 1], around[quotes[1::2] + 1]
-    left = np.isin(before, [QUOTE, ord("\n"), *mark])
-    right = np.isin(after, [QUOTE, ord("\r"), ord("\n"), *mark])
+    left = np.isin(before, [QUOTE, NEWLINE, *mark])
+    right = np.isin(after, [QUOTE, RETURN, NEWLINE, *mark])
     return len(quotes) % 2 == 0 and bool(left.all() and right.all())
 
 
