@@ -456,16 +456,10 @@ def ranking(setup: Setup):
         holdout, mesh, log = split.test["last"], parallel.make_mesh(), split.refit
         model = settings.make_model(config, log.n_users, log.n_items)
         params = parallel.place(mesh, model.system.init(model, 0))
-        asker = evaluate.make_asker(config, holdout, mesh, model.mask)
-        rank = evaluate.compile_ranker(
-            evaluate.model_scores(model, by_graph=False),
-            holdout.candidates,
-            mesh,
-            top_k=100,
-            hide_seen=True,
-        )
-        ask = functools.partial(evaluate.ask, rank, asker, params, ())
-        yield f"{name}, {batch} queries", seconds(lambda ask=ask: ask().ranks)
+        score = evaluate.model_scores(model, by_graph=False)
+        evaluator = evaluate.make_evaluator(config, holdout, score, mesh, model.mask)
+        rank = functools.partial(evaluator.run, params, ())
+        yield f"{name}, {batch} queries", seconds(rank)
 
 
 def query_blocks(setup: Setup):

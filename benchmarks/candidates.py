@@ -213,14 +213,12 @@ def evaluation() -> dict:
     log = split.refit
     model = settings.make_model(config, log.n_users, log.n_items)
     params = parallel.place(mesh, model.system.init(model, 0))
-    asker = evaluate.make_asker(config, holdout, mesh, model.mask)
-    found = {}
-    for name, top_k in (("ranks", 0), ("ranks and lists", 100)):
-        score = evaluate.model_scores(model, by_graph=False)
-        rank = evaluate.compile_ranker(
-            score, holdout.candidates, mesh, top_k=top_k, hide_seen=True
+    score, found = evaluate.model_scores(model, by_graph=False), {}
+    for name, lists in (("ranks", False), ("ranks and lists", True)):
+        evaluator = evaluate.make_evaluator(
+            config, holdout, score, mesh, model.mask, lists=lists
         )
-        found[name] = partial(evaluate.ask, rank, asker, params, ())
+        found[name] = partial(evaluator.run, params, ())
     return found
 
 

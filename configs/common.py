@@ -56,6 +56,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             },
             "eval": {
                 "target": "last",  # first, random, successive, all
+                # To report beside it; each is ranked, and `successive` asks for every
+                # test row of a user.
+                "targets": ("last", "first", "random", "successive"),
                 "cold_items": "keep_as_miss",  # targets unseen in training; or drop
                 "history": "full",  # before the target; train: only up to the cut
                 "candidates": "all",  # rank all items, or those seen in training: train

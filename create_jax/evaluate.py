@@ -16,164 +16,350 @@ from create_jax.models import create
 from create_jax.parallel import DATA
 
 NOT_RANKED = np.iinfo(np.int32).max
+# Most rows of whole histories in a dispatch of more than one step: 8 MiB of pairs.
+DISPATCH_ROWS = 2**20
+
+
+class Seen(NamedTuple):
+    """The whole histories of a step's queries, as H rows in each shard.
+
+    row: [H] which of the shard's B queries has the item in its history; B = none.
+    item: [H] the item.
+
+    The successive queries of a user read one history up to different places. Where that
+    makes H much smaller, a history stands here once, for all queries of its user:
+
+    at: [H] the place of the item in the history of `row`.
+    owner: [B] the query whose rows are read. length: [B] how many places of them.
+
+    Otherwise these three are None.
+    """
+
+    row: np.ndarray
+    item: np.ndarray
+    at: np.ndarray | None = None
+    owner: np.ndarray | None = None
+    length: np.ndarray | None = None
 
 
 class Queries(NamedTuple):
     """The part of a Holdout that one dispatch ranks, stacked [S, ...].
 
-    histories: packed histories; `users` holds query numbers until `ask` maps them.
-    targets: [B] item of each query. query: [B] its number.
-    seen_row, seen_item: [H] pairs (row of the shard's B, item of its history); row B =
-      none.
+    histories: packed, the newest items of each query. targets: [B] its first target.
+    query: [B] its number, -1 = filler. seen: whole histories; None = not needed.
     """
 
     histories: packing.Batch
     targets: np.ndarray
     query: np.ndarray
-    seen_row: np.ndarray
-    seen_item: np.ndarray
+    seen: Seen | None
 
 
 class Ranking(NamedTuple):
-    """ranks: [Q] candidates before the target; NOT_RANKED if it is hidden or unknown.
-    top: [Q, K] best items, 0 = nothing left; None where no list was asked for."""
+    """How the Q queries of a Holdout came out.
+
+    ranks: [Q] candidates before the first target; NOT_RANKED: hidden, or unknown.
+    tied: [Q] bool, another candidate has the score of that target.
+    metrics: means over queries of every metric at every cut-off, as fractions.
+    top: [Q, K] best items, 0 = nothing left; None where lists are not kept.
+    """
 
     ranks: np.ndarray
+    tied: np.ndarray
+    metrics: dict[str, float]
     top: np.ndarray | None
 
 
-class Asker:
-    """A Holdout cut into equal dispatches, made once and asked many times.
+class Evaluator:
+    """Ranks the queries of a Holdout: packed and compiled once, run many times.
 
     Args:
+      score: (params, graph) -> (Queries of one step -> [B, V] scores); what all queries
+        share, a propagation say, is made in the first call. Candidates of equal scores
+        come in the order of `holdout.places`.
+      ks: cut-offs of the metrics.
       max_len: slots of a history that a sequence encoder reads, the newest items.
-      mask: id of a [MASK] to end each history with; 0 = none.
-      pairs: give the whole histories as pairs, to hide them or to fold them in.
+      filter_seen: do not rank the items of the history.
+      whole: the score reads whole histories (`set_seen`).
+      lists: make the lists of the largest cut-off, for the coverage. They are made
+        anyway where a query has several targets.
+      keep_lists: return the lists, Q x K numbers.
       batch: queries a step, over all devices.
+      mask: id of a special item to end each history with; 0 = none.
+      chunk: most steps of a dispatch.
     """
 
     def __init__(
-        self, holdout: Holdout, mesh, *, max_len, pairs, batch, mask=0, chunk=32
+        self,
+        holdout: Holdout,
+        score: Callable,
+        mesh,
+        *,
+        ks,
+        max_len: int,
+        filter_seen: bool,
+        whole: bool = False,
+        lists: bool = True,
+        keep_lists: bool = False,
+        batch: int = 256,
+        mask: int = 0,
+        chunk: int = 32,
     ):
+        self.holdout, self.score, self.mesh, self.ks = holdout, score, mesh, tuple(ks)
+        self.filter_seen, self.keep_lists = filter_seen, keep_lists
+        self.several = len(holdout.targets) > holdout.n_queries
+        n_columns = len(holdout.candidates)
+        make_lists = lists or keep_lists or self.several
+        self.top_k = min(max(self.ks), n_columns) if make_lists else 0
+
         newest = holdout.end - max_len + (mask > 0)
         begin = np.maximum(holdout.begin, newest)
         numbers = np.arange(holdout.n_queries, dtype=np.int32)
         sequences = packing.Sequences(numbers, holdout.log, begin, holdout.end, mask)
-        self.holdout, self.mesh, self.pairs = holdout, mesh, pairs
         self.sequences, lengths = sequences, sequences.lengths
-        self.layout = packing.make_layout(
+        layout = packing.make_layout(
             lengths, batch=batch, row_length=max_len, shards=mesh.size, chunk=chunk
         )
-        self.plan = packing.plan_epoch(lengths, self.layout, seed=0, epoch=0)
-        self.layout = self.layout._replace(ends=int(self.plan.segment.max()))
-        self.chunk = self.layout.chunk
-        self.most_seen = self._most_seen()
-        # Small enough to stay on the devices between epochs.
-        self.resident = None
+        self.plan = packing.plan_epoch(lengths, layout, seed=0, epoch=0)
+        ends, chunk = int(self.plan.segment.max()), layout.chunk
+        self.shared, self.seen_rows = False, 0
+        if filter_seen or whole:
+            self.shared, self.seen_rows = self._room_for_histories()
+            fits = max(1, DISPATCH_ROWS // (self.seen_rows * mesh.size))
+            chunk = max(c for c in range(1, min(chunk, fits) + 1) if chunk % c == 0)
+        self.layout = layout._replace(ends=ends, chunk=chunk)
 
-    def _most_seen(self):
-        if not self.pairs:
-            return 1
-        sizes = self.holdout.end - self.holdout.begin
-        return int(packing.lengths_at(self.plan.index, sizes).sum(-1).max())
+        places = np.arange(n_columns) if holdout.places is None else holdout.places
+        bias = np.where(holdout.candidates, 0.0, -np.inf).astype(np.float32)
+        order = np.argsort(places)
+        catalogue = bias, places.astype(np.int32), order.astype(np.int32)
+        self._catalogue = parallel.place(mesh, catalogue)
+        self._program = None
+        # Small enough to stay on the devices between epochs.
+        self._resident = None
+
+    # --- queries ----------------------------------------------------------------------
 
     def chunks(self):
         """Queries of each dispatch, on the devices."""
-        if self.resident is not None:
-            return self.resident
-        starts = range(0, self.layout.steps, self.chunk)
+        if self._resident is not None:
+            return self._resident
+        starts = range(0, self.layout.steps, self.layout.chunk)
         made = (self._queries(start) for start in starts)
-        if self.layout.steps <= 4 * self.chunk:
-            self.resident = made = list(made)
+        if self.layout.steps <= 4 * self.layout.chunk:
+            self._resident = made = list(made)
         return made
 
-    def _queries(self, start):
-        plan = packing.steps_of(self.plan, start, start + self.chunk)
+    def _queries(self, start: int) -> Queries:
+        plan = packing.steps_of(self.plan, start, start + self.layout.chunk)
         batch = packing.fill(plan, self.sequences, self.layout)
         holdout = self.holdout
         query = np.where(batch.weights > 0, batch.users, -1)
         targets = holdout.targets[holdout.offsets[np.maximum(query, 0)]]
         batch = batch._replace(users=holdout.users[np.maximum(query, 0)])
-        rows, items = self._seen(plan)
-        queries = Queries(batch, targets.astype(np.int32), query, rows, items)
+        seen = self._seen(plan) if self.seen_rows else None
+        queries = Queries(batch, targets.astype(np.int32), query, seen)
         return parallel.place(self.mesh, queries, P(None, DATA))
 
-    def _seen(self, plan):
-        """[S, D * H] pairs to hide, padded to the most of any shard."""
+    def _room_for_histories(self) -> tuple[bool, int]:
+        """(whether queries share histories, most rows of a shard)."""
+        alone, shared = (
+            int(np.bincount(bins, size).max())
+            for bins, _, _, size, _ in (
+                self._histories(self.plan, share) for share in (False, True)
+            )
+        )
+        # Reading shared rows goes over the scores once more: not for a few rows less.
+        share = alone > 4 * shared
+        return share, shared if share else alone
+
+    def _histories(self, plan, share: bool):
+        """The histories that the shards of a plan hold, shard after shard.
+
+        Returns:
+          bins, row, begin, size: [n] the shard (of all steps), query in it, and rows of
+            the log. of: for each real query of the plan, which history it reads.
+        """
+        index = plan.index.reshape(-1, plan.index.shape[-1])
+        bins, row = np.nonzero(index >= 0)
+        number = index[bins, row]
+        begin, size = self.holdout.begin[number], self.holdout.end[number]
+        size = size - begin
+        if not share:
+            return bins, row, begin, size, np.arange(len(bins))
+        key = bins * (len(self.holdout.log) + 1) + begin
+        _, first, of = np.unique(key, return_index=True, return_inverse=True)
+        longest = np.zeros(len(first), size.dtype)
+        np.maximum.at(longest, of, size)
+        return bins[first], row[first], begin[first], longest, of
+
+    def _seen(self, plan) -> Seen:
         steps_, shards, width = plan.index.shape
-        rows = np.full((steps_ * shards, self.most_seen), width, np.int32)
-        items = np.zeros_like(rows)
-        if self.pairs:
-            holdout, index = self.holdout, plan.index.reshape(-1, width)
-            real = index >= 0
-            number = index[real]
-            size = (holdout.end - holdout.begin)[number]
-            bins, row = np.nonzero(real)
-            per_bin = np.bincount(bins, size, len(rows)).astype(np.int64)
-            to = (np.repeat(bins, size), packing.count_within(per_bin))
-            rows[to] = np.repeat(row, size)
-            begin = np.repeat(holdout.begin[number], size)
-            items[to] = holdout.log[begin + packing.count_within(size)]
-        return rows.reshape(steps_, -1), items.reshape(steps_, -1)
+        bins, row, begin, size, of = self._histories(plan, self.shared)
+        within = packing.count_within(size)
+        n_bins = steps_ * shards
+        per_bin = np.bincount(bins, size, n_bins).astype(np.int64)
+        to = np.repeat(bins, size), packing.count_within(per_bin)
 
+        def padded(values, fill=0):
+            out = np.full((n_bins, self.seen_rows), fill, np.int32)
+            out[to] = values
+            return out.reshape(steps_, -1)
 
-def make_asker(config, holdout: Holdout, mesh, mask: int = 0) -> Asker:
-    folds_in = config.method == "svd" and config.svd.history == "full"
-    return Asker(
-        holdout,
-        mesh,
-        max_len=config.seq.max_len,
-        pairs=config.eval.filter_seen or folds_in,
-        batch=config.eval.batch,
-        mask=mask,
-    )
+        rows = padded(np.repeat(row, size), width)
+        items = padded(self.holdout.log[np.repeat(begin, size) + within])
+        if not self.shared:
+            return Seen(rows, items)
+        real = plan.index >= 0
+        number = plan.index[real]
+        owner, length = (np.zeros(plan.index.shape, np.int32) for _ in range(2))
+        owner[real] = row[of]
+        length[real] = (self.holdout.end - self.holdout.begin)[number]
+        owner, length = (x.reshape(steps_, -1) for x in (owner, length))
+        return Seen(rows, items, padded(within), owner, length)
 
+    # --- ranking ----------------------------------------------------------------------
 
-def compile_ranker(
-    score: Callable, candidates: np.ndarray, mesh, *, top_k: int, hide_seen: bool
-) -> Callable:
-    """(params, graph, Queries) -> (ranks [S, B], top [S, B, K]).
+    def run(self, params, graph) -> Ranking:
+        """Ranks every query. Two dispatches at most are on the devices."""
+        holdout, n = self.holdout, self.holdout.n_queries
+        ranks, tied = np.full(n, NOT_RANKED, np.int32), np.zeros(n, bool)
+        kept = np.zeros((n, self.top_k), np.int32) if self.keep_lists else None
+        shown = np.zeros((len(self.ks), len(holdout.candidates)), bool)
+        values = {k: {} for k in self.ks}
+        for query, some_ranks, some_tied, top in self._outputs(params, graph):
+            real = query >= 0
+            number = query[real]
+            ranks[number], tied[number] = some_ranks[real], some_tied[real]
+            if top is None:
+                continue
+            top = top[real]
+            if self.keep_lists:
+                kept[number] = top
+            for some, k in zip(shown, self.ks, strict=True):
+                some[top[:, :k]] = True
+                if self.several:
+                    asked = holdout.targets_of(number)
+                    for name, found in metrics.from_lists(top, *asked, k).items():
+                        values[k].setdefault(name, np.zeros(n))[number] = found
+        means = {}
+        for some, k in zip(shown, self.ks, strict=True):
+            found = values[k] if self.several else metrics.from_ranks(ranks, k)
+            means |= {name: float(value.mean()) for name, value in found.items()}
+            if self.top_k:
+                means[f"coverage@{k}"] = metrics.coverage(some)
+        return Ranking(ranks, tied, means, kept)
 
-    Args:
-      score: (params, graph) -> (queries of one step -> [B, V] scores); what all queries
-        share, a propagation say, is made in the first call.
-      candidates: [I + 1] bool, items that may be ranked.
-      top_k: length of the lists; 0 = ranks only.
-      hide_seen: do not rank the items of the history.
-    """
-    bias = np.where(candidates, 0.0, -np.inf).astype(np.float32)
+    def _outputs(self, params, graph):
+        """(query, ranks, tied, top) of a dispatch, fetched while the next one runs."""
+        under_way = None
+        for queries in self.chunks():
+            program = self._compiled(graph)
+            outputs = program(params, graph, self._catalogue, queries)
+            if under_way is not None:
+                yield jax.device_get(under_way)
+            under_way = queries.query, *outputs
+        yield jax.device_get(under_way)
 
-    def step(score_queries, queries):
-        # A [MASK] row after the items is no candidate.
-        scores = score_queries(queries)[:, : len(bias)] + bias
-        if hide_seen:
-            pairs = queries.seen_row, queries.seen_item
-            scores = scores.at[pairs].set(-jnp.inf, mode="drop")
+    def lower(self, params, graph):
+        """The lowered program of a dispatch."""
+        queries = next(iter(self.chunks()))
+        return self._compiled(graph).lower(params, graph, self._catalogue, queries)
+
+    def _compiled(self, graph) -> Callable:
+        """(params, graph, catalogue, Queries) -> (ranks, tied, top) of all steps."""
+        if self._program is None:
+            specs = (P(), steps.graph_specs(graph), P(), P(None, DATA))
+
+            def run(params, graph, catalogue, queries):
+                # Rounded products would change ranks: bfloat16 a sixth of them.
+                with jax.default_matmul_precision("highest"):
+                    score_queries = self.score(params, graph)
+                    return lax.map(
+                        lambda some: self._step(score_queries(some), catalogue, some),
+                        queries,
+                    )
+
+            self._program = parallel.compile_step(run, self.mesh, specs, P(None, DATA))
+        return self._program
+
+    def _step(self, scores, catalogue, queries):
+        bias, places, order = catalogue
+        # A special row after the items is no candidate.
+        scores = scores[:, : len(bias)] + bias
+        if self.filter_seen:
+            scores = set_seen(queries, scores, -jnp.inf)
         target = queries.targets[:, None]
         own = jnp.take_along_axis(scores, target, 1)
-        ids = jnp.arange(scores.shape[1])
-        before = (scores > own) | ((scores == own) & (ids < target))
-        ranks = jnp.where(own[:, 0] > -jnp.inf, before.sum(-1), NOT_RANKED)
-        if not top_k:
-            return ranks, None
-        best, top = lax.top_k(scores, min(top_k, scores.shape[1]))
-        return ranks, jnp.where(best > -jnp.inf, top, 0)
+        equal = scores == own
+        before = (scores > own) | (equal & (places < places[target]))
+        before, equal = _sum_rows(before, equal)
+        hit = own[:, 0] > -jnp.inf
+        ranks = jnp.where(hit, before, NOT_RANKED)
+        tied = hit & (equal > 1)
+        top = _best(scores, self.top_k, places, order) if self.top_k else None
+        return ranks, tied, top
 
-    def run(params, graph, queries):
-        # Rounded products would change ranks: bfloat16 a sixth of them.
-        with jax.default_matmul_precision("highest"):
-            score_queries = score(params, graph)
-            return lax.map(lambda q: step(score_queries, q), queries)
 
-    compiled = {}
+def _sum_rows(*flags):
+    """Sums [B] of several [B, V] in one pass; on CPUs XLA makes one for each."""
+    flags = tuple(x.astype(jnp.int32) for x in flags)
+    zeros = (jnp.int32(0),) * len(flags)
+    return lax.reduce(flags, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (1,))
 
-    def rank(params, graph, queries):
-        if not compiled:
-            specs = (P(), steps.graph_specs(graph), P(None, DATA))
-            compiled["run"] = parallel.compile_step(run, mesh, specs, P(None, DATA))
-        return compiled["run"](params, graph, queries)
 
-    return rank
+def _best(scores, k: int, places, order):
+    """[B, K] columns by falling score, then rising place; 0 where none is above -inf.
+
+    `top_k` takes the lowest of equal columns. One more than k says whether others wait
+    behind the last: then the columns are put in order first, which takes as long again.
+    """
+    columns = scores.shape[1]
+    best, top = lax.top_k(scores, min(k + 1, columns))
+    # XLA puts a fast top_k in the place of a sort and its slice, and does not know it
+    # where other slices join. (A barrier around both values ends XLA itself.)
+    best = lax.optimization_barrier(best)
+    # Equal neighbours have one number; one key is sorted five times as fast as two.
+    level = jnp.cumsum(best[:, 1:] != best[:, :-1], axis=1, dtype=jnp.uint32)
+    keys = jnp.pad(level, ((0, 0), (1, 0))), places[top].astype(jnp.uint32)
+    if best.shape[1] * columns < 2**32:
+        keys = (keys[0] * columns + keys[1],)
+    top = order[lax.sort(keys, num_keys=len(keys))[-1] % columns]
+    if k < columns:
+        last = best[:, k - 1]
+        cut = (last == best[:, k]) & (last > -jnp.inf)
+        top = lax.cond(
+            cut.any(),
+            lambda: order[lax.top_k(scores[:, order], k)[1]],
+            lambda: top[:, :k],
+        )
+    return jnp.where(best[:, :k] > -jnp.inf, top, 0)
+
+
+def set_seen(queries: Queries, values, to: float):
+    """[B, V] with `to` in the columns of the items in each query's whole history."""
+    seen = queries.seen
+    pairs = seen.row, seen.item
+    if seen.at is None:
+        return values.at[pairs].set(to, mode="drop")
+    first = jnp.full(values.shape, np.iinfo(np.int32).max)
+    first = first.at[pairs].min(seen.at, mode="drop")
+    return jnp.where(first[seen.owner] < seen.length[:, None], to, values)
+
+
+def make_evaluator(
+    config, holdout: Holdout, score: Callable, mesh, mask: int = 0, **changes
+) -> Evaluator:
+    """An Evaluator under the config's rules."""
+    rules = {
+        "ks": config.eval.ks,
+        "max_len": config.seq.max_len,
+        "filter_seen": config.eval.filter_seen,
+        "whole": config.method == "svd" and config.svd.history == "full",
+        "batch": config.eval.batch,
+        "mask": mask,
+    }
+    return Evaluator(holdout, score, mesh, **rules | changes)
 
 
 def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
@@ -208,8 +394,7 @@ def factor_scores(*, fold_in: bool) -> Callable:
             if not fold_in:
                 return params["users"][queries.histories.users] @ items.T
             rows = jnp.zeros((len(queries.query), len(items)))
-            pairs = queries.seen_row, queries.seen_item
-            return (rows.at[pairs].set(1.0, mode="drop") @ items) @ items.T
+            return (set_seen(queries, rows, 1.0) @ items) @ items.T
 
         return of
 
@@ -239,35 +424,3 @@ def counting_scores(counts: np.ndarray, method: str, seed: int) -> Callable:
         return logits + jax.vmap(noise)(queries.query)
 
     return lambda params, graph: of
-
-
-def ask(rank: Callable, asker: Asker, params, graph) -> Ranking:
-    """Ranks every query of the asker's Holdout."""
-    n = asker.holdout.n_queries
-    outputs = [(q.query, *rank(params, graph, q)) for q in asker.chunks()]
-    ranks, top = np.full(n, NOT_RANKED, np.int32), None
-    for query, some_ranks, some_top in jax.device_get(outputs):
-        real = query >= 0
-        ranks[query[real]] = some_ranks[real]
-        if some_top is not None:
-            if top is None:
-                top = np.zeros((n, some_top.shape[-1]), np.int32)
-            top[query[real]] = some_top[real]
-    return Ranking(ranks, top)
-
-
-def summarise(ranking: Ranking, holdout: Holdout, ks, n_items: int) -> dict[str, float]:
-    """Means over queries of every metric at every k, as fractions."""
-    single = len(holdout.targets) == holdout.n_queries
-    result = {}
-    for k in ks:
-        if single:
-            values = metrics.from_ranks(ranking.ranks, k)
-        else:
-            values = metrics.from_lists(
-                ranking.top, holdout.targets, holdout.offsets, k
-            )
-        result |= {name: float(value.mean()) for name, value in values.items()}
-        if ranking.top is not None:
-            result[f"coverage@{k}"] = metrics.coverage(ranking.top, n_items, k)
-    return result

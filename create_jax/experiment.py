@@ -32,6 +32,8 @@ FREE_TO_CHANGE = (*settings.CHANGE_NO_NUMBER, "tune.")
 FREE_IN_A_STUDY = (*settings.CHANGE_NO_NUMBER, "tune.trials")
 # What a directory holds once something was trained or chosen in it.
 WORK = ("result.json", "metrics.jsonl", "study.log", "checkpoints/*/[0-9]*")
+# The share of queries from which on a run says what is wrong with them.
+NOTABLE = 0.01
 
 
 class Opened(NamedTuple):
@@ -139,8 +141,26 @@ def open_run(config, directory: Path) -> Opened:
         f"{data['train_interactions']:,} to learn from, "
         f"{data['test_queries']:,} test queries"
     )
+    warn_of_hidden_targets(config, data)
     lines = JsonLines(directory / "metrics.jsonl")
     return Opened(Run(config, directory, parallel.make_mesh(), lines), split, facts)
+
+
+def warn_of_hidden_targets(config, data: dict) -> None:
+    """Says that targets stand in histories that are hidden."""
+    shares = {"test": "targets_in_history_share"}
+    shares["validation"] = "valid_targets_in_history_share"
+    high = [
+        f"{data[key]:.1%} of the {part} targets"
+        for part, key in shares.items()
+        if data[key] > NOTABLE
+    ]
+    if high and config.eval.filter_seen:
+        say(
+            f"warning: {' and '.join(high)} stand in their own history, which is not "
+            "ranked, so that no method can hit them; where users come back to items, "
+            "rank these too with --config.eval.filter_seen=False"
+        )
 
 
 def mark(directory: Path, config, data: dict, free: tuple[str, ...]) -> None:
@@ -209,28 +229,21 @@ def fit_svd(opened: Opened) -> tuple[Fitted, dict | None]:
 def _validate_svd(opened: Opened, whole: dict, ranks) -> dict[int, dict]:
     """Validation metrics of each rank. The factors beyond a rank are set to zero, so
     that one program serves all."""
-    (config, _, mesh, _), holdout = opened.run, opened.split.valid
-    rank_by = _ranker(opened, Fitted(None, whole, tuple, {}), holdout.candidates)
-    asker = evaluate.make_asker(config, holdout, mesh)
-    n_items, found = opened.split.train.n_items, {}
+    mesh, found = opened.run.mesh, {}
+    evaluator = _evaluator(opened, Fitted(None, whole, tuple, {}), opened.split.valid)
     for rank in ranks:
         within = np.arange(max(ranks)) < rank
         part = {name: values * within for name, values in whole.items()}
-        ranking = evaluate.ask(rank_by, asker, parallel.place(mesh, part), ())
-        found[rank] = evaluate.summarise(ranking, holdout, config.eval.ks, n_items)
+        found[rank] = evaluator.run(parallel.place(mesh, part), ()).metrics
     return found
 
 
-def _ranker(opened: Opened, fitted: Fitted | None, candidates, top_k: int = 0):
-    """The compiled ranking of the run's method; lists of the largest cut-off, or k."""
-    config = opened.run.config
-    return evaluate.compile_ranker(
-        _scorer(config, fitted, opened.split),
-        candidates,
-        opened.run.mesh,
-        top_k=top_k or max(config.eval.ks),
-        hide_seen=config.eval.filter_seen,
-    )
+def _evaluator(opened: Opened, fitted: Fitted | None, holdout, **rules):
+    """Ranks a holdout by the run's method."""
+    config, mesh = opened.run.config, opened.run.mesh
+    score = _scorer(config, fitted, opened.split)
+    mask = fitted.model.mask if fitted is not None and fitted.model is not None else 0
+    return evaluate.make_evaluator(config, holdout, score, mesh, mask, **rules)
 
 
 def shorten(phases, epochs: int, share: float = 1.0) -> list:
@@ -261,15 +274,15 @@ def _by_graph(model) -> bool:
     return model.encoder is None
 
 
-def _rank(opened: Opened, fitted, holdout, rank) -> evaluate.Ranking:
-    params, graph, mask = fitted.params if fitted else {}, (), 0
-    if fitted and fitted.model is not None:
-        model = fitted.model
-        mask = model.mask
-        if model.system.queries_read_graph(model, by_graph=_by_graph(model)):
-            graph = fitted.graph()
-    asker = evaluate.make_asker(opened.run.config, holdout, opened.run.mesh, mask)
-    return evaluate.ask(rank, asker, params, graph)
+def _read_by_queries(fitted: Fitted | None) -> tuple:
+    """(params, graph) that queries are scored from; the graph only where it is read."""
+    if fitted is None:
+        return {}, ()
+    model = fitted.model
+    reads = model is not None and model.system.queries_read_graph(
+        model, by_graph=_by_graph(model)
+    )
+    return fitted.params, fitted.graph() if reads else ()
 
 
 def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
@@ -277,14 +290,21 @@ def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
     and of ranks.npz, `<target>` and `<target>_users` [Q] for rules with one target."""
     config, split, facts = opened.run.config, opened.split, opened.facts
     start = time.monotonic()
-    rank = _ranker(opened, fitted, split.test[config.eval.target].candidates)
-    by_target, ranks = {}, {}
+    read = _read_by_queries(fitted)
+    by_target, ranks, ties = {}, {}, 0.0
     for name, holdout in split.test.items():
-        ranking = _rank(opened, fitted, holdout, rank)
-        n_items = split.refit.n_items
-        by_target[name] = evaluate.summarise(ranking, holdout, config.eval.ks, n_items)
+        ranking = _evaluator(opened, fitted, holdout).run(*read)
+        by_target[name] = ranking.metrics
+        if name == config.eval.target:
+            ties = round(float(ranking.tied.mean()), 6)
         if len(holdout.targets) == holdout.n_queries:
             ranks |= {name: ranking.ranks, f"{name}_users": holdout.users}
+    if ties > NOTABLE:
+        say(
+            f"warning: {ties:.1%} of the test targets have the same score as another "
+            f"item by {config.method}; such items come in an order drawn from their "
+            "ids, so that part of these numbers is chance"
+        )
     seconds = {"compile": 0.0, "train": 0.0, "eval": time.monotonic() - start}
     stages = [selection, fitted.progress if fitted else None]
     for progress in {id(p): p for p in stages if p}.values():
@@ -299,6 +319,7 @@ def test(opened: Opened, fitted, selection: dict | None) -> tuple[dict, dict]:
         "valid": selection["best_metrics"] if selection else {},
         "test": by_target[config.eval.target],
         "test_by_target": by_target,
+        "tied_targets_share": ties,
         "epochs": fitted.progress["epoch"] if fitted else 0,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "precision": config.model.precision,
@@ -323,8 +344,8 @@ def show_example(config, workdir: str, least_history: int = 5) -> None:
         targets=holdout.targets[holdout.offsets[one]],
         offsets=np.array([0, 1]),
     )
-    rank = _ranker(opened, fitted, query.candidates, top_k=10)
-    top = _rank(opened, fitted, query, rank).top[0]
+    evaluator = _evaluator(opened, fitted, query, ks=(10,), keep_lists=True)
+    top = evaluator.run(*_read_by_queries(fitted)).top[0]
 
     def name(item):
         external = split.refit.item_ids[int(item) - 1]

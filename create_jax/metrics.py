@@ -46,7 +46,10 @@ def from_lists(
     }
 
 
-def coverage(top: np.ndarray, n_items: int, k: int) -> float:
-    """Distinct items in all top-k lists / all items of the data set."""
-    shown = np.unique(top[:, :k])
-    return float((shown > 0).sum() / n_items)
+def coverage(shown: np.ndarray) -> float:
+    """Distinct items in all top-k lists / all items of the data set.
+
+    Args:
+      shown: [I + 1] bool, whether an item is in a list; column 0 is no item.
+    """
+    return float(shown[1:].mean())

@@ -72,10 +72,12 @@ def make_split(config, log: Interactions) -> Split:
         log,
         validation=splits.validation_of(kind, split.validation),
         target=rules.target,
+        targets=rules.targets,
         seed=split.seed,
         cold_items=rules.cold_items,
         candidates=rules.candidates,
         history=rules.history,
+        places=interactions.places_of(log.item_ids),
         **quantiles,
     )
 
@@ -83,7 +85,7 @@ def make_split(config, log: Interactions) -> Split:
 def stamp(config) -> dict:
     """Every switch that decides what a metric means; part of every result."""
     rules = config.eval.to_dict()
-    rules = {k: v for k, v in rules.items() if k not in ("batch", "every")}
+    rules = {k: v for k, v in rules.items() if k not in ("batch", "every", "targets")}
     data = config.data
     filters = {"k_core": data.k_core, "drop_repeats": data.drop_repeats}
     return as_done({**config.split.to_dict(), **rules, **filters})

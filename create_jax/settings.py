@@ -109,7 +109,7 @@ AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.sec
 # fingerprint of the data says whether it matters.
 CHANGE_NO_NUMBER = (
     *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch"),
-    *("compare", "example", "seeds"),
+    *("eval.targets", "compare", "example", "seeds"),
 )
 # For a config.json from before a setting was there: what its absence means, and the
 # name of now of a setting that had another.
@@ -191,6 +191,10 @@ def check(config) -> None:
     if not _is_encoding(config.data.table.encoding):
         expected = "auto or an encoding that Python knows: utf-8, utf-16, latin-1 ..."
         raise _bad("data.table.encoding", config.data.table.encoding, expected)
+    targets = tuple(config.eval.targets)
+    if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
+        expected = ", ".join(TARGETS) + ", each once, as in ('last', 'first')"
+        raise _bad("eval.targets", targets, expected)
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
     names = [

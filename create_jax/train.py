@@ -230,26 +230,19 @@ def _settle(pending: list, sums: dict, step: int, phase) -> int:
 
 def _validator(run, model, phases, holdout):
     """(params, graph, phase) -> metrics. A warm-up is scored with the graph's users."""
-    config = run.config
-    asker = evaluate.make_asker(config, holdout, run.mesh, model.mask)
-    by_name = {}
+    config, evaluators = run.config, {}
 
     def validate(params, graph, phase):
         by_graph = model.encoder is None or (
             phase.name == "warmup" and config.warmup.eval == "graph"
         )
-        if by_graph not in by_name:
+        if by_graph not in evaluators:
+            evaluators.clear()  # a warm-up ends once
             score = evaluate.model_scores(model, by_graph=by_graph)
-            needs_lists = config.eval.target == "all"
-            by_name[by_graph] = evaluate.compile_ranker(
-                score,
-                holdout.candidates,
-                run.mesh,
-                top_k=max(config.eval.ks) if needs_lists else 0,
-                hide_seen=config.eval.filter_seen,
+            evaluators[by_graph] = evaluate.make_evaluator(
+                config, holdout, score, run.mesh, model.mask, lists=False
             )
-        ranking = evaluate.ask(by_name[by_graph], asker, params, graph)
-        return evaluate.summarise(ranking, holdout, config.eval.ks, model.n_items)
+        return evaluators[by_graph].run(params, graph).metrics
 
     return validate
 

@@ -49,6 +49,10 @@ BAD = {
     "warmup.epochs": (-1, "config.warmup.epochs is -1; expected 0 or more"),
     "loss.w_bt": (-0.1, "config.loss.w_bt is -0.1; expected 0 or more"),
     "eval.target": ("middle", "config.eval.target is 'middle'; expected one of last"),
+    "eval.targets": (
+        ("last", "middle"),
+        "config.eval.targets is ('last', 'middle'); expected last, first, random,",
+    ),
     "eval.select_by": ("map@10", "config.eval.select_by is 'map@10'"),
     "item_source.input": (
         "propagated",

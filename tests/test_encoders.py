@@ -392,10 +392,11 @@ def test_queries_end_with_a_mask_after_the_newest_items():
     )
     axes = dict(axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     mesh = jax.make_mesh((1,), ("data",), **axes)
-    asker = evaluate.Asker(
-        holdout, mesh, max_len=LENGTH, pairs=False, batch=4, mask=MASK
+    evaluator = evaluate.Evaluator(
+        *(holdout, None, mesh),
+        **dict(ks=[1], max_len=LENGTH, filter_seen=False, batch=4, mask=MASK),
     )
-    (queries,) = asker.chunks()
+    (queries,) = evaluator.chunks()
     batch = jax.tree.map(lambda x: np.asarray(x)[0], queries.histories)
     for n, user in enumerate(holdout.users):
         newest = holdout.log[holdout.begin[n] : holdout.end[n]][-(LENGTH - 1) :]

@@ -83,7 +83,8 @@ def test_the_result_file_has_every_part(created):
     written = json.loads((workdir / "result.json").read_text())
     assert written == json.loads(json.dumps(result))
     parts = {"dataset", "method", "seed", "protocol", "data", "valid", "test"}
-    parts |= {"test_by_target", "epochs", "seconds", "device", "versions", "git"}
+    parts |= {"test_by_target", "tied_targets_share"}
+    parts |= {"epochs", "seconds", "device", "versions", "git"}
     assert written.keys() == parts
     assert {"last", "first", "random", "successive"} == written["test_by_target"].keys()
     names = {
@@ -175,12 +176,30 @@ def test_of_equal_scores_the_epoch_that_is_named_is_restored(
     jax.tree.map(np.testing.assert_array_equal, fitted.params, saved["params"])
 
 
-def test_a_sequence_model_beats_the_counts(created, log, tmp_path):
+def test_a_sequence_model_beats_the_counts(created, log, tmp_path, capsys):
     _, _, result = created
     for method in ("mostpop", "poprnd", "random"):
         config = make_config(log, method)
         other = experiment.train_and_evaluate(config, str(tmp_path / method))
         assert other["test"]["ndcg@10"] < 0.5 < result["test"]["ndcg@10"]
+        # Items of equal counts are told apart by chance, and the run says so.
+        share, text = other["tied_targets_share"], capsys.readouterr().out
+        assert (share > 0.5) == (method == "mostpop")
+        warning = f"warning: {share:.1%} of the test targets have the same score"
+        assert (warning in text) == (method == "mostpop")
+
+
+def test_targets_that_no_method_can_hit_are_named(capsys):
+    data = dict(targets_in_history_share=0.51, valid_targets_in_history_share=0.01)
+    config = table.get_config("mostpop")
+    experiment.warn_of_hidden_targets(config, data)
+    text = capsys.readouterr().out
+    assert text.startswith("warning: 51.0% of the test targets stand in their own")
+    assert "validation" not in text and "--config.eval.filter_seen=False" in text
+    config.eval.filter_seen = False
+    experiment.warn_of_hidden_targets(config, data)
+    experiment.warn_of_hidden_targets(table.get_config(), dict.fromkeys(data, 0.01))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture

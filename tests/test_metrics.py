@@ -73,4 +73,6 @@ def test_a_list_shorter_than_k_misses_the_rest():
 @pytest.mark.parametrize("k, expected", [(1, 2 / 8), (2, 4 / 8), (3, 5 / 8)])
 def test_coverage_counts_distinct_items_and_no_padding(k, expected):
     top = np.array([[1, 2, 3], [1, 4, 0], [5, 2, 0]])
-    assert metrics.coverage(top, 8, k) == expected
+    shown = np.zeros(9, bool)
+    shown[top[:, :k]] = True
+    assert metrics.coverage(shown) == expected

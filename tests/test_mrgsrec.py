@@ -651,17 +651,16 @@ def test_queries_end_with_the_token_after_the_newest_items():
     mesh = jax.make_mesh((1,), (DATA,), **axes)
     config = make_config(**{"eval.batch": 4})
     model = MODELS["causal", 2]
-    asker = evaluate.make_asker(config, holdout, mesh, model.mask)
-    (queries,) = asker.chunks()
+    score = evaluate.model_scores(model, by_graph=False)
+    evaluator = evaluate.make_evaluator(
+        *(config, holdout, score, mesh, model.mask),
+        **dict(ks=[ITEMS], filter_seen=False, keep_lists=True),
+    )
+    (queries,) = evaluator.chunks()
     batch = jax.tree.map(lambda x: np.asarray(x)[0], queries.histories)
     exact, (_, _, graph) = in_float64(PARAMS), feeds.make_graph(config, model, LOG, 1)
     graph_users, _ = numpy_graph(exact)
-    rank = evaluate.compile_ranker(
-        evaluate.model_scores(model, by_graph=False),
-        *(holdout.candidates, mesh),
-        **dict(top_k=ITEMS, hide_seen=False),
-    )
-    top = evaluate.ask(rank, asker, PARAMS, graph).top
+    top = evaluator.run(PARAMS, graph).top
     for n, user in enumerate(holdout.users):
         newest = holdout.log[holdout.begin[n] : holdout.end[n]][-(LENGTH - 1) :]
         found = batch.items.ravel()[slots_of(batch, user)]

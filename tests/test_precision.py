@@ -59,17 +59,9 @@ def test_ranking_has_the_highest_precision():
     )
     model = settings.make_model(config, n, LOG.n_items)
     params = model.system.init(model, 0)
-    asker = evaluate.make_asker(config, holdout, mesh)
-    rank = evaluate.compile_ranker(
-        evaluate.model_scores(model, by_graph=False),
-        holdout.candidates,
-        mesh,
-        top_k=3,
-        hide_seen=True,
-    )
-    queries = next(iter(asker.chunks()))
-    lowered = jax.jit(rank).lower(params, (), queries)
-    assert precisions(lowered) == {"HIGHEST"}
+    score = evaluate.model_scores(model, by_graph=False)
+    evaluator = evaluate.make_evaluator(config, holdout, score, mesh)
+    assert precisions(evaluator.lower(params, ())) == {"HIGHEST"}
 
 
 def test_the_devices_own_generator_drops_as_large_a_share():

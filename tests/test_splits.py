@@ -6,7 +6,13 @@ import pytest
 
 from create_jax.data import splits
 from create_jax.data.interactions import Interactions, shuffle_ties
-from create_jax.data.splits import global_temporal, known_items, leave_one_out
+from create_jax.data.splits import (
+    TARGETS,
+    global_temporal,
+    in_history,
+    known_items,
+    leave_one_out,
+)
 from create_jax.errors import InputError
 
 
@@ -193,6 +199,14 @@ def test_every_target_rule_is_there_beside_the_main_one():
     assert questions(split.test["successive"]) == SUCCESSIVE
 
 
+@pytest.mark.parametrize("targets", [(), ("first",), ("last", "all")])
+def test_only_the_rules_that_are_asked_for_are_tested(targets):
+    split = temporal(targets=targets)
+    assert list(split.test) == list(dict.fromkeys(["last", *targets]))
+    assert split.facts["test_queries_by_target"].keys() == split.test.keys()
+    assert questions(split.test["last"]) == LAST
+
+
 def test_candidates_are_seen_items_or_all_items_and_never_padding():
     seen, everything = (
         temporal(candidates=which).test["last"].candidates for which in ("train", "all")
@@ -364,3 +378,36 @@ def test_the_share_of_ties_is_counted():
     rows = [(u, 1 + n % 4, n // 4) for u in range(3) for n in range(12)]
     # In each group of four rows, three carry the time of the row before them.
     assert temporal(make_log(rows, 3, 4)).facts["ties_with_previous_share"] == 0.75
+
+
+@pytest.mark.parametrize("history", ["full", "train"])
+def test_targets_in_their_own_history_are_found(history):
+    """Whatever the rule; a later row of the same item counts only where it is read."""
+    rng = np.random.default_rng(0)
+    times = rng.permutation(400)
+    rows = [(n % 20, item, times[n]) for n, item in enumerate(rng.integers(1, 16, 400))]
+    log = make_log(rows, 20, 15)
+    rules = dict(validation="by_time", history=history, cold_items="keep_as_miss")
+    for target in TARGETS:
+        split = temporal(log, **rules, target=target)
+        for holdout in (split.valid, split.test[target]):
+            expected = [
+                item in read
+                for _, read, targets in questions(holdout)
+                for item in targets
+            ]
+            assert in_history(holdout).tolist() == expected
+            assert 0 < sum(expected) < len(expected)
+        shares = [in_history(x).mean() for x in (split.test[target], split.valid)]
+        names = ("targets_in_history_share", "valid_targets_in_history_share")
+        assert [split.facts[name] for name in names] == pytest.approx(shares, abs=1e-6)
+
+
+def test_targets_that_are_all_seen_before_are_counted_as_such():
+    """Three items each, over and over: leave-one-out asks for one of them again."""
+    rows = [(user, 1 + n % 3, n) for user in range(4) for n in range(9)]
+    facts = leave_one_out(
+        make_log(rows, 4, 3), validation="last_train_item", target="last", seed=0
+    ).facts
+    assert facts["targets_in_history_share"] == 1
+    assert facts["valid_targets_in_history_share"] == 1

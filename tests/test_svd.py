@@ -89,12 +89,12 @@ def test_a_query_is_its_whole_history_or_its_training_row(fold_in):
     axes = dict(axis_types=(AxisType.Auto,), devices=devices)
     mesh = jax.make_mesh((2,), ("data",), **axes)
     # Two slots hold two items, but the whole history counts.
-    asker = evaluate.Asker(holdout, mesh, max_len=2, pairs=True, batch=4)
-    score = evaluate.factor_scores(fold_in=fold_in)
-    found = evaluate.compile_ranker(
-        score, holdout.candidates, mesh, top_k=5, hide_seen=False
+    evaluator = evaluate.Evaluator(
+        *(holdout, evaluate.factor_scores(fold_in=fold_in), mesh),
+        **dict(ks=[5], max_len=2, batch=4, keep_lists=True),
+        **dict(filter_seen=False, whole=True),
     )
-    ranking = evaluate.ask(found, asker, {"items": FACTORS, "users": USERS}, ())
+    ranking = evaluator.run({"items": FACTORS, "users": USERS}, ())
     counts = [np.bincount(history, minlength=6) for history in HISTORIES]
     rows = np.minimum(counts, 1)
     users = rows @ FACTORS if fold_in else USERS[QUERY_USERS]

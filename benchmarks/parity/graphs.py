@@ -125,17 +125,14 @@ def main() -> None:
         return graphs.uniform_users(pairs, draw)
 
     held = holdout(train, test, n_users, n_items)
-    asker = evaluate.Asker(held, mesh, max_len=1, pairs=True, batch=256)
     score = evaluate.model_scores(model, by_graph=True)
 
     def squashed(params, graph):  # the published LightGCN ranks sigmoids, in float32
         scores = score(params, graph)
         return lambda queries: jax.nn.sigmoid(scores(queries))
 
-    ranks = {
-        name: evaluate.compile_ranker(
-            by, held.candidates, mesh, top_k=K, hide_seen=True
-        )
+    evaluators = {
+        name: evaluate.Evaluator(held, by, mesh, ks=(K,), max_len=1, filter_seen=True)
         for name, by in (("scores", score), ("their sigmoids", squashed))
     }
     run, start = None, time.monotonic()
@@ -154,9 +151,8 @@ def main() -> None:
             total += losses["loss"].mean()
         if (epoch + 1) % flags.every == 0:
             line = f"epoch {epoch + 1}: loss {float(total) / chunks:.4f}"
-            for name, rank in ranks.items():
-                ranking = evaluate.ask(rank, asker, state.params, graph)
-                found = evaluate.summarise(ranking, held, (K,), n_items)
+            for name, evaluator in evaluators.items():
+                found = evaluator.run(state.params, graph).metrics
                 recall, ndcg = found[f"recall@{K}"], found[f"ndcg@{K}"]
                 line += f", by {name} recall@{K} {recall:.4f}, ndcg@{K} {ndcg:.4f}"
             print(f"{line}, {time.monotonic() - start:.0f} s", flush=True)

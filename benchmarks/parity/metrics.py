@@ -48,7 +48,9 @@ def ours(ranked, scores, targets):
             found |= metrics.from_ranks(np.argmax(ranked == flat[:, None], axis=1), k)
         else:
             found |= metrics.from_lists(ranked[:, :k], flat, offsets, k)
-        found[f"coverage@{k}"] = metrics.coverage(ranked, ITEMS, k)
+        shown = np.zeros(ITEMS + 1, bool)
+        shown[ranked[:, :k]] = True
+        found[f"coverage@{k}"] = metrics.coverage(shown)
     return found
 
 

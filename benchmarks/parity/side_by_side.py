@@ -123,13 +123,10 @@ def peer(config, log, holdout):
 
 
 def rank(config, holdout, mesh, score, params, mask: int = 0) -> dict:
-    ranker = evaluate.compile_ranker(
-        score, holdout.candidates, mesh, top_k=0, hide_seen=True
+    evaluator = evaluate.make_evaluator(
+        config, holdout, score, mesh, mask, ks=(10,), lists=False
     )
-    asker = evaluate.make_asker(config, holdout, mesh, mask)
-    ranking = evaluate.ask(ranker, asker, params, ())
-    n_items = len(holdout.candidates) - 1
-    return evaluate.summarise(ranking, holdout, (10,), n_items)
+    return evaluator.run(params, ()).metrics
 
 
 # --- RecTools -------------------------------------------------------------------------

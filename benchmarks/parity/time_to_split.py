@@ -99,16 +99,9 @@ def main() -> None:
         lines = JsonLines(workdir / "metrics.jsonl")
         run = train.Run(config, workdir, parallel.make_mesh(), lines)
         fitted = train.fit(run, "select", settings.make_phases(config), learned, valid)
-        rank = evaluate.compile_ranker(
-            evaluate.model_scores(fitted.model, by_graph=False),
-            test.candidates,
-            run.mesh,
-            top_k=100,
-            hide_seen=True,
-        )
-        asker = evaluate.make_asker(config, test, run.mesh)
-        ranking = evaluate.ask(rank, asker, fitted.params, fitted.graph())
-        found = evaluate.summarise(ranking, test, (10, 100), log.n_items)
+        score = evaluate.model_scores(fitted.model, by_graph=False)
+        evaluator = evaluate.make_evaluator(config, test, score, run.mesh)
+        found = evaluator.run(fitted.params, fitted.graph()).metrics
         rows.append([found[name] for name in NAMES])
         values = "  ".join(f"{100 * found[name]:6.2f}" for name in NAMES)
         print(f"seed {seed}: {values}  best epoch {fitted.progress['best_epoch']}")

@@ -72,10 +72,9 @@ def main() -> None:
     model, feed, mesh = prepared.model, prepared.feed, prepared.mesh
     state, epoch = prepared.state, 0
     score = evaluate.model_scores(model, by_graph=model.encoder is None)
-    rank = evaluate.compile_ranker(
-        score, holdout.candidates, mesh, top_k=worker.TOP, hide_seen=True
+    evaluator = evaluate.make_evaluator(
+        config, holdout, score, mesh, model.mask, ks=(worker.TOP,), keep_lists=True
     )
-    asker = evaluate.make_asker(config, holdout, mesh, model.mask)
 
     def train_epoch():
         nonlocal state, epoch
@@ -90,7 +89,7 @@ def main() -> None:
         epoch += 1
 
     def top_lists():
-        return evaluate.ask(rank, asker, state.params, prepared.graph).top
+        return evaluator.run(state.params, prepared.graph).top
 
     if feed.sequences is not None:
         tokens = int(feed.sequences.lengths.sum())

@@ -167,6 +167,17 @@ def as_date(interactions: Interactions, time: int) -> str:
     return f"{np.datetime64(second, 's')}" + (f".{part:0{digits}}" if digits else "")
 
 
+def places_of(item_ids: Sequence[str]) -> np.ndarray:
+    """[I + 1] int32: the place of each item where items are equal, by a hash of its
+    external id: neither names nor their order, which may follow time or popularity,
+    are rewarded. Padding comes first."""
+    digests = (hashlib.blake2b(name.encode(), digest_size=8) for name in item_ids)
+    hashes = np.frombuffer(b"".join(one.digest() for one in digests), np.dtype(">u8"))
+    places = np.zeros(len(hashes) + 1, np.int32)
+    places[1 + np.argsort(hashes, kind="stable")] = np.arange(1, len(places))
+    return places
+
+
 def fingerprint(interactions: Interactions) -> str:
     """Names the log, its order and its ids included, by 16 hexadecimal digits."""
     digest = hashlib.sha256()

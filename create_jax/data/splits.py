@@ -9,9 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from create_jax.data.interactions import Interactions, take
+from create_jax.data.packing import count_within
 from create_jax.errors import InputError
 
 TARGETS = ("last", "first", "random", "successive", "all")
+REPORTED = ("last", "first", "random", "successive")  # unless a config says otherwise
 # Of each kind of split; the first is what `auto` does.
 VALIDATIONS = {
     "global_temporal": ("by_time", "last_train_item", "by_user", "none"),
@@ -28,6 +30,8 @@ class Holdout(NamedTuple):
     targets: [M] items; those of query q are `targets[offsets[q]:offsets[q + 1]]`.
     offsets: [Q + 1] int64.
     candidates: [I + 1] bool, the items that may be ranked.
+    places: [I + 1] int32, the order of items whose scores are equal; None: by number,
+      where items have no names.
     """
 
     users: np.ndarray
@@ -37,10 +41,17 @@ class Holdout(NamedTuple):
     targets: np.ndarray
     offsets: np.ndarray
     candidates: np.ndarray
+    places: np.ndarray | None = None
 
     @property
     def n_queries(self) -> int:
         return len(self.users)
+
+    def targets_of(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(targets, offsets) of some of the queries."""
+        sizes = np.diff(self.offsets)[queries]
+        rows = np.repeat(self.offsets[queries], sizes) + count_within(sizes)
+        return self.targets[rows], np.concatenate([[0], np.cumsum(sizes)])
 
 
 class Split(NamedTuple):
@@ -78,6 +89,7 @@ def hold_out(
     cold_items: str = "keep_as_miss",
     candidates: str = "all",
     history: str = "full",
+    places: np.ndarray | None = None,
     seed: int = 0,
 ) -> Holdout:
     """Asks each user of `log` for its held rows.
@@ -92,6 +104,7 @@ def hold_out(
         they are with `train` candidates, and nearly always with `all`.
       candidates: rank `train` items only, or `all`.
       history: `full` = everything before the target; `train` = no held row.
+      places: of the Holdout.
       seed: of the `random` target.
     """
     warm = known[log.items]
@@ -132,7 +145,26 @@ def hold_out(
         targets=log.items[chosen],
         offsets=offsets,
         candidates=known if candidates == "train" else np.arange(len(known)) > 0,
+        places=places,
     )
+
+
+def in_history(holdout: Holdout) -> np.ndarray:
+    """[M] bool: the target stands in the history of its own query."""
+    begin, of = np.unique(holdout.begin, return_inverse=True)
+    size = np.zeros(len(begin), np.int64)
+    np.maximum.at(size, of, holdout.end - holdout.begin)
+    n_ids = len(holdout.candidates)
+    # Histories that begin together are one, read up to different places.
+    within = count_within(size)
+    items = holdout.log[np.repeat(begin, size) + within]
+    keys = np.repeat(np.arange(len(begin)), size) * n_ids + items
+    keys, first = np.unique(keys, return_index=True)
+    query = np.repeat(np.arange(holdout.n_queries), np.diff(holdout.offsets))
+    wanted = of[query] * n_ids + holdout.targets
+    row = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    length = (holdout.end - holdout.begin)[query]
+    return (keys[row] == wanted) & (within[first[row]] < length)
 
 
 def global_temporal(
@@ -141,7 +173,6 @@ def global_temporal(
     q_test: float,
     validation: str,
     q_val: float,
-    target: str,
     seed: int,
     **rules,
 ) -> Split:
@@ -149,14 +180,14 @@ def global_temporal(
 
     T is the linear `q_test` quantile of all times; rows up to T train. No model can
     learn from a moment later than the one at which it is asked, unlike leave-one-out.
+
+    Args:
+      validation: one of VALIDATIONS. q_val: the quantile of `by_time`.
+      rules: `target`, of validation and test, and the rest of `hold_out`; `targets`,
+        rules to test beside it.
     """
     late = log.times > _quantile(log.times, q_test)
     past = take(log, ~late)
-
-    def test(target):
-        known = known_items(past)
-        return hold_out(log, late, known, target=target, seed=seed, **rules)
-
     if validation == "by_time":
         held = past.times > _quantile(past.times, q_val)
         train, asked = take(past, ~held), past
@@ -166,8 +197,7 @@ def global_temporal(
         train, asked, held = _without_users(past, seed)
     else:
         train, asked, held = past, None, None
-    warm = np.intersect1d(past.users, log.users[late])
-    return _split(log, train, asked, held, past, test, target, seed, rules, len(warm))
+    return _split(log, past, late, train, asked, held, seed=seed, **rules)
 
 
 def _quantile(times: np.ndarray, q: float) -> int:
@@ -179,9 +209,7 @@ def _quantile(times: np.ndarray, q: float) -> int:
     return np.partition(times, place)[place]
 
 
-def leave_one_out(
-    log: Interactions, *, validation: str, target: str, seed: int, **rules
-) -> Split:
+def leave_one_out(log: Interactions, *, validation: str, **rules) -> Split:
     """The last row of each user tests, the last but one validates (unless validation is
     `none`), the rest trains.
 
@@ -201,13 +229,7 @@ def leave_one_out(
         train, asked, held = past, None, None
     else:
         train, asked, held = _last_of(past, counts >= 3)
-
-    def test(target):
-        known = known_items(past)
-        return hold_out(log, late, known, target=target, seed=seed, **rules)
-
-    warm = int((counts >= 3).sum())
-    return _split(log, train, asked, held, past, test, target, seed, rules, warm)
+    return _split(log, past, late, train, asked, held, **rules)
 
 
 def _last_of(log, which):
@@ -230,10 +252,12 @@ def _without_users(log, seed, n_users=1024):
     return take(log, ~chosen[log.users]), log, held
 
 
-def _split(log, train, asked, held, past, test, target, seed, rules, warm):
+def _split(log, past, late, train, asked, held, *, target, targets=REPORTED, **rules):
+    """Tests on the `late` rows after `past`, selects on `held` ones after `train`."""
+    known = known_items(past)
     tests = {
-        name: test(name)
-        for name in dict.fromkeys([target, "last", "first", "random", "successive"])
+        name: hold_out(log, late, known, target=name, **rules)
+        for name in dict.fromkeys([target, *targets])
     }
     main = tests[target]
     if main.n_queries == 0:
@@ -244,31 +268,38 @@ def _split(log, train, asked, held, past, test, target, seed, rules, warm):
         )
     valid = None
     if asked is not None:
-        valid = hold_out(
-            asked, held, known_items(train), target=target, seed=seed, **rules
-        )
+        valid = hold_out(asked, held, known_items(train), target=target, **rules)
         if valid.n_queries == 0:
             raise InputError(
                 "no validation query left after the split; with by_time, lower "
                 "split.q_val, or use --config.split.validation=none with a fixed "
                 "--config.train.epochs"
             )
-    seen = known_items(past)[1:]
+    warm = np.intersect1d(past.users, log.users[late])
+    seen = known[1:]
     facts = {
         "users": log.n_users,
         "items": log.n_items,
         "interactions": len(log.users),
         "train_interactions": len(past.users),
         "train_users": len(np.unique(past.users)),
-        "warm_users": warm,
+        "warm_users": len(warm),
         "test_queries": main.n_queries,
         "test_queries_by_target": {k: v.n_queries for k, v in tests.items()},
         "valid_queries": valid.n_queries if valid is not None else 0,
         "unseen_items": int((~seen).sum()),
         "unseen_items_share": round(float((~seen).mean()), 6),
         "ties_with_previous_share": _ties_share(log),
+        "targets_in_history_share": _share(in_history(main)),
+        "valid_targets_in_history_share": _share(in_history(valid))
+        if valid is not None
+        else 0.0,
     }
     return Split(train, valid, past, tests, facts)
+
+
+def _share(flags):
+    return round(float(flags.mean()), 6)
 
 
 def _ties_share(log):
