@@ -116,6 +116,7 @@ CHANGE_NO_NUMBER = (
 OLD_DEFAULTS: dict[str, object] = {
     "model.precision": "highest",  # on CPUs, where all that was kept is from
     "model.random": "threefry2x32",
+    "eval.targets": ["last", "first", "random", "successive"],
 }
 OLD_NAMES: dict[str, str] = {}
 
