@@ -135,9 +135,10 @@ def open_run(config, directory: Path) -> Opened:
     facts |= {"versions": _versions(), "git": _git_commit()}
     data = facts["data"]
     refuse_other_data(directory, data)
+    span = " from {} to {}".format(*data["times"]) if "times" in data else ""
     say(
         f"{facts['dataset']}, {config.method}: {data['users']:,} users, "
-        f"{data['items']:,} items, {data['interactions']:,} interactions; "
+        f"{data['items']:,} items, {data['interactions']:,} interactions{span}; "
         f"{data['train_interactions']:,} to learn from, "
         f"{data['test_queries']:,} test queries"
     )

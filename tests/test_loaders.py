@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from test_interactions import triples
 
-from configs import table as table_config
 from create_jax import protocol
+from create_jax.configs import table as table_config
 from create_jax.data import amazon, movielens, movietweetings, sources, table, yambda
 from create_jax.data.interactions import fingerprint
 from create_jax.errors import InputError
