@@ -483,6 +483,15 @@ def test_finds_the_separator(write, mark, header):
     ) == (ROWS)
 
 
+def test_the_separator_is_that_which_shows_the_columns(write):
+    """And not one that stands in a name more often."""
+    text = b"uid;sku, if, any, so;ts\na;x;5\nb;y;6\n"
+    columns = {"user": "uid", "item": "sku, if, any, so", "time": "ts"}
+    assert table.load(write(text), columns=columns).rows.read == 2
+    columns |= {"item": 1}
+    assert table.load(write(text), columns=columns).rows.read == 2
+
+
 @pytest.mark.parametrize("written", [r"\t", "\t", r"\x09"])
 def test_a_separator_may_be_written_as_an_escape(write, written):
     text = CSV.replace(b",", b"\t")

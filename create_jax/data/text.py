@@ -448,7 +448,8 @@ def _fit(
     """How well a separator fits: the larger, the better."""
     if header:  # it shows the columns
         names = _names(form, head, header)
-        shown = (c in names if isinstance(c, str) else c < len(names) for c in columns)
+        asked = columns.values()
+        shown = (c in names if isinstance(c, str) else c < len(names) for c in asked)
         return sum(shown), len(names)
     # It splits most lines into equally many fields.
     widths = Counter(len(form.split(record)) for _, record in form.records(sample))
