@@ -401,6 +401,15 @@ def test_damaged_parquet(tmp_path, write):
     assert "cut off or damaged" in message(write(path.read_bytes()[:-20]))
 
 
+def test_damage_inside_the_texts_of_parquet(write, capfd):
+    whole = parquet(user=["aaaa", "bbbb"], item=["x", "y"], time=["2017-08-20"] * 2)
+    for good, key in ((b"aaaa", "user"), (b"2017", "time")):
+        assert good in whole
+        text = message(write(whole.replace(good, b"\xaa" * 4)))
+        assert f"values that are no text in column '{key}' for {key}" in text
+    assert capfd.readouterr().err == ""
+
+
 def test_several_compressed_pieces_in_one_file(write):
     for pack in (gzip.compress, zstd):
         path = write(pack(CSV[:20]) + pack(CSV[20:]))
@@ -752,7 +761,25 @@ def test_types_that_have_neither_text_nor_time(write, key, column, text):
     assert text in message(write(parquet(**columns)))
 
 
+@pytest.mark.parametrize("key", ["user", "time"])
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.date32()]
+)
+def test_moments_beyond_all_years(write, capfd, key, kind):
+    """polars panics at their text."""
+    size = 32 if kind == pa.date32() else 64
+    far = pa.array([0, 2 ** (size - 2)], f"int{size}").cast(kind)
+    columns = {"user": [1, 2], "item": [1, 2], "time": [1, 2]} | {key: far}
+    for has_clock in (True, False):
+        text = message(write(parquet(**columns)), has_clock=has_clock)
+        assert text.startswith(": row 2: ")
+    assert capfd.readouterr().err == ""
+
+
 def test_durations_and_hours_sort(write):
+    missing = pa.array([timedelta(1), None])
+    path = write(parquet(user=["a", "b"], item=[1, 2], time=missing))
+    assert ": row 2: found no time" in message(path, has_clock=False)
     for column in (
         pa.array([timedelta(2), timedelta(1)]),
         pa.array([clock(2), clock(1)]),
@@ -803,6 +830,8 @@ COLUMNS = st.sampled_from(
         pa.array([float("nan"), 1e300]),
         pa.array([Decimal("1e30"), None]),
         pa.array([datetime(1, 1, 1), datetime(9999, 1, 1)], pa.timestamp("us")),
+        pa.array([-(2**62), 2**62]).cast(pa.timestamp("us")),
+        pa.array([-(2**31), 2**31 - 1], pa.int32()).cast(pa.date32()),
     ]
 )
 fuzz = settings(

@@ -9,7 +9,8 @@ import pyarrow.parquet
 from pyarrow import types
 
 from create_jax.data.text import Block, pick_columns
-from create_jax.errors import InputError
+from create_jax.data.times import YEAR, parse
+from create_jax.errors import InputError, one_line
 
 BLOCK_ROWS = 1 << 20  # rows parsed at a time
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
@@ -50,11 +51,13 @@ def _batches(file: BinaryIO, source: str, columns: dict) -> Iterator[dict]:
 
 def _column(key: str, name: str, column: pa.Array, source: str) -> pl.Series:
     try:
+        column.validate(full=True)  # damage may leave bytes that are no UTF-8
         return _text(column) if key in ("user", "item") else _value(column)
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{source}: found values that are no text in column {name!r} for {key} "
-            f"({error}); expected text or numbers: cast it"
+            f"({one_line(error, 150)}); expected text or numbers: cast it, or fetch a "
+            "damaged file again"
         ) from error
 
 
@@ -116,4 +119,7 @@ def _text(column: pa.Array) -> pl.Series:
     ids = _value(column)
     if ids.dtype.is_float():
         ids = ids.set(~ids.is_finite(), None)
+    elif ids.dtype in (pl.Date, pl.Datetime):  # years of four digits have a text
+        year = parse(ids, "iso")["seconds"] // YEAR
+        ids = ids.set(~year.is_between(-1900, 7900), None)
     return ids.cast(pl.String)

@@ -168,7 +168,6 @@ def _combine(
     parts, first, last = [], 0, int(time.time()) + AHEAD
     if not has_clock:
         first, last = -EVER, EVER
-    guessed = unit == "auto"
     for raw, blame in blocks:
         written = raw["time"]
         only_sorts = written.dtype in (pl.Duration, pl.Time)
@@ -195,8 +194,13 @@ def _combine(
         ok = part.select(good.alias("ok"))["ok"]
         if not ok.all():
             row = ok.arg_min()
-            trouble = _complain(raw.row(row, named=True), unit, first, guessed)
-            raise blame(row, trouble)
+            empty = [k for k in KEYS if not _shown(raw[k], row).strip()]
+            if empty:
+                trouble = f"found no {empty[0]}; expected one in every row"
+            else:
+                second = None if unit == "number" else seconds[row]
+                trouble = _complain(_shown(written, row), second, unit, first)
+            raise blame(row, f"{trouble}: mend or drop it")
         if "rating" in part.columns:  # one that is no number is a missing one
             rating = pl.col("rating").cast(pl.Float32, strict=False)
             rating = pl.when(rating.is_finite()).then(rating)
@@ -212,27 +216,34 @@ def _combine(
     return pl.concat([part.drop("time") for part in parts]).with_columns(time=order)
 
 
-def _complain(row: dict, unit: str, first: int, guessed: bool) -> str:
-    """Says what is wrong with a row, as it is written."""
-    for key in KEYS:
-        if row[key] is None or not str(row[key]).strip():
-            return f"found no {key}; expected one in every row: mend or drop it"
-    written = f"time {one_line(row['time'], 80)!r}"
+def _shown(column: pl.Series, row: int) -> str:
+    """A value as text, "" for a missing one; a moment beyond all years as a number."""
+    value = column[row : row + 1]
+    if column.dtype.is_temporal():
+        dated = column.dtype in (pl.Date, pl.Datetime)
+        [second] = times.parse(value, "iso")["seconds"] if dated else [None]
+        if second is None or abs(second) > EVER:
+            value = value.to_physical()
+    return value.cast(pl.String)[0] or ""
+
+
+def _complain(written: str, second: int | None, unit: str, first: int) -> str:
+    """Says what is wrong with a time that is written so and means that second."""
+    written = f"time {one_line(written, 80)!r}"
     if unit == "number":
-        return f"{written} does not parse; expected a number: mend or drop the row"
-    [seconds], _ = times.parse(pl.Series([row["time"]]), unit)
-    if seconds is None:
+        return f"{written} does not parse; expected a number"
+    if second is None:
         trouble = "does not parse"
-    elif seconds < first < 0:
+    elif second < first < 0:
         trouble = "lies too far back"
-    elif seconds < 0 <= first:
+    elif second < 0 <= first:
         trouble = "is negative" if unit in times.PER_SECOND else "lies before 1970"
-    elif seconds < first:
+    elif second < first:
         trouble = "lies in 1970 and the others do not"
     else:
         trouble = "lies in the future"
     span = "1970 to now" if first >= 0 else "1679 to 2260"
     return (
-        f"{written} {trouble}; expected {times.WORDS[unit]} from {span}: mend or drop "
-        "the row, or set time_unit (or has_clock=False)"
+        f"{written} {trouble}; expected {times.WORDS[unit]} from {span} (or set "
+        "time_unit, or has_clock=False)"
     )
