@@ -118,8 +118,13 @@ def _text(column: pa.Array) -> pl.Series:
         return groups[0].to_frame().select(pl.concat_str(groups, separator="-"))
     ids = _value(column)
     if ids.dtype.is_float():
-        ids = ids.set(~ids.is_finite(), None)
+        ids = _where(ids.is_finite(), ids)
     elif ids.dtype in (pl.Date, pl.Datetime):  # years of four digits have a text
         year = parse(ids, "iso")["seconds"] // YEAR
-        ids = ids.set(~year.is_between(-1900, 7900), None)
+        ids = _where(year.is_between(-1900, 7900), ids)
     return ids.cast(pl.String)
+
+
+def _where(known: pl.Series, column: pl.Series) -> pl.Series:
+    """The column, null elsewhere."""
+    return pl.select(pl.when(known).then(column)).to_series()
