@@ -579,9 +579,9 @@ def test_a_module_that_is_no_encoder_is_an_input_error_in_one_line(
 
 def test_the_loss_of_hidden_items_reads_their_states_only():
     config = make_config("bert4rec", "none")
+    config.seq.blocks = 1
     phase = settings.make_phases(config)[-1]
     model, params, graph, batch = make_inputs(config)
-    batch = jax.tree.map(jnp.asarray, batch)
     targets = np.asarray(batch.sequences.targets)
     several, key = int((targets > 0).sum(1).max()), jax.random.key(0)
     assert several > 1 and (targets > 0).sum() > several
@@ -613,12 +613,15 @@ def test_the_loss_of_hidden_items_reads_their_states_only():
     few = 1e-4
     kept = targets * (np.cumsum(targets > 0, axis=1) <= columns(few).shape[1])
     assert 0 < (kept > 0).sum() < (targets > 0).sum()
-    sequences, table_ = batch.sequences, params["item_table"]
-    states = create.encode(
-        model, params, table_, create.training_view(model, sequences)
-    )
-    learnt = sequences._replace(targets=kept)
-    expected = create.local_loss(model, states, table_, learnt, None)
+
+    @jax.jit
+    def of_all_states(params, sequences, kept):
+        items, view = params["item_table"], create.training_view(model, sequences)
+        states = create.encode(model, params, items, view)
+        learnt = sequences._replace(targets=kept)
+        return create.local_loss(model, states, items, learnt, None)
+
+    expected = of_all_states(params, batch.sequences, kept)
     np.testing.assert_allclose(loss(targets, few)[0], expected, rtol=1e-6)
 
 
@@ -627,16 +630,18 @@ def test_aligning_every_position_of_bert4rec_skips_the_appended_masks():
     config = make_config(
         "bert4rec", "ultragcn", bert_state="last_position", positions="all"
     )
-    model, params, _, batch = make_inputs(config)
-    batch = jax.tree.map(jnp.asarray, batch.sequences)
-    view = create.training_view(model, batch)
-    _, aligned = create.masked_states(
-        model, params, params["item_table"], batch, view, None, jax.random.key(0)
-    )
-    real = np.asarray(aligned.segments).reshape(-1) > 0
-    items = np.asarray(batch.items)
+    model, _, _, batch = make_inputs(config)
+    batch = batch.sequences
+
+    @jax.jit
+    def align(batch):  # without another pass, so without parameters
+        view = create.training_view(model, batch)
+        _, aligned = create.masked_states(model, {}, None, batch, view, None, None)
+        return aligned, create.sequence_of_slot(aligned)
+
+    aligned, owner = jax.device_get(align(batch))
+    real, items = aligned.segments.reshape(-1) > 0, batch.items
     assert real.sum() == ((items > 0) & (items < MASK)).sum()
-    owner = np.asarray(create.sequence_of_slot(aligned))
     for row, (last, weight) in enumerate(zip(batch.last, batch.weights, strict=True)):
         if weight:  # from its first item to the one before its [MASK]
             first = int(last) - int(batch.positions.reshape(-1)[last])

@@ -39,8 +39,8 @@ def make_config(log, method, **changes):
     config = table.get_config(method)
     config.data.path = str(log)
     config.model.dim = 16
-    config.seq.max_len = 12
-    config.seq.dropout = 0.0
+    config.seq.update(max_len=12, blocks=1, dropout=0.0)
+    config.graph.lightgcn.layers = 1
     config.optim.lr = 0.01
     config.train.batch = 32
     config.train.epochs = 12

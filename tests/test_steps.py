@@ -49,6 +49,7 @@ def make_config(method="create", encoder="ultragcn", dropout=0.0, **changes):
             "seq.max_len": 6,
             "graph.encoder": encoder,
             "graph.batch_size": 24,
+            "graph.lightgcn.layers": 2,
             "graph.ultragcn.negatives": 5,
             "graph.ultragcn.neighbours": 3,
             "train.batch": USERS,
@@ -254,11 +255,16 @@ def test_what_is_shared_by_a_step_is_not_split():
 
 # --- stretches of training ------------------------------------------------------------
 
+AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # conftest.py
 
-def make_run(config, phase, mesh):
+
+def make_run(config, phase, mesh, options=None):
     """(first states by seed, one dispatch (state, epoch, chunk), the feed behind it).
 
     Groups that two models share start the same, as in `create.init`.
+
+    Args:
+      options: of the compiler, where they are not this suite's.
     """
     model, feed, graph = prepare(config, phase, mesh.size)
     tx = optim.make(**config.optim.to_dict())
@@ -268,10 +274,12 @@ def make_run(config, phase, mesh):
         found = feed.batch(feed.plan(epoch), chunk)
         return parallel.place(mesh, found, steps.batch_specs(found))
 
-    run = steps.compile_phase(model, phase, tx, config.seed, mesh, batch(0, 0), graph)
-
     def fresh(seed=1):
         return parallel.place(mesh, random_state(model, tx, seed))
+
+    first = batch(0, 0)
+    run = steps.compile_phase(model, phase, tx, config.seed, mesh, first, graph)
+    run = run.lower(fresh(), first, graph).compile(options)
 
     def dispatch(state, epoch, chunk):
         return run(state, batch(epoch, chunk), graph)
@@ -306,7 +314,7 @@ def test_create_without_graph_weights_is_sasrec_bit_for_bit():
             },
         )
         (phase,) = settings.make_phases(config)
-        fresh, run, feed = make_run(config, phase, mesh_of(1))
+        fresh, run, feed = make_run(config, phase, mesh_of(1), AS_USERS)
         assert feed.steps == 5
         state, start = fresh(), jax.device_get(fresh().params)
         for epoch in range(10):
@@ -326,7 +334,7 @@ def test_create_without_graph_weights_is_sasrec_bit_for_bit():
 def test_sixteen_steps_are_eight_a_restart_and_eight_bit_for_bit(tmp_path):
     changes = {"train.batch": 3, "train.chunk": 5}
     config = make_config(encoder="lightgcn", dropout=0.3, **changes)
-    fresh, run, feed = make_run(config, JOINT, parallel.make_mesh())
+    fresh, run, feed = make_run(config, JOINT, parallel.make_mesh(), AS_USERS)
     assert (feed.steps, feed.chunks) == (8, 2)
 
     def eight(state, epoch):
