@@ -20,6 +20,7 @@ def setup(tmp_path_factory):
     return accelerator.Setup(None, tmp_path_factory.mktemp("accelerator"), tiny=True)
 
 
+@pytest.mark.services
 def test_every_step_measures_something_in_a_tiny_version(setup, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
