@@ -46,12 +46,11 @@ def map_rows(values_of, rows, width: int):
       values_of: some of the rows -> arrays of as many rows.
       width: how many numbers it forms for each row.
     """
-    m = len(rows[0])
-    parts = -(-m * width // AT_ONCE)
-    if parts <= 1:
+    m, most = len(rows[0]), max(1, AT_ONCE // width)
+    if m <= most:
         return values_of(*rows)
-    chunk = -(-m // min(m, parts))
-    parts = -(-m // chunk)
+    parts = -(-m // most)
+    chunk = -(-m // parts)
 
     def cut(x):
         x = jnp.pad(x, [(0, parts * chunk - m), *[(0, 0)] * (x.ndim - 1)])

@@ -1,5 +1,6 @@
 """CPU with eight simulated devices, chosen before JAX wakes."""
 
+import multiprocessing
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,7 +26,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_in_less_time():
-    """The same mathematics; programs that tests start compile as users' do."""
+    """The same mathematics; what compares the bits of two programs asks for
+    `as_users_compile`."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -36,6 +38,15 @@ def as_users_compile(compile_in_less_time):
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def fork():
+    """Processes with fresh flags, forked from one that has all of this imported."""
+    context = multiprocessing.get_context("forkserver")
+    modules = "create_jax.main", "create_jax.experiment", "matplotlib.figure"
+    context.set_forkserver_preload(list(modules))
+    return context.Process
 
 
 @pytest.fixture

@@ -363,18 +363,35 @@ over_pairs = pytest.mark.parametrize("loss", OVER_PAIRS.values(), ids=OVER_PAIRS
 
 
 @over_pairs
-@pytest.mark.parametrize("at_once", [70, 1])
-def test_losses_in_parts_are_those_at_once(loss, at_once, monkeypatch):
+def test_losses_in_parts_are_those_at_once(loss, monkeypatch):
     views = normal(0, 14, 5), normal(1, 14, 5)
     weights = np.array([1, 1, 0, 1, 1, 1, 1] * 2, np.float32)
-    slope = jax.value_and_grad(loss, (0, 1))
+
+    def slope(*arguments):  # compiled anew
+        return jax.jit(jax.value_and_grad(lambda *x: loss(*x), (0, 1)))(*arguments)
+
     expected, slopes = slope(*views, weights)
-    monkeypatch.setattr(losses, "AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "AT_ONCE", 60)  # parts of two to four rows
     found, in_parts = slope(*views, weights)
     close(found, expected)
     for mine, other in zip(in_parts, slopes, strict=True):
         assert np.abs(other).max() > 1e-3
         close(mine, other)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 6, 7, 13, 100])
+def test_rows_come_back_in_their_order_however_they_are_cut(at_once, monkeypatch):
+    monkeypatch.setattr(losses, "AT_ONCE", at_once)
+    x, seen = np.arange(14.0).reshape(7, 2), []
+
+    def values_of(x):
+        seen.append(len(x))
+        return x, x.sum(-1)
+
+    found = losses.map_rows(values_of, (jnp.asarray(x),), width=2)
+    np.testing.assert_array_equal(found[0], x)
+    np.testing.assert_array_equal(found[1], x.sum(-1))
+    assert max(seen) == {1: 1, 2: 1, 6: 3, 7: 3, 13: 4, 100: 7}[at_once]
 
 
 def test_losses_in_parts_on_devices_are_those_of_the_whole(monkeypatch):

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import multiprocessing
 import os
 import resource
 import sys
@@ -30,14 +29,6 @@ def in_child(folder, arguments, most_bytes):
         os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), stream)
     sys.argv = ["main", *arguments]
     main.run()
-
-
-@pytest.fixture(scope="module")
-def fork():
-    """Processes with fresh flags, forked from one that has JAX imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["create_jax.main", "create_jax.experiment"])
-    return context.Process
 
 
 @pytest.fixture

@@ -4,15 +4,16 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from create_jax import main
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))  # the suite's share of a longer search
@@ -40,30 +41,37 @@ def log(tmp_path_factory):
     return path
 
 
-def start(workdir, log, cache):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TQDM_DISABLE": "1",
-        # All runs execute the same programs, whatever made them: compiled once, fast.
-        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "create_jax.main", *SETTINGS]
-    return subprocess.Popen(
-        [*command, f"--config.data.path={log}", f"--workdir={workdir}"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def in_child(workdir, log, cache):
+    """The command, with its output beside the workdir."""
+    output = os.open(f"{workdir}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(ROOT)
+    # All runs execute the same programs, whatever made them: compiled once, fast.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    sys.argv = ["main", *SETTINGS, f"--config.data.path={log}", f"--workdir={workdir}"]
+    main.run()
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+@pytest.fixture(scope="module")
+def start(fork, log):
+    """(workdir, compilation cache) -> the process of a run."""
+
+    def begin(workdir, cache):
+        process = fork(target=in_child, args=(workdir, log, cache), daemon=True)
+        process.start()
+        return process, workdir
+
+    return begin
+
+
+def finish(process, workdir):
+    process.join(300)
+    output = Path(f"{workdir}.out").read_text()
+    assert process.exitcode == 0, output
     return output
 
 
@@ -87,10 +95,10 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(log, tmp_path_factory):
+def uninterrupted(start, tmp_path_factory):
     """(workdir, compilation cache) of a run that nobody kills."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finish(start(folder / "run", log, folder / "cache"))
+    finish(*start(folder / "run", folder / "cache"))
     return folder / "run", folder / "cache"
 
 
@@ -99,23 +107,23 @@ def epochs_done(workdir):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_killed_runs_end_identically(log, uninterrupted, tmp_path):
+def test_killed_runs_end_identically(start, uninterrupted, tmp_path):
     reference, cache = uninterrupted
     moments = random.Random(os.environ.get("KILL_SEED", "0"))
     for kill in range(KILLS):
         workdir = tmp_path / str(kill)
         checkpoints = workdir / "checkpoints"
-        process = start(workdir, log, cache)
+        process, _ = start(workdir, cache)
         # Anywhere from the first epoch of the warm-up to the test after the refit.
         epochs = moments.randint(1, epochs_done(reference))
-        while epochs_done(workdir) < epochs and process.poll() is None:
+        while epochs_done(workdir) < epochs and process.exitcode is None:
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         saving = [p.name for p in checkpoints.glob("*/*") if not p.name.isdigit()]
         finished = (workdir / "result.json").exists()
-        output = finish(start(workdir, log, cache))
+        output = finish(*start(workdir, cache))
         told = [line for line in output.splitlines() if "continuing" in line]
         print(
             f"kill {kill} after {epochs} epochs of {epochs_done(reference)}: {told}, "
@@ -127,16 +135,16 @@ def test_killed_runs_end_identically(log, uninterrupted, tmp_path):
         assert written[0].read_text() == written[1].read_text()
 
 
-def test_a_finished_run_prints_its_result_at_once(log, uninterrupted):
+def test_a_finished_run_prints_its_result_at_once(start, uninterrupted):
     workdir, cache = uninterrupted
     before = (workdir / "result.json").read_text()
-    output = finish(start(workdir, log, cache))
+    output = finish(*start(workdir, cache))
     assert "finished run" in output and "ndcg@10" in output
     assert (workdir / "result.json").read_text() == before
 
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
-def test_a_damaged_checkpoint_falls_back(log, uninterrupted, tmp_path, damage):
+def test_a_damaged_checkpoint_falls_back(start, uninterrupted, tmp_path, damage):
     reference, cache = uninterrupted
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
@@ -150,7 +158,7 @@ def test_a_damaged_checkpoint_falls_back(log, uninterrupted, tmp_path, damage):
             file.unlink()
         elif file.is_file():
             os.truncate(file, file.stat().st_size // 2)
-    output = finish(start(workdir, log, cache))
+    output = finish(*start(workdir, cache))
     assert f"checkpoint {newest} is damaged" in output
     assert newest.with_name(f"{newest.name}.damaged-1").is_dir()
     assert "refit: continuing in epoch" in output
