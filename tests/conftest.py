@@ -13,7 +13,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # Files whose tests compile most; begun first, two processes end together.
-LONGEST = ["resume", "steps", "end_to_end", "encoders", "main", "models", "losses"]
+LONGEST = ["resume", "end_to_end", "steps", "main", "graph_encoders", "mrgsrec"]
+LONGEST += ["models", "encoders", "losses"]
 
 
 def pytest_collection_modifyitems(items):
