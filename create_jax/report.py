@@ -9,8 +9,8 @@ a table (Holm 1979).
 
 Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
 figures. With --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->`
-and `<!-- /report -->` becomes that part of the report. NAME: main, differences, seeds,
-targets.
+and `<!-- /report -->` becomes that part of the report. NAME: summary, main,
+differences, seeds, targets.
 """
 
 import argparse
@@ -446,8 +446,8 @@ def paper_row(system: System) -> dict | None:
 
 def parts(systems, claims, name: str) -> dict[str, str]:
     """The report in parts: `main`, the tables of the protocols' own target,
-    `differences`, the claims about it, `seeds`, the runs of each system, and `targets`,
-    tables and claims of the other targets."""
+    `differences`, the claims about it, `seeds`, the runs of each system, `targets`,
+    tables and claims of the other targets, and `summary`, the one small table."""
     main, others = ["Percent; mean ± sample deviation over seeds."], []
     for section, own in by_section(systems).items():
         first = own[0].results[0]
@@ -457,8 +457,8 @@ def parts(systems, claims, name: str) -> dict[str, str]:
                 main += [head, about(first), _table_of(own, rule, paper=True)]
             else:
                 others += [head, _table_of(own, rule, paper=False)]
-    found = {"main": main, "differences": [], "seeds": _seeds(systems, name)}
-    found |= {"targets": others}
+    found = {"summary": _summary(systems), "main": main, "differences": []}
+    found |= {"seeds": _seeds(systems, name), "targets": others}
     own = systems[0].results[0]["protocol"]["target"]
     for rule in dict.fromkeys(claim.target for claim in claims):
         texts = _differences([c for c in claims if c.target == rule])
@@ -467,6 +467,56 @@ def parts(systems, claims, name: str) -> dict[str, str]:
         else:
             others += [f"### Differences, target {rule}", *texts]
     return {part: "\n\n".join(texts) for part, texts in found.items() if texts}
+
+
+def _summary(systems: list[System]) -> list[str]:
+    """SASRec, CREATE and CREATE without alignment, a row each with the paper's below
+    it: two metrics of every data set under its most usual protocol. Without CREATE
+    nothing."""
+    rules = systems[0].results[0]["protocol"]
+    target, ks = rules["target"], rules["ks"]
+    names = f"ndcg@{min(ks)}", f"recall@{max(ks)}"
+    head, lines = ["system"], {}
+    for dataset in dict.fromkeys(system.dataset for system in systems):
+        sections = by_section([one for one in systems if one.dataset == dataset])
+        usual = min(sections, key=lambda section: section.count(","))
+        head += [f"{dataset} {names[0]}", *names[1:]]
+        for name, system in _sasrec_and_create(sections[usual]).items():
+            runs = system.results if system else []
+            printed = (system and paper_row(system)) or {}
+            own, paper = lines.setdefault(name, ([name], ["*as the paper prints it*"]))
+            own += [percent(runs, target, name) if runs else "" for name in names]
+            paper += [_paper_cell(printed.get(name)) for name in names]
+    rows = [row for pair in lines.values() for row in pair if any(row[1:])]
+    if not any(row[0] == "CREATE" for row in rows):
+        return []
+    text = f"Percent, target {target}; mean ± sample deviation of seeds, or one seed."
+    return [text, markdown_table(head, rows)]
+
+
+def _sasrec_and_create(own: list[System]) -> dict[str, System | None]:
+    """Of a section: SASRec; the CREATE that others vary, which has the fewest settings
+    apart from them; and the one that lacks its alignment and is otherwise the same."""
+
+    def apart(one, other):
+        keys = one.settings.keys() | other.settings.keys()
+        return {k for k in keys if one.settings.get(k) != other.settings.get(k)}
+
+    def of(method):
+        return [one for one in own if one.results[0]["method"] == method]
+
+    every = of("create")
+    aligned = [one for one in every if one.settings["align.kind"] != "none"]
+    distances = [sum(len(apart(one, other)) for other in every) for one in aligned]
+    create = aligned[distances.index(min(distances))] if aligned else None
+    without = [one for one in every if one not in aligned]
+    if create:
+        without = [one for one in without if apart(create, one) == {"align.kind"}]
+    found = of("sasrec")[:1], [create], without[:1]
+    names = "SASRec", "CREATE", "CREATE without alignment"
+    return {
+        name: one[0] if one else None for name, one in zip(names, found, strict=True)
+    }
 
 
 def _table_of(systems: list[System], target: str, paper: bool) -> str:
@@ -517,6 +567,7 @@ def _differences(claims: list[Claim]) -> list[str]:
 
 
 TITLES = {
+    "summary": "Summary",
     "main": "Results",
     "differences": "Differences",
     "seeds": "Seeds",

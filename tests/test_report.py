@@ -180,6 +180,39 @@ def test_the_paper_stands_below_its_systems_only(runs):
     assert again["main"].count("*as the paper prints it*") == 2  # once of all CREATEs
 
 
+def test_the_summary_has_what_others_vary_and_the_same_without_alignment(runs):
+    make_run(runs / "b/none", "create", 0, ranks_like(9), align__kind="none")
+    for name, ties in (("ties", "random"), ("usual", "file"), ("create", "file")):
+        method = "create" if name == "create" else "sasrec"
+        odd = dict(dataset="sports", ties=ties, align__kind="none")
+        make_run(runs / f"c/{name}", method, 0, ranks_like(3 + len(name)), **odd)
+    systems = report.load(report.find_runs([str(runs / name) for name in "bac"]))
+    text = report.parts(systems, [], "ndcg@10")["summary"]
+    lines = [line[2:-2].split(" | ") for line in text.splitlines()[2:]]
+    found = {system.folders[0].name: system.results for system in systems}
+
+    def cells(folder):
+        names = ("ndcg@10", "recall@100")
+        return [report.percent(found[folder], "last", name) for name in names]
+
+    names = ["beauty ndcg@10", "recall@100", "sports ndcg@10", "recall@100"]
+    assert lines[0] == ["system", *names]
+    assert lines[2:] == [
+        ["SASRec", *cells("sasrec-0"), *cells("usual")],
+        [
+            "*as the paper prints it*",
+            *("*1.87 ±0.01*", "*13.67 ±0.08*"),
+            *("*1.48 ±0.01*", "*10.94 ±0.04*"),
+        ],
+        ["CREATE", *cells("create-0"), "", ""],
+        ["*as the paper prints it*", *("*2.15 ±0.01*", "*15.64 ±0.13*"), "", ""],
+        ["CREATE without alignment", *cells("none"), *cells("create")],
+        ["*as the paper prints it*", "", "", "*1.38*", ""],
+    ]
+    alone = report.load(report.find_runs([str(runs / "c/ties")]))
+    assert "summary" not in report.parts(alone, [], "ndcg@10")
+
+
 def bootstrap(values, users, resamples):
     """(low, high, p) of the mean over queries of one run."""
     sums, counts = np.bincount(users, values), np.bincount(users)
