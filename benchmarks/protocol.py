@@ -35,7 +35,7 @@ SWITCHES = {
 }
 QUANTILES = (0.8, 0.9)
 # Not `successive`: 128,000 queries a cell on ML-1M, and one target a user is certain
-# (protocol.md, section 3, point 5).
+# (docs/protocol.md#which-protocol-the-paper-used).
 TARGETS = ("last", "first", "random")
 CELL = ("target", *SWITCHES, "split.q_test")
 METHODS = {"random": "Random", "poprnd": "PopRnd", "svd": "SVD"}

@@ -136,7 +136,7 @@ def growth(found: dict) -> list[list]:
 
 
 def targets(data: dict, scaling: dict) -> str:
-    """The table of design.md section 4, as far as this run answers it."""
+    """The table of goals, as far as this run answers them."""
     rows = []
 
     def row(text, target, values, more):

@@ -1,6 +1,7 @@
 """Every setting, its default, and what it means. Data sets change a few of them.
 
-Numbers in parentheses are the open choices of the paper that a setting decides.
+Numbers in parentheses are the open choices of the paper that a setting decides, as
+numbered in docs/choices.md.
 """
 
 from ml_collections import ConfigDict
@@ -16,8 +17,9 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
     config = ConfigDict(
         {
             "method": method or "create",
-            "seed": 0,
-            "seeds": (),  # several: one run each, their mean and deviation; () = `seed`
+            "seed": 0,  # (29)
+            # Several: one run each, their mean and deviation; () = `seed` alone.
+            "seeds": (),  # (29)
             # Methods to run as well, for a table side by side.
             "compare": (),
             "data": {
@@ -64,14 +66,14 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "candidates": "all",  # rank all items, or those seen in training: train
                 "filter_seen": True,  # hide the history from the ranking
                 "ks": (10, 100),
-                "select_by": "ndcg@10",  # the validation metric that stops and selects
+                "select_by": "ndcg@10",  # validation metric that stops and selects (27)
                 "batch": 256,  # queries a step
                 "every": 1,  # epochs between validations
             },
             "model": {
-                "dim": 64,
-                "item_std": 0.02,  # (22)
-                "user_std": 0.02,
+                "dim": 64,  # (22)
+                "item_std": 0.02,  # deviation of a table's start (35)
+                "user_std": 0.02,  # (35)
                 # Of float32 products in training: highest (float32), high (TF32 on
                 # NVIDIA, three bfloat16 on TPU), default (the device's fastest).
                 "precision": "highest",
@@ -148,7 +150,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "projector_dims": (),  # (12)
                 "l2_normalize": False,  # (13)
                 "bert_state": "appended_mask",  # or last_position (32)
-                "temperature": 1.0,  # of infonce and nwj
+                "temperature": 1.0,  # of infonce and nwj (31)
                 "bt": {"lambda": 0.05, "reduce": "mean_dim"},  # (6, 5)
                 "orthogonality": 1.0,  # mu, of h_u and a signed graph's disinterest
                 "vicreg": {"similarity": 25.0, "variance": 25.0, "covariance": 1.0},
@@ -159,7 +161,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "shared_negatives": True,  # by the tokens of a row
                 "gbce_t": 0.75,
                 "gsau": {"gamma": 0.1, "rec": False},
-                "sce": {  # buckets, states and items in each; rule in models.md
+                "sce": {  # n_b, b_x, b_y and a rule: docs/models.md#sce
                     "buckets": 100,
                     "bucket_states": 100,
                     "bucket_items": 256,
@@ -180,14 +182,20 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "eval": "graph",  # score with the graph, or sequential (18)
             },
             "train": {
-                "batch": 256,  # sequences a step
+                "batch": 256,  # sequences a step (26)
                 "mask": 0.2,  # share of items that bert4rec hides
-                "epochs": 300,  # after warm-up, at most
-                "patience": 10,  # validations without a better one
+                "epochs": 300,  # after warm-up, at most (27)
+                "patience": 10,  # validations without a better one (27)
                 "chunk": 64,  # most steps of one dispatch
             },
             "retrain": {"epochs": "best"},  # scaled: as many steps a phase; none (28)
-            "optim": {"lr": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": 0.0},
+            "optim": {  # (25)
+                "lr": 1e-3,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip": 0.0,  # most norm of a gradient, of each group; 0 = any
+            },
             # --mode=tune: (setting, "log", low, high), "uniform", "integer" likewise,
             # or (setting, "choice", value, ...); the first trial is the config itself.
             "tune": {

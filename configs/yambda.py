@@ -2,7 +2,8 @@
 
 python -m create_jax.main --config=yambda[:METHOD]
 
-Music is heard again: seen items stay in the ranking (protocol.md, point 6).
+Music is heard again: seen items stay in the ranking
+(docs/protocol.md#candidates-and-seen-items).
 """
 
 from create_jax.configs import common

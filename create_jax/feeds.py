@@ -130,7 +130,7 @@ class Feed:
 def make_graph(config, model, train, shards: int):
     """(rows of the graph, their pairs, the encoder's arrays); (None, None, ()) without.
 
-    The rows are those of the config's choice (paper.md, choice 19).
+    The rows are those of the config's choice (docs/choices.md 19).
     """
     if model.graph is None:
         return None, None, ()

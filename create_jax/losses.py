@@ -478,7 +478,7 @@ def barlow_twins(
       a, b: [B, D] two vectors of each user, any scale.
       weights: [B] 1 = real row, 0 = filler.
       off_diagonal: lambda.
-      reduce: `mean_dim` divides by D (paper.md, choice 5), `sum` does not.
+      reduce: `mean_dim` divides by D (docs/choices.md 5), `sum` does not.
     """
     correlation = cross_correlation(a, b, weights, axis_name)
     diagonal = jnp.diagonal(correlation)

@@ -1,4 +1,4 @@
-"""Ranking metrics: one value per query, averaged last (protocol.md, point 7)."""
+"""Ranking metrics: one value per query, averaged last (docs/protocol.md#metrics)."""
 
 import numpy as np
 

@@ -130,7 +130,7 @@ def in_float64(params):
 
 
 def numpy_bert4rec(params, items):
-    """models.md, section 2: one sequence, embedding norm, two post-norm blocks."""
+    """docs/models.md#bert4rec: one sequence, embedding norm, two post-norm blocks."""
     p = in_float64(params["sequence"])
     x = in_float64(params["item_table"])[items] + p["positions"][: len(items)]
     x = numpy_norm(p["embedding_norm"], x, 1e-12)
@@ -145,7 +145,7 @@ def numpy_bert4rec(params, items):
 
 
 def numpy_esasrec(params, items):
-    """models.md, section 1, LiGR: gates from what enters the residual, SwiGLU."""
+    """docs/models.md#esasrec: gates from what enters the residual, SwiGLU."""
     p = in_float64(params["sequence"])
     x = in_float64(params["item_table"])[items] + p["positions"][: len(items)][::-1]
     for block in range(2):

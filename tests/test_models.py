@@ -91,7 +91,7 @@ def encoded(params, batch):
 
 
 def numpy_sasrec(params, items, heads):
-    """One whole sequence, after models.md section 1, in float64."""
+    """One whole sequence, after docs/models.md#sasrec, in float64."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["sequence"])
 
     def norm(name, x):

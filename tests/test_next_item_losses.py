@@ -37,7 +37,7 @@ def sigmoid(x):
 
 
 def loss_by_loop(targets, negatives, kind, t):
-    """models.md, section 1: token by token, negative by negative, in float64."""
+    """docs/models.md#sampled-losses: by token and negative, in float64."""
     states, table, values = STATES.astype(float), TABLE.astype(float), []
     for m in np.flatnonzero(targets):
         drawn = negatives[m * len(negatives) // len(states)]
@@ -128,7 +128,7 @@ def test_sampled_losses_split_over_devices_are_the_unsplit_ones(kind):
 
 
 def sce_by_loop(states, table, targets, key, buckets, n_states, n_items, mix):
-    """models.md, section 3: each covered token's largest (loss, bucket's other items),
+    """docs/models.md#sce: each covered token's largest (loss, bucket's other items),
     and how many different losses each had."""
     states, table = states.astype(float), table.astype(float)
     shape = (len(targets), buckets) if mix else (D, buckets)

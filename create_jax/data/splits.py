@@ -1,4 +1,4 @@
-"""What may be learned from, and what is asked afterwards (protocol.md section 4).
+"""What may be learned from, and what is asked afterwards (docs/protocol.md#split).
 
 A held-out query is a user, a history and one or more targets. Histories are slices of
 one log, so that a hundred thousand of them cost two integers each.
@@ -58,7 +58,7 @@ class Split(NamedTuple):
     """train -> select on valid; refit (train and validation rows) -> test once.
 
     test: one Holdout for each target rule.
-    facts: counts for result files (`data` in design.md section 3).
+    facts: counts for result files (`data` in docs/protocol.md#resultjson).
     """
 
     train: Interactions

@@ -1,4 +1,4 @@
-"""CREATE: one item table under a sequence encoder and a graph encoder (models.md 9).
+"""CREATE: one item table under two encoders (docs/models.md#create).
 
 Parameters are a dict of groups: `item_table` [V, D], `sequence` (the transformer),
 `user_table` [U, D], `graph` (what else the graph encoder has) and `projectors`. SASRec
@@ -73,7 +73,7 @@ class Model:
 
 
 class Projector(nn.Module):
-    """Linear layers with ReLU between them, before the alignment (choice 12)."""
+    """Linear layers, ReLU between them, before the alignment (docs/choices.md 12)."""
 
     widths: tuple[int, ...]
 
@@ -271,7 +271,7 @@ def query_view(model: Model, batch):
 
 
 def masked_states(model: Model, params: dict, table, batch, view, states, key):
-    """States to align where items were hidden (choice 32), and the batch they are of.
+    """States to align where items were hidden (docs/choices.md 32), and their batch.
 
     `appended_mask`: one more pass over the whole history with a [MASK] at its end, as a
     query is posed. `last_position`: the states at hand, of the training view; there a

@@ -1,4 +1,4 @@
-"""Self-GNN (Liu et al. 2024, arXiv 2405.20878), as described in models.md, section 8.
+"""Self-GNN (Liu et al. 2024, arXiv 2405.20878), see docs/models.md#self-gnn.
 
 Training time is cut into T intervals, each with a graph and tables of its own. A user's
 or item's T vectors pass an LSTM and self-attention; their mean is the long-term vector.

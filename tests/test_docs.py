@@ -1,0 +1,294 @@
+"""What the documents cite exists, and what they say of defaults and counts is so."""
+
+import ast
+import io
+import json
+import re
+import tokenize
+from functools import cache, reduce
+from pathlib import Path
+
+import pytest
+
+from create_jax import config_file, settings
+from create_jax.configs import common
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *DOCS]
+TEXTS = [
+    *PAGES,
+    *(ROOT / "results").glob("*.md"),
+    *(ROOT / "results").glob("*.sh"),
+    *(ROOT / "benchmarks").rglob("*.md"),
+    *(
+        path
+        for name in ("create_jax", "configs", "tests", "benchmarks")
+        for path in (ROOT / name).rglob("*.py")
+    ),
+    ROOT / "pyproject.toml",
+]
+CHOICES, MODELS, PROTOCOL = (
+    ROOT / f"docs/{name}.md" for name in ("choices", "models", "protocol")
+)
+WRITTEN = ("report.md",)  # by a command, wherever it is told to
+FOLDERS = "create_jax|configs|benchmarks|tests|docs|results|launch"
+DEFAULT = r"`config\.([\w.]+)=([^`]*)`"
+
+
+def by_name(paths):
+    return {str(path.relative_to(ROOT)): path for path in paths}
+
+
+def each(paths):
+    names = by_name(paths)
+    return pytest.mark.parametrize("path", names.values(), ids=names.keys())
+
+
+@cache
+def read(path: Path) -> str:
+    return path.read_text()
+
+
+@cache
+def anchors(path: Path) -> list[str]:
+    """What a link may follow # with, as GitHub makes it of headings."""
+    code = re.sub(r"^```.*?^```", "", read(path), flags=re.DOTALL | re.M)
+    headings = re.findall(r"^#+ (.*)$", code, re.M)
+    kept = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return [heading.replace(" ", "-") for heading in kept]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@cache
+def choices() -> dict[int, str]:
+    """Number of an open choice -> its row without `\\|`."""
+    lines = re.findall(r"^\| (\d+) \|(.*)$", read(CHOICES), re.M)
+    assert len(dict(lines)) == len(lines), "a number is given twice"
+    return {int(number): row for number, row in lines}
+
+
+@cache
+def default_config(method: str | None = None):
+    return common.get_config(method)
+
+
+def setting(config, key: str):
+    """The setting or section of a dotted name; KeyError, where there is none."""
+    return reduce(lambda node, part: node[part], key.split("."), config)
+
+
+def exists(key: str) -> bool:
+    try:
+        setting(default_config(), key)
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def value_of(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def wrong_defaults(text: str, method: str | None = None) -> list[str]:
+    config, wrong = default_config(method), []
+    for key, value in re.findall(DEFAULT, text):
+        found = setting(config, key) if exists(key) else "no setting"
+        if found != value_of(value):
+            wrong.append(f"{key}={value}, and it is {found}")
+    return wrong
+
+
+# --- references -----------------------------------------------------------------------
+
+
+@each(TEXTS)
+def test_a_cited_document_and_its_section_exist(path):
+    text = read(path)
+    places = [path.parent, ROOT]
+    for name, _, anchor in re.findall(
+        r"(?<![\w\"'/.*{}<-])((?:[\w.-]+/)*[\w-]+\.md)(#([\w-]+))?", text
+    ):
+        found = [place / name for place in places if (place / name).exists()]
+        assert found or name in WRITTEN, name
+        assert not anchor or anchor in anchors(found[0]), f"{name}#{anchor}"
+    if path.suffix == ".md":
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            name, _, anchor = target.partition("#")
+            if not name.startswith("http"):
+                page = (path.parent / name) if name else path
+                assert page.exists(), target
+                assert not anchor or anchor in anchors(page), target
+
+
+@each(TEXTS)
+def test_a_cited_choice_exists(path):
+    text = re.sub(r"\s+(# )?", " ", re.sub(r"`[^`]*`", "", read(path)))
+    cited = re.findall(r"choices\.md\)?,? (\d+(?:, \d+)*)", text)
+    if path == MODELS:
+        cited += re.findall(r"\((\d+(?:, \d+)*)\)", text)
+    numbers = {int(number) for some in cited for number in some.split(",")}
+    assert numbers <= choices().keys()
+    assert not re.search(r"\bchoices? \d", text), "say docs/choices.md and its number"
+
+
+def test_choices_are_numbered_without_gaps():
+    assert sorted(choices()) == list(range(1, len(choices()) + 1))
+
+
+def test_the_config_cites_each_choice_where_it_is_made():
+    text = read(ROOT / "configs/common.py")
+    calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+    (made,) = [c for c in calls if getattr(c.func, "id", "") == "ConfigDict"]
+
+    def places(tree, prefix=""):
+        for key, value in zip(tree.keys, tree.values, strict=True):
+            yield prefix + key.value, key.lineno
+            if isinstance(value, ast.Dict):
+                yield from places(value, f"{prefix}{key.value}.")
+
+    line_of = dict(places(made.args[0]))
+    cited = {}  # line -> numbers
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            found = re.findall(r"\((\d+(?:, \d+)*)[;)]", token.string)
+            numbers = {int(n) for some in found for n in some.split(",")}
+            cited.setdefault(token.start[0], set()).update(numbers)
+    made_by = {
+        n: [k for k, _ in re.findall(DEFAULT, row)] for n, row in choices().items()
+    }
+    for number, keys in made_by.items():
+        for key in keys:
+            parts = key.split(".")
+            around = [".".join(parts[: end + 1]) for end in range(len(parts))]
+            lines = {line_of[name] for name in around}
+            assert any(number in cited.get(line, ()) for line in lines), (number, key)
+    for line, numbers in cited.items():
+        here = [key for key, at in line_of.items() if at == line]
+        for number in numbers:
+            keys = made_by[number]
+            assert any(k.startswith(tuple(here)) for k in keys), (line, number)
+
+
+# --- defaults and counts --------------------------------------------------------------
+
+
+@each([CHOICES, PROTOCOL])
+def test_a_stated_default_is_the_config_s(path):
+    assert re.search(DEFAULT, read(path)) and wrong_defaults(read(path)) == []
+
+
+def test_a_stated_default_of_a_method_is_its_own():
+    wrong = []
+    for section in re.split(r"^## ", read(MODELS), flags=re.M)[1:]:
+        method = re.search(r"^\*\*Method\*\* `(\w+)`", section, re.M)
+        wrong += wrong_defaults(section, method[1] if method else None)
+    assert wrong == []
+
+
+def test_every_method_has_its_place():
+    missing = [m for m in settings.METHODS if f"`{m}`" not in read(MODELS)]
+    assert missing == []
+
+
+def test_a_wrong_default_is_found():
+    assert wrong_defaults("`config.loss.w_bt=0.3`, `config.loss.w_bt=0.2`") == [
+        "loss.w_bt=0.3, and it is 0.2"
+    ]
+    assert wrong_defaults("`config.loss.weight=1`") != []
+
+
+def test_what_a_data_set_changes_is_what_its_config_has():
+    table = read(CHOICES).split("What the data sets change:")[1].strip().splitlines()
+    keys = cells(table[0])[1:]
+    rows = {row[0].strip("`"): row[1:] for row in map(cells, table[2:])}
+    assert sorted(rows) == sorted(config_file.names())
+    for name, values in rows.items():
+        config = config_file.load(name, None)
+        assert [value_of(v) for v in values] == [setting(config, k) for k in keys], name
+
+
+def test_counts_of_the_data_are_those_of_configs_and_results():
+    rows = [cells(line) for line in read(PROTOCOL).splitlines() if line[:3] == "| `"]
+    rows = [row for row in rows if len(row) == 8]
+    names = [row[0].strip("`") for row in rows]
+    assert sorted([*names, "table"]) == sorted(config_file.names())
+    for name, row in zip(names, rows, strict=True):
+        counts = config_file.load(name, None).data.counts
+        assert row[2:5] == [f"{count:,}" for count in counts], name
+        kept = sorted((ROOT / f"results/{name}").rglob("result.json"))
+        if kept:
+            data = json.loads(kept[0].read_text())["data"]
+            keys = "train_interactions", "test_queries", "unseen_items"
+            assert row[5:] == [f"{data[key]:,}" for key in keys], name
+
+
+# --- commands, modules, settings ------------------------------------------------------
+
+
+@each(PAGES)
+def test_what_a_page_names_exists(path):
+    text = read(path)
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        place = ROOT / module.replace(".", "/")
+        known = place.with_suffix(".py").exists() or (place / "__main__.py").exists()
+        assert known or module == "pytest", module
+    for name in re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), name
+    for file, names in re.findall(
+        r"`(create_jax/[\w/]+\.py)`:?\s\(?((?:`\w+`,?\s?)+)", text
+    ):
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^(def|class) {name}\b", read(ROOT / file), re.M), name
+    for key in re.findall(r"--config\.([\w.]*\w)", text):
+        assert exists(key) or key in ("x.y", "eval"), key
+    for span in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)`", text):
+        group, last = span.split(".")[0], span.split(".")[-1]
+        if group in default_config() and last not in ("py", "md", "json"):
+            assert exists(span), span
+    for name, method in re.findall(r"--config=(\w+)(?::(\w+))?(?![\w/.])", text):
+        assert name in (*config_file.names(), "NAME", "FILE"), name
+        assert method in (*settings.METHODS, "METHOD", ""), method
+
+
+@each(PAGES)
+def test_a_flag_that_a_page_names_is_one(path):
+    programs = "".join(read(p) for p in TEXTS if p.suffix == ".py" and p.parent != path)
+    for name in re.findall(r"(?<![\w-])--([a-z_]+)=", read(path)):
+        assert f'"{name}"' in programs or f'"--{name}"' in programs, name
+    for mode in re.findall(r"--mode=([a-z]+)", read(path)):
+        assert f'"{mode}"' in read(ROOT / "create_jax/main.py"), mode
+
+
+def section(page: Path, heading: str) -> str:
+    return read(page).split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d+\.\d+", text))
+
+
+def test_the_readme_is_short_and_has_only_numbers_of_the_results():
+    page = ROOT / "README.md"
+    assert len(read(page).splitlines()) <= 170
+    found = section(page, "What we found")
+    assert numbers(found) and numbers(found) <= numbers(
+        read(ROOT / "results/report.md")
+    )
+    fast = section(page, "Speed")
+    assert numbers(fast) and numbers(fast) <= numbers(
+        read(ROOT / "benchmarks/RESULTS.md") + read(ROOT / "benchmarks/ACCELERATOR.md")
+    )
+
+
+def test_the_map_of_the_house_names_every_module():
+    house = section(ROOT / "README.md", "The house")
+    modules = {p.stem for p in (ROOT / "create_jax").glob("*.py")} - {"__init__"}
+    listed = set(re.findall(r"\w+", house))
+    assert modules <= listed, modules - listed
