@@ -252,6 +252,12 @@ def test_counts_of_the_data_are_those_of_configs_and_results():
             assert row[5:] == [f"{data[key]:,}" for key in keys], name
 
 
+def test_what_a_result_holds_is_explained():
+    kept = json.loads(next((ROOT / "results/beauty").rglob("result.json")).read_text())
+    table = section(PROTOCOL, "result.json")
+    assert [key for key in kept if f"`{key}`" not in table] == []
+
+
 # --- commands, modules, settings ------------------------------------------------------
 
 
