@@ -85,7 +85,7 @@ def table(results: list[dict]) -> str:
     methods = list(dict.fromkeys(result["method"] for result in results))
     rows = [
         [method, target, *(percent(found, target, name) for name in names)]
-        for target in first["test_by_target"]
+        for target in common_targets(results)
         for method in methods
         for found in [[r for r in results if r["method"] == method]]
     ]
@@ -111,6 +111,12 @@ def about(result: dict) -> str:
         f"{'dropped' if protocol['cold_items'] == 'drop' else 'kept'}; seen items "
         f"{'hidden' if protocol['filter_seen'] else 'ranked'})"
     )
+
+
+def common_targets(results: list[dict]) -> list[str]:
+    """The target rules that all of some results have: each has those of its run."""
+    first, *others = (result["test_by_target"] for result in results)
+    return [rule for rule in first if all(rule in other for other in others)]
 
 
 def percent(results: list[dict], target: str, name: str) -> str:
@@ -368,9 +374,10 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
     """The claims of a section, all from the same drawn users."""
     systems = list({id(system): system for pair in pairs for system in pair}.values())
     rng, claims = np.random.default_rng(0), []
+    results = [result for system in systems for result in system.results]
     with np.load(systems[0].folders[0] / "ranks.npz") as file:
-        asked = [name for name in file if not name.endswith("_users")]
-    # Not `all`, which has several targets a query.
+        # Not `all`, which has several targets a query.
+        asked = [rule for rule in file if rule in common_targets(results)]
     parts = [_sums(systems, target, names) for target in asked]
     flat = [(sums.reshape(len(counts), -1), counts) for sums, counts in parts]
     n_runs = [len(system.folders) for system in systems]
@@ -451,7 +458,7 @@ def parts(systems, claims, name: str) -> dict[str, str]:
     main, others = ["Percent; mean ± sample deviation over seeds."], []
     for section, own in by_section(systems).items():
         first = own[0].results[0]
-        for rule in first["test_by_target"]:
+        for rule in common_targets([r for system in own for r in system.results]):
             head = f"### {section}, target {rule}"
             if rule == first["protocol"]["target"]:
                 main += [head, about(first), _table_of(own, rule, paper=True)]
@@ -624,8 +631,8 @@ def comma_separated(systems: list[System]) -> str:
     for system in systems:
         paper = paper_row(system) or {}
         first = system.results[0]
-        for target, found in first["test_by_target"].items():
-            for name in found:
+        for target in common_targets(system.results):
+            for name in first["test_by_target"][target]:
                 values = [r["test_by_target"][target][name] for r in system.results]
                 spread = f"{np.std(values, ddof=1):.6f}" if len(values) > 1 else ""
                 mean = f"{np.mean(values):.6f}"

@@ -418,3 +418,25 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
 def test_unknown_runs_of_a_report_are_input_errors(tmp_path):
     with pytest.raises(InputError, match="found no result.json"):
         report.find_runs([str(tmp_path / "nowhere")])
+
+
+def test_runs_are_compared_by_the_targets_that_all_of_them_have(tmp_path):
+    """`eval.targets` says which to rank, and a run may rank fewer."""
+    rng = np.random.default_rng(9)
+    for name in ("sasrec", "create"):
+        make_run(tmp_path / name, name, 0, rng.integers(0, 200, QUERIES))
+    short = tmp_path / "create"
+    result = json.loads((short / "result.json").read_text())
+    del result["test_by_target"]["first"]
+    (short / "result.json").write_text(json.dumps(result))
+    with np.load(short / "ranks.npz") as file:
+        kept = {name: file[name] for name in file if not name.startswith("first")}
+    np.savez(short / "ranks.npz", **kept)
+    systems = report.load([tmp_path / "sasrec", short])
+    claims = report.make_claims(systems, "sasrec", ["ndcg@10"], 100)
+    assert {claim.target for claim in claims} == {"last"}
+    text = report.markdown(report.parts(systems, claims, "ndcg@10"))
+    assert "target last" in text and "target first" not in text
+    rows = list(csv.DictReader(report.comma_separated(systems).splitlines()))
+    assert {row["target"] for row in rows if row["system"] == "create"} == {"last"}
+    assert "first" not in report.table([system.results[0] for system in systems])
