@@ -7,6 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from create_jax import main
@@ -24,7 +25,9 @@ def in_child(folder, arguments, most_bytes):
     if most_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     os.environ.pop("CREATE_JAX_DATA", None)
-    os.environ["XLA_FLAGS"] = ""  # one device, which compiles in less time
+    # One device, and no optimization: as conftest.py.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    jax.config.update("jax_disable_most_optimizations", True)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), stream)
     sys.argv = ["main", *arguments]
