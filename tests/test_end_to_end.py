@@ -84,7 +84,7 @@ def test_the_result_file_has_every_part(created):
     assert written == json.loads(json.dumps(result))
     parts = {"dataset", "method", "seed", "protocol", "data", "valid", "test"}
     parts |= {"test_by_target", "tied_targets_share"}
-    parts |= {"epochs", "seconds", "device", "versions", "git"}
+    parts |= {"epochs", "seconds", "precision", "device", "versions", "git"}
     assert written.keys() == parts
     assert {"last", "first", "random", "successive"} == written["test_by_target"].keys()
     names = {
