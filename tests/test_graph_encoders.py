@@ -549,18 +549,28 @@ def refusal(check, *arguments):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["create_pone", "create_uni"])
-def test_propagated_items_need_an_encoder_that_propagates(method):
-    settings.check(configured(method))  # both are propagated here
+def test_propagated_items_need_an_encoder_that_propagates():
+    both = dict(item_source__input="propagated", item_source__output="propagated")
     for encoder in ("signed", "hypergraph", "lightgcn"):
-        settings.check(configured(method, graph__encoder=encoder))
+        settings.check(configured("create", graph__encoder=encoder, **both))
     for encoder in ("ultragcn", "none"):
-        text = refusal(settings.check, configured(method, graph__encoder=encoder))
-        assert "item_source is 'propagated'" in text
-    alone = configured(method, graph__encoder="ultragcn", item_source__input="ego")
+        config = configured("create", graph__encoder=encoder, **both)
+        assert "item_source is 'propagated'" in refusal(settings.check, config)
+    alone = configured("create", graph__encoder="ultragcn", **both)
+    alone.item_source.input = "ego"
     assert "item_source is 'propagated'" in refusal(settings.check, alone)
     alone.item_source.output = "ego"
     settings.check(alone)
+
+
+@pytest.mark.parametrize("method", ["create_pone", "create_uni"])
+def test_both_of_the_followup_s_methods_propagate(method):
+    config = configured(method)
+    settings.check(config)
+    assert config.item_source.to_dict() == {
+        "input": "propagated",
+        "output": "propagated",
+    }
 
 
 RATED_LOG = make_log(RATED)  # from 1 to 5, some missing
