@@ -68,7 +68,7 @@ def draw_report(sections: dict, out: Path, name: str) -> list[Path]:
     systems differ in one studied setting alone, the test metric against it.
 
     Args:
-      sections: of `report.by_section`. name: of the metric, as `ndcg@10`.
+      sections: of `runs.by_section`. name: of the metric, as `ndcg@10`.
 
     Returns:
       The files written; none without the extra `plots`.

@@ -16,6 +16,7 @@ from create_jax import curves, experiment, feeds, protocol, report, settings, tr
 from create_jax.configs import table
 from create_jax.errors import InputError
 from create_jax.models import create
+from create_jax.runs import load, per_query
 from create_jax.writers import hold
 
 N_ITEMS = 30
@@ -114,13 +115,13 @@ def test_what_evaluate_keeps_is_a_run_for_the_report(created, tmp_path):
     other.eval.history = "train"
     again = experiment.evaluate_again(other, str(workdir), str(tmp_path / "cut"))
     assert json.loads((workdir / "result.json").read_text())["test"] == result["test"]
-    systems = report.load([workdir, tmp_path / "cut"])
+    systems = load([workdir, tmp_path / "cut"])
     found = {system.section.split(", ", 1)[1]: system for system in systems}
     assert found.keys() == {"history=full", "history=train"}
     kept = found["history=train"].results[0]["test_by_target"]
     assert kept == again["test_by_target"]
     assert kept["last"] != result["test_by_target"]["last"]
-    _, values = report.per_query(tmp_path / "cut", "last", ["ndcg@10"])
+    _, values = per_query(tmp_path / "cut", "last", ["ndcg@10"])
     assert values.mean() == pytest.approx(again["test"]["ndcg@10"], abs=1e-6)
     with pytest.raises(InputError, match="eval.history was 'train', is 'full'"):
         experiment.evaluate_again(config, str(workdir), str(tmp_path / "cut"))

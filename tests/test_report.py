@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from create_jax import metrics, report
+from create_jax import bootstrap, metrics, report, settings
+from create_jax.claims import make_claims
 from create_jax.errors import InputError
+from create_jax.runs import find_runs, load
 
 QUERIES = 400
 TARGETS = ("last", "first")
@@ -99,7 +101,7 @@ def runs(tmp_path):
 
 
 def test_runs_of_one_system_are_a_line_and_its_label_says_what_differs(runs):
-    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
+    systems = load(find_runs([str(runs / "a"), str(runs / "b")]))
     labels = [(system.label, len(system.results)) for system in systems]
     assert sorted(labels) == [
         ("create, warmup.epochs=0", 3),
@@ -110,7 +112,7 @@ def test_runs_of_one_system_are_a_line_and_its_label_says_what_differs(runs):
     values = [100 * r["test"]["ndcg@10"] for r in sasrec.results]
     expected = f"{np.mean(values):.2f} ±{np.std(values, ddof=1):.2f}"
     assert report.percent(sasrec.results, "last", "ndcg@10") == expected
-    alone = report.load(report.find_runs([str(runs / "a")]))
+    alone = load(find_runs([str(runs / "a")]))
     assert sorted(system.label for system in alone) == ["create", "sasrec"]
 
 
@@ -119,14 +121,14 @@ def test_two_logs_of_one_name_are_two_systems(tmp_path, capsys):
     for seed, log in enumerate(("aaaaaaaaaa", "bbbbbbbbbb")):
         places.append(tmp_path / f"{log}")
         make_run(places[-1], "svd", seed, ranks_like(seed), dataset="table", log=log)
-    systems = report.load(places)
+    systems = load(places)
     labels = [(system.section, system.label) for system in systems]
     assert labels == [("table, data=aaaaaaaa", "svd"), ("table, data=bbbbbbbb", "svd")]
     assert [len(system.results) for system in systems] == [1, 1]
     # Shuffled ties are the same file, and their label says what they are.
     shuffled = dict(dataset="table", log="cccccccccc", ties="random")
     make_run(tmp_path / "c", "svd", 0, ranks_like(0), **shuffled)
-    sections = {s.section for s in report.load([places[0], tmp_path / "c"])}
+    sections = {s.section for s in load([places[0], tmp_path / "c"])}
     assert sections == {"table, ties=file", "table, ties=random"}
     report.show([system.results[0] for system in systems])
     printed = capsys.readouterr().out
@@ -136,25 +138,25 @@ def test_two_logs_of_one_name_are_two_systems(tmp_path, capsys):
 def test_a_name_that_was_only_a_label_says_what_was_trained(tmp_path):
     """Once, methods to compare were trained with the settings of another."""
     make_run(tmp_path / "gsau", "gsau", 0, ranks_like(0), graph__encoder="ultragcn")
-    (system,) = report.load([tmp_path / "gsau"])
+    (system,) = load([tmp_path / "gsau"])
     assert system.label == "gsau, graph.encoder=ultragcn, align.kind=barlow_twins"
 
 
 def test_what_changes_numbers_makes_another_system(runs, monkeypatch):
     # Of a run from before the setting was there its absence says what it was.
-    monkeypatch.setattr(report.settings, "OLD_DEFAULTS", {"loss.token_chunk": 512})
+    monkeypatch.setattr(settings, "OLD_DEFAULTS", {"loss.token_chunk": 512})
     for seed, chunk in ((7, 512), (8, 512), (7, 64), (8, 64)):
         place = runs / f"c/{chunk}-{seed}"
         changes = {"loss__token_chunk": chunk, "data__counts": [seed]}
         make_run(place, "sasrec", seed, ranks_like(seed), **changes)
-    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
     labels = {system.label: len(system.results) for system in systems}
     sasrec = {"sasrec, loss.token_chunk=512": 5, "sasrec, loss.token_chunk=64": 2}
     assert labels == sasrec | {"create": 3}
 
 
 def test_the_paper_stands_below_its_systems_only(runs):
-    systems = report.load(report.find_runs([str(runs / "a")]))
+    systems = load(find_runs([str(runs / "a")]))
     rows = {system.label: report.paper_row(system) for system in systems}
     assert rows["sasrec"]["ndcg@10"] == [1.87, 0.01]
     assert rows["create"]["coverage@100"] == [95.37, 1.04]
@@ -175,7 +177,7 @@ def test_the_paper_stands_below_its_systems_only(runs):
     found = report.parts(systems, [], "ndcg@10")
     assert found["main"].count("*as the paper prints it*") == 2
     assert "*1.87 ±0.01*" in found["main"] and "paper" not in found["targets"]
-    both = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
+    both = load(find_runs([str(runs / "a"), str(runs / "b")]))
     again = report.parts(both, [], "ndcg@10")
     assert again["main"].count("*as the paper prints it*") == 2  # once of all CREATEs
 
@@ -186,7 +188,7 @@ def test_the_summary_has_what_others_vary_and_the_same_without_alignment(runs):
         method = "create" if name == "create" else "sasrec"
         odd = dict(dataset="sports", ties=ties, align__kind="none")
         make_run(runs / f"c/{name}", method, 0, ranks_like(3 + len(name)), **odd)
-    systems = report.load(report.find_runs([str(runs / name) for name in "bac"]))
+    systems = load(find_runs([str(runs / name) for name in "bac"]))
     text = report.parts(systems, [], "ndcg@10")["summary"]
     lines = [line[2:-2].split(" | ") for line in text.splitlines()[2:]]
     found = {system.folders[0].name: system.results for system in systems}
@@ -209,60 +211,60 @@ def test_the_summary_has_what_others_vary_and_the_same_without_alignment(runs):
         ["CREATE without alignment", *cells("none"), *cells("create")],
         ["*as the paper prints it*", "", "", "*1.38*", ""],
     ]
-    alone = report.load(report.find_runs([str(runs / "c/ties")]))
+    alone = load(find_runs([str(runs / "c/ties")]))
     assert "summary" not in report.parts(alone, [], "ndcg@10")
 
 
-def bootstrap(values, users, resamples):
+def interval_of(values, users, resamples):
     """(low, high, p) of the mean over queries of one run."""
     sums, counts = np.bincount(users, values), np.bincount(users)
     parts = [(np.stack([sums, counts], axis=1), counts)]
-    (drawn,) = report.resample_users(parts, resamples, np.random.default_rng(0))
+    (drawn,) = bootstrap.resample_users(parts, resamples, np.random.default_rng(0))
     assert drawn.shape == (resamples, 2)
     np.testing.assert_allclose(drawn[:, 1], 1)  # of the counts themselves
-    return report.interval(drawn[:, 0], values.mean())
+    return bootstrap.interval(drawn[:, 0], values.mean())
 
 
 def test_the_bootstrap_is_the_normal_interval_of_many_users():
     values = np.random.default_rng(0).normal(0.3, 2.0, 5000)
     users = np.arange(5000)
-    low, high, _ = bootstrap(values, users, 4000)
+    low, high, _ = interval_of(values, users, 4000)
     half = 1.96 * values.std() / np.sqrt(5000)
     np.testing.assert_allclose([low, high], values.mean() + [-half, half], atol=0.006)
     for shifted in (values, values - 0.27, 0.05 - values):
         exact = stats.ttest_1samp(shifted, 0).pvalue
-        found = bootstrap(shifted, users, 4000)[2]
+        found = interval_of(shifted, users, 4000)[2]
         assert np.log(found) == pytest.approx(np.log(exact), rel=0.06, abs=0.01)
-    assert bootstrap(np.ones(50), users[:50], 999)[2] == 0.0
-    assert bootstrap(np.zeros(50), users[:50], 999)[2] == 1.0
+    assert interval_of(np.ones(50), users[:50], 999)[2] == 0.0
+    assert interval_of(np.zeros(50), users[:50], 999)[2] == 1.0
 
 
 def test_users_are_drawn_with_all_their_queries():
     values = np.repeat(np.random.default_rng(0).normal(0, 1, 500), 4)
     users = np.repeat(np.arange(500), 4)
-    low, high, _ = bootstrap(values, users, 2000)
+    low, high, _ = interval_of(values, users, 2000)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 500**0.5, rel=0.1)
 
 
 def test_seeds_are_drawn_with_the_deviation_of_their_mean():
     seeds = np.random.default_rng(0).normal(3.0, 0.5, 4)
     rng = np.random.default_rng(1)
-    drawn = report.resample_seeds(np.tile(seeds[:, None], (40_000, 1, 1)), rng)
+    drawn = bootstrap.resample_seeds(np.tile(seeds[:, None], (40_000, 1, 1)), rng)
     assert drawn.mean() == pytest.approx(seeds.mean(), abs=0.01)
     assert drawn.std() == pytest.approx(seeds.std(ddof=1) / 2, rel=0.02)
     alone = np.arange(5.0)[:, None, None]
-    np.testing.assert_array_equal(report.resample_seeds(alone, rng), alone[:, 0])
+    np.testing.assert_array_equal(bootstrap.resample_seeds(alone, rng), alone[:, 0])
 
 
 def test_holm_of_a_known_example():
-    found = report.holm([0.01, 0.04, 0.03, 0.005])
+    found = bootstrap.holm([0.01, 0.04, 0.03, 0.005])
     np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
-    assert report.holm([0.9, 0.8]) == [1.0, 1.0] and report.holm([]) == []
+    assert bootstrap.holm([0.9, 0.8]) == [1.0, 1.0] and bootstrap.holm([]) == []
 
 
 def test_claims_are_paired_and_corrected(runs):
-    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "b")]))
-    claims = report.make_claims(systems, "sasrec", ["ndcg@10"], 2000)
+    systems = load(find_runs([str(runs / "a"), str(runs / "b")]))
+    claims = make_claims(systems, "sasrec", ["ndcg@10"], 2000)
     assert [claim.target for claim in claims] == ["last"] * 2 + ["first"] * 2
     better, same = sorted(claims[:2], key=lambda claim: -claim.difference)
     assert better.label == "create, warmup.epochs=10" and better.holm < 0.01
@@ -270,9 +272,9 @@ def test_claims_are_paired_and_corrected(runs):
     assert same.p > 0.05 and same.low < 0 < same.high
     assert better.holm == min(1.0, 2 * better.p)
     # A label can be the baseline too; without one there is nothing to claim.
-    one = report.make_claims(systems, "create, warmup.epochs=0", ["mrr@10"], 99)
+    one = make_claims(systems, "create, warmup.epochs=0", ["mrr@10"], 99)
     assert {claim.baseline for claim in one} == {"create, warmup.epochs=0"}
-    assert report.make_claims(systems, "create", ["ndcg@10"], 99) == []
+    assert make_claims(systems, "create", ["ndcg@10"], 99) == []
 
 
 def test_what_is_usual_is_decided_over_all_protocols(runs):
@@ -281,7 +283,7 @@ def test_what_is_usual_is_decided_over_all_protocols(runs):
         make_run(folder, "create", 0, ranks_like(4), align__kind=kind, ties="random")
     folder = runs / "c/create"
     make_run(folder, "create", 0, ranks_like(5), ties="random")
-    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
     shuffled = [s for s in systems if s.results[0]["protocol"]["ties"] == "random"]
     assert [system.label for system in shuffled] == [
         "create",
@@ -291,16 +293,16 @@ def test_what_is_usual_is_decided_over_all_protocols(runs):
 
 
 def test_other_data_change_no_claim_and_tell_what_is_usual(runs):
-    alone = report.load(report.find_runs([str(runs / "a")]))
-    claims = report.make_claims(alone, "sasrec", ["ndcg@10"], 99)
+    alone = load(find_runs([str(runs / "a")]))
+    claims = make_claims(alone, "sasrec", ["ndcg@10"], 99)
     others = ("sasrec", "barlow_twins"), ("create", "barlow_twins"), ("create", "none")
     for method, kind in others:
         folder, ranks = runs / f"c/{method}-{kind}", ranks_like(6)
         make_run(folder, method, 0, ranks, dataset="sports", align__kind=kind)
-    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
     labels = [system.label for system in systems if system.dataset == "sports"]
     assert labels == ["sasrec", "create", "create, align.kind=none"]
-    more = report.make_claims(systems, "sasrec", ["ndcg@10"], 99)
+    more = make_claims(systems, "sasrec", ["ndcg@10"], 99)
     assert [claim for claim in more if claim.section == "beauty"] == claims
 
 
@@ -309,12 +311,8 @@ def test_variants_are_compared_with_what_they_vary(runs):
         folder = runs / f"c/none-{seed}"
         make_run(folder, "create", seed, ranks_like(30 + seed), align__kind="none")
     places = [str(runs / name) for name in "abc"]
-    claims = report.make_claims(
-        report.load(report.find_runs(places)), "sasrec", ["ndcg@10"], 99
-    )
-    before = report.make_claims(
-        report.load(report.find_runs(places[:2])), "sasrec", ["ndcg@10"], 99
-    )
+    claims = make_claims(load(find_runs(places)), "sasrec", ["ndcg@10"], 99)
+    before = make_claims(load(find_runs(places[:2])), "sasrec", ["ndcg@10"], 99)
     by_pair = {(c.target, c.label, c.baseline): c for c in claims}
     for claim in before:  # more systems change the corrected p alone
         pair = claim.target, claim.label.replace(", warmup.epochs=10", ""), "sasrec"
@@ -331,14 +329,14 @@ def test_variants_are_compared_with_what_they_vary(runs):
 
 def test_a_table_holds_one_protocol(runs):
     make_run(runs / "c/sasrec", "sasrec", 0, ranks_like(3), ties="random")
-    systems = report.load(report.find_runs([str(runs / "a"), str(runs / "c")]))
+    systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
     sections = [(system.section, system.label) for system in systems]
     assert sections == [
         ("beauty", "sasrec"),
         ("beauty", "create"),
         ("beauty, ties=random", "sasrec"),
     ]
-    claims = report.make_claims(systems, "sasrec", ["ndcg@10"], 99)
+    claims = make_claims(systems, "sasrec", ["ndcg@10"], 99)
     assert {claim.section for claim in claims} == {"beauty"}
     main = report.parts(systems, [], "ndcg@10")["main"]
     assert "ties file" in main.split("### beauty, ties=random")[0]
@@ -417,7 +415,7 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
 
 def test_unknown_runs_of_a_report_are_input_errors(tmp_path):
     with pytest.raises(InputError, match="found no result.json"):
-        report.find_runs([str(tmp_path / "nowhere")])
+        find_runs([str(tmp_path / "nowhere")])
 
 
 def test_runs_are_compared_by_the_targets_that_all_of_them_have(tmp_path):
@@ -432,8 +430,8 @@ def test_runs_are_compared_by_the_targets_that_all_of_them_have(tmp_path):
     with np.load(short / "ranks.npz") as file:
         kept = {name: file[name] for name in file if not name.startswith("first")}
     np.savez(short / "ranks.npz", **kept)
-    systems = report.load([tmp_path / "sasrec", short])
-    claims = report.make_claims(systems, "sasrec", ["ndcg@10"], 100)
+    systems = load([tmp_path / "sasrec", short])
+    claims = make_claims(systems, "sasrec", ["ndcg@10"], 100)
     assert {claim.target for claim in claims} == {"last"}
     text = report.markdown(report.parts(systems, claims, "ndcg@10"))
     assert "target last" in text and "target first" not in text

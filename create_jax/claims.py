@@ -1,0 +1,112 @@
+"""Differences between systems, with intervals and p-values."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax import bootstrap
+from create_jax.errors import InputError
+from create_jax.runs import System, by_section, per_query, targets_of
+
+
+class Claim(NamedTuple):
+    """A difference to the baseline, in percent points, over the same users.
+
+    low, high: the 95% interval. p: two-sided, of a difference of zero. holm: p
+    corrected for all claims about the section and target.
+    """
+
+    section: str
+    target: str
+    metric: str
+    label: str
+    baseline: str
+    difference: float
+    relative: float
+    low: float
+    high: float
+    p: float
+    holm: float = 1.0
+
+
+def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
+    """Every system against the baseline of its section, and a variant of a method
+    against the one that it varies, for each target and metric."""
+    claims = []
+    for own in by_section(systems).values():
+        pairs = _pairs(own, baseline)
+        if pairs:
+            claims += _compare(pairs, names, resamples)
+    # A family is a table: no claim changes when other data are added to the report.
+    tables = [(claim.section, claim.target) for claim in claims]
+    for table in dict.fromkeys(tables):
+        places = [n for n, other in enumerate(tables) if other == table]
+        corrected = bootstrap.holm([claims[place].p for place in places])
+        for place, p in zip(places, corrected, strict=True):
+            claims[place] = claims[place]._replace(holm=p)
+    return claims
+
+
+def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
+    """(system, what it is compared with) of a section. The baseline is a label, or else
+    the one system of a method."""
+    methods = [system.results[0]["method"] for system in own]
+    labels = [system.label for system in own]
+    if baseline not in labels and methods.count(baseline) == 1:
+        baseline = labels[methods.index(baseline)]
+    pairs = []
+    for label, method in zip(labels, methods, strict=True):
+        for other in dict.fromkeys((baseline, method)):
+            if other != label and other in labels:
+                pairs.append((own[labels.index(label)], own[labels.index(other)]))
+    return pairs
+
+
+def _compare(pairs, names, resamples: int) -> list[Claim]:
+    """The claims of a section, all from the same drawn users."""
+    systems = list({id(system): system for pair in pairs for system in pair}.values())
+    rng, claims = np.random.default_rng(0), []
+    asked = targets_of(systems)
+    parts = [_sums(systems, target, names) for target in asked]
+    flat = [(sums.reshape(len(counts), -1), counts) for sums, counts in parts]
+    n_runs = [len(system.folders) for system in systems]
+    ends = np.cumsum(n_runs)
+    for target, (sums, counts), drawn in zip(
+        asked, parts, bootstrap.resample_users(flat, resamples, rng), strict=True
+    ):
+        drawn = drawn.reshape(resamples, sum(n_runs), len(names))
+        bootstrapped, means = {}, {}
+        for system, end, runs in zip(systems, ends, n_runs, strict=True):
+            own = slice(end - runs, end)
+            # A stream of its own: no difference changes when other systems are added.
+            names_of_runs = " ".join(folder.name for folder in system.folders)
+            seeds = np.random.default_rng(list(names_of_runs.encode()))
+            bootstrapped[id(system)] = bootstrap.resample_seeds(drawn[:, own], seeds)
+            means[id(system)] = sums[:, own].sum(0).mean(0) / counts.sum()
+        for system, base in pairs:
+            gaps = bootstrapped[id(system)] - bootstrapped[id(base)]
+            for place, name in enumerate(names):
+                mean, other = means[id(system)][place], means[id(base)][place]
+                relative = 100 * (mean / max(other, 1e-12) - 1)
+                labels = system.section, target, name, system.label, base.label
+                bounds = bootstrap.interval(gaps[:, place], mean - other)
+                found = mean - other, relative, *bounds
+                claims.append(Claim(*labels, *found))
+    return claims
+
+
+def _sums(systems: list[System], target: str, names) -> tuple[np.ndarray, np.ndarray]:
+    """(sums [N, R, M] of M metrics over the queries of N users in the R runs of all
+    systems, in percent; counts [N] of these queries)."""
+    sums, asked = [], None
+    for folder in (folder for system in systems for folder in system.folders):
+        users, values = per_query(folder, target, names)
+        asked = users if asked is None else asked
+        if not np.array_equal(users, asked):
+            raise InputError(
+                f"{folder} and {systems[0].folders[0]} were tested on different users; "
+                "compare runs of one protocol"
+            )
+        _, owner = np.unique(users, return_inverse=True)
+        sums.append([np.bincount(owner, 100 * column) for column in values.T])
+    return np.transpose(sums, (2, 0, 1)), np.bincount(owner)

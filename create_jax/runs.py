@@ -1,0 +1,184 @@
+"""Finished runs: found, read, and grouped into the systems that a report compares."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax import metrics, protocol, settings
+from create_jax.errors import InputError
+
+# Of a config, what does not make another system.
+NOT_A_SYSTEM = ("seed", "tune.", *settings.CHANGE_NO_NUMBER)
+
+
+class System(NamedTuple):
+    """Runs that differ in their seeds alone.
+
+    label: the method, and where its settings differ from others in the table and are
+    not the most common of the method in the report. section: its data set, and the same
+    of its protocol. settings: the flat config.
+    """
+
+    label: str
+    section: str
+    dataset: str
+    settings: dict
+    results: list[dict]
+    folders: list[Path]
+
+
+def find_runs(places: list[str]) -> list[Path]:
+    """The directories with a result.json at or right below the places."""
+    found = []
+    for place in map(Path, places):
+        below = [place, *sorted(place.glob("*"))] if place.is_dir() else []
+        runs = [folder for folder in below if (folder / "result.json").exists()]
+        if not runs:
+            raise InputError(
+                f"{place}: found no result.json in it or right below it; expected a "
+                "finished run or a directory of them"
+            )
+        found += [folder for folder in runs if folder not in found]
+    return found
+
+
+class _Key(NamedTuple):
+    """What the runs of a system share; protocol and settings as JSON. log: the start of
+    the data's fingerprint."""
+
+    dataset: str
+    log: str
+    protocol: str
+    method: str
+    settings: str
+
+
+def load(folders: list[Path]) -> list[System]:
+    """Runs grouped by data, protocol, method and settings: data and protocols in the
+    order they were given, simple methods first. Data of one name and other fingerprints
+    are others."""
+    groups, flats = {}, {}
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        flat = _settings_of(folder)
+        key = _Key(
+            result["dataset"],
+            result["data"].get("fingerprint", "")[:8],
+            json.dumps(protocol.as_done(result["protocol"]), sort_keys=True),
+            result["method"],
+            json.dumps(flat, sort_keys=True),
+        )
+        groups.setdefault(key, []).append((result, folder))
+        flats.setdefault(key, flat)
+    systems = []
+    for key, runs in groups.items():
+        results, where = map(list, zip(*runs, strict=True))
+        if len({result["seed"] for result in results}) < len(results):
+            raise InputError(
+                f"{where[0]} and others have the same seed and settings; give each "
+                "run once"
+            )
+        names = _label(key, flats), _section(key, list(groups)), key.dataset
+        systems.append(System(*names, flats[key], results, where))
+    sections = list(dict.fromkeys(system.section for system in systems))
+    order = settings.METHODS[::-1]
+
+    def place(system):
+        method = system.results[0]["method"]
+        return sections.index(system.section), order.index(method)
+
+    return sorted(systems, key=place)
+
+
+def _settings_of(folder: Path) -> dict:
+    """The flat settings of a run that make its system."""
+    flat = settings.of_run(json.loads((folder / "config.json").read_text())["config"])
+    return {k: v for k, v in flat.items() if not settings.is_among(k, NOT_A_SYSTEM)}
+
+
+def _label(key: _Key, flats: dict[_Key, dict]) -> str:
+    own = flats[key]
+    alike = {other: flats[other] for other in flats if other.method == key.method}
+    beside = [flat for other, flat in alike.items() if other[:3] == key[:3]]
+    differs = _apart(own, beside, list(alike.values()))
+    # A run from before methods had to be what they are called.
+    fixed = settings.FIXED.get(key.method, {}).items()
+    odd = [f"{k}={own[k]}" for k, v in fixed if own.get(k, v) != v]
+    return ", ".join(dict.fromkeys([key.method, *differs, *odd]))
+
+
+def _section(key: _Key, keys: list[_Key]) -> str:
+    rules = json.loads(key.protocol)
+    beside = [
+        (other.log, json.loads(other.protocol))
+        for other in keys
+        if other.dataset == key.dataset
+    ]
+    logs = {log for log, other in beside if _read_as(other) == _read_as(rules)}
+    which = [f"data={key.log}"] if len(logs) > 1 else []
+    every = [other for _, other in beside]
+    return ", ".join([key.dataset, *which, *_apart(rules, every, every, gaps=False)])
+
+
+def _read_as(rules: dict) -> tuple:
+    """How a protocol reads a file: read in two ways, it has two fingerprints."""
+    seed = rules.get("seed") if rules["ties"] == "random" else None
+    return rules["ties"], seed, rules.get("k_core"), rules.get("drop_repeats")
+
+
+def _apart(own: dict, beside: list[dict], every: list[dict], gaps=True) -> list[str]:
+    """`name=value` of what differs from others beside it, and is not what most of all
+    have. gaps: whether those differ that have no such name."""
+
+    def others(name, some):
+        return [one.get(name) for one in some if gaps or name in one]
+
+    def usual(name, value):
+        counts = Counter(map(json.dumps, others(name, every))).most_common(2)
+        alone = len(counts) == 1 or counts[0][1] > counts[1][1]
+        return alone and counts[0][0] == json.dumps(value)
+
+    return [
+        f"{name}={_show(value)}"
+        for name, value in own.items()
+        if any(other != value for other in others(name, beside))
+        and not usual(name, value)
+    ]
+
+
+def by_section(systems: list[System]) -> dict[str, list[System]]:
+    """section -> its systems."""
+    return {
+        section: [system for system in systems if system.section == section]
+        for section in dict.fromkeys(system.section for system in systems)
+    }
+
+
+def _show(value):
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def common_targets(results: list[dict]) -> list[str]:
+    """The target rules that all of some results have: each has those of its run."""
+    first, *others = (result["test_by_target"] for result in results)
+    return [rule for rule in first if all(rule in other for other in others)]
+
+
+def targets_of(systems: list[System]) -> list[str]:
+    """The target rules whose ranks all runs have: those with one target a query."""
+    results = [result for system in systems for result in system.results]
+    with np.load(systems[0].folders[0] / "ranks.npz") as file:
+        return [rule for rule in file if rule in common_targets(results)]
+
+
+def per_query(folder: Path, target: str, names) -> tuple[np.ndarray, np.ndarray]:
+    """(users [Q], metrics of each query [Q, M]) from the saved ranks of a run."""
+    with np.load(folder / "ranks.npz") as file:
+        users, ranks = file[f"{target}_users"], file[target]
+    at = {
+        k: metrics.from_ranks(ranks, k) for k in {int(n.split("@")[1]) for n in names}
+    }
+    return users, np.stack([at[int(n.split("@")[1])][n] for n in names], axis=1)
