@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from create_jax import config_file, experiment, parallel, protocol, report
-from create_jax.train import Run
+from create_jax import baselines, config_file, experiment, parallel, protocol, report
+from create_jax.rundir import Opened, Run
 
 SWITCHES = {
     "split.ties": ("file", "random"),
@@ -50,7 +50,7 @@ def make_config(name: str, method: str, path: str, switches: dict):
     return config
 
 
-def open_cell(config, logs: dict) -> experiment.Opened:
+def open_cell(config, logs: dict) -> Opened:
     """Data and split of a config without a directory; logs are read once."""
     if config.split.ties not in logs:
         logs[config.split.ties] = protocol.load(config)
@@ -59,7 +59,7 @@ def open_cell(config, logs: dict) -> experiment.Opened:
     facts = protocol.describe(config, log, split)
     split = split._replace(test={name: split.test[name] for name in TARGETS})
     run = Run(config, None, parallel.make_mesh(), None)
-    return experiment.Opened(run, split, facts)
+    return Opened(run, split, facts)
 
 
 def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
@@ -75,7 +75,8 @@ def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
                 continue
             if fitted is None:
                 config = make_config(name, "svd", path, {"split.q_test": quantile})
-                fitted, chosen = experiment.fit_svd(open_cell(config, logs))
+                opened = open_cell(config, logs)
+                fitted, chosen = baselines.fit(opened.run, opened.split)
                 rank = chosen["best_metrics"]["rank"]
             lines = []
             for method in METHODS:
@@ -84,7 +85,9 @@ def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
                 tested = []
                 for seed in range(1 if method == "svd" else seeds):
                     config.seed = seed
-                    model = (fitted, chosen) if method == "svd" else (None, None)
+                    model = fitted, chosen
+                    if method != "svd":
+                        model = baselines.fit(opened.run, opened.split)
                     tested.append(experiment.test(opened, *model)[0])
                 for target in tested[0]["test_by_target"]:
                     each = [one["test_by_target"][target] for one in tested]

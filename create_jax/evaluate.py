@@ -348,18 +348,17 @@ def set_seen(queries: Queries, values, to: float):
 
 
 def make_evaluator(
-    config, holdout: Holdout, score: Callable, mesh, mask: int = 0, **changes
+    config, holdout: Holdout, score: Callable, mesh, mask: int = 0, **rules
 ) -> Evaluator:
-    """An Evaluator under the config's rules."""
-    rules = {
+    """An Evaluator under the config's rules; `rules` go before them."""
+    asked = {
         "ks": config.eval.ks,
         "max_len": config.seq.max_len,
         "filter_seen": config.eval.filter_seen,
-        "whole": config.method == "svd" and config.svd.history == "full",
         "batch": config.eval.batch,
         "mask": mask,
     }
-    return Evaluator(holdout, score, mesh, **rules | changes)
+    return Evaluator(holdout, score, mesh, **asked | rules)
 
 
 def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
@@ -379,48 +378,3 @@ def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
         return of
 
     return score
-
-
-def factor_scores(*, fold_in: bool) -> Callable:
-    """Scores of PureSVD from params `users` [U, r] and `items` [V, r].
-
-    fold_in: the user's row is the whole history of the query, not the training rows.
-    """
-
-    def score(params, graph):
-        items = params["items"]
-
-        def of(queries):
-            if not fold_in:
-                return params["users"][queries.histories.users] @ items.T
-            rows = jnp.zeros((len(queries.query), len(items)))
-            return (set_seen(queries, rows, 1.0) @ items) @ items.T
-
-        return of
-
-    return score
-
-
-def counting_scores(counts: np.ndarray, method: str, seed: int) -> Callable:
-    """MostPop, PopRnd and Random as scores, so that they are ranked like any model.
-
-    counts: [V] training rows of each item. PopRnd draws items without replacement with
-    probability proportional to them (Gumbel top-k), Random draws uniformly.
-    """
-    with np.errstate(divide="ignore"):
-        logits = {
-            "mostpop": counts.astype(np.float32),
-            "poprnd": np.log(counts).astype(np.float32),
-            "random": np.zeros(len(counts), np.float32),
-        }[method]
-
-    def noise(number):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        return jax.random.gumbel(key, logits.shape)
-
-    def of(queries):
-        if method == "mostpop":
-            return jnp.broadcast_to(logits, (len(queries.query), len(logits)))
-        return logits + jax.vmap(noise)(queries.query)
-
-    return lambda params, graph: of

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    from create_jax import experiment, protocol, report, settings, tune
+    from create_jax import example, experiment, protocol, report, settings, tune
 
     config = config_for()
     settings.check(config)
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
         say_without_effect([settings.flatten(c.to_dict()) for c in runs])
         report.show([experiment.train_and_evaluate(c, workdir(c)) for c in runs])
         if config.example:
-            experiment.show_example(runs[0], workdir(runs[0]))
+            example.show(runs[0], workdir(runs[0]))
 
 
 @functools.cache

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,28 +15,23 @@ from tqdm import tqdm
 from create_jax import evaluate, feeds, optim, parallel, settings, steps
 from create_jax.checkpoint import Checkpoints
 from create_jax.errors import InputError
-from create_jax.writers import JsonLines
-
-
-class Run(NamedTuple):
-    """What all stages of a run share."""
-
-    config: object
-    workdir: Path
-    mesh: object
-    lines: JsonLines
+from create_jax.rundir import Run
+from create_jax.writers import say
 
 
 class Fitted(NamedTuple):
-    """A trained model: its params on the devices, and how it came about.
+    """A method ready to rank, and how it came about.
 
-    graph: () -> the graph encoder's arrays on the devices, made when first asked for.
+    score: of `evaluate.Evaluator`, from the params and graph here. params: on the
+    devices. graph: () -> the arrays that `score` reads, made when first asked for.
+    reads: the Evaluator's `mask` or `whole`, where `score` needs them.
     """
 
-    model: object
+    score: Callable
     params: dict
     graph: Callable
     progress: dict
+    reads: dict = {}
 
 
 def fit(
@@ -176,7 +170,15 @@ def _fit(run, stage, phases, train, holdout, should_end, trains, opened) -> Fitt
     checkpoints.wait()
     if holdout is not None and progress["best_epoch"]:
         state, _ = checkpoints.restore(progress["best_step"], state)
-    return Fitted(model, state.params, lambda: make_graph()[2], progress)
+    by_graph = model.encoder is None  # its users are what ranks
+    reads = model.system.queries_read_graph(model, by_graph=by_graph)
+    return Fitted(
+        evaluate.model_scores(model, by_graph=by_graph),
+        state.params,
+        (lambda: make_graph()[2]) if reads else tuple,
+        progress,
+        {"mask": model.mask},
+    )
 
 
 @contextmanager
@@ -265,9 +267,3 @@ def _brief(line, select_by):
     if f"valid/{select_by}" in line:
         shown.append(f"valid {select_by} {line[f'valid/{select_by}']:.4f}")
     return "  ".join(shown)
-
-
-def say(text: str) -> None:
-    """One line for people, from process 0."""
-    if jax.process_index() == 0:
-        print(text, flush=True)

@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import jax
 
-from create_jax import experiment, settings, train
+from create_jax import rundir, settings, train
 from create_jax.errors import InputError, StorageError
-from create_jax.train import say
 from create_jax.unread import unread
-from create_jax.writers import JsonLines, check_writable, hold, lock, write_text
+from create_jax.writers import JsonLines, say, write_text
 
 KINDS = ("log", "uniform", "integer", "choice")
 
@@ -98,13 +97,11 @@ def tune(config, workdir: str) -> Path:
     optuna = _import_optuna()
     space = check(config)
     directory = Path(workdir).absolute()
-    check_writable(directory)
-    experiment.refuse_other_config(directory, config, experiment.FREE_IN_A_STUDY)
-    opened = experiment.open_run(config, directory)
+    rundir.check(directory, config, rundir.FREE_IN_A_STUDY)
+    opened = rundir.open_run(config, directory)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with hold(directory, timeout=30):  # for a moment: others may come to help
-        data, free = opened.facts["data"], experiment.FREE_IN_A_STUDY
-        experiment.mark(directory, config, data, free)
+    with rundir.hold(directory, timeout=30):  # for a moment: others may come to help
+        rundir.mark(directory, config, opened.facts["data"], rundir.FREE_IN_A_STUDY)
         file = str(directory / "study.log")
         journal = optuna.storages.journal.JournalFileBackend(file)
     study = optuna.create_study(
@@ -184,7 +181,7 @@ def _lock(directory: Path, number: int):
     """The lock of a trial, or None where another process holds it."""
     place = directory / f"trial-{number:04d}"
     place.mkdir(exist_ok=True)
-    return lock(place / "lock")
+    return rundir.lock(place / "lock")
 
 
 def _run(study, trial, opened, space, optuna) -> None:

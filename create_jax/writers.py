@@ -3,59 +3,15 @@
 Process 0 writes, and a resumed run writes on.
 """
 
-import errno
 import json
 import os
-import sys
-import tempfile
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from create_jax.errors import InputError
-
-
-def lock(path: Path, timeout: float = 0.0):
-    """A lock to enter with `with`, or None where another process holds it for longer
-    than `timeout` seconds. It falls with the process."""
-    try:
-        return filelock.FileLock(path).acquire(timeout=timeout)
-    except filelock.Timeout:
-        return None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        print(f"warning: {path}: this file system has no locks", file=sys.stderr)
-        return nullcontext()
-
-
-@contextmanager
-def hold(directory: Path, timeout: float = 0.0):
-    """Makes a run's directory and keeps all other runs out of it, after `timeout`
-    seconds at most.
-
-    Raises:
-      InputError: another process holds it; in all processes of a cluster alike.
-    """
-    held = None
-    if jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        held = lock(directory / "lock", timeout)
-    free = held is not None
-    if jax.process_count() > 1:
-        free = bool(multihost_utils.broadcast_one_to_all(np.array(free)))
-    if not free:
-        raise InputError(
-            f"{directory}: another process is at work here; wait until it has ended, "
-            "or choose another --workdir"
-        )
-    with held or nullcontext():
-        yield
 
 
 @contextmanager
@@ -170,17 +126,7 @@ def read_json(path: Path):
         ) from None
 
 
-def check_writable(directory: Path) -> None:
-    """Fails before any work if `directory`, which may not exist yet, cannot be written
-    to; leaves nothing behind."""
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place) as probe:
-            probe.write(bytes(4096))
-    except OSError as error:
-        raise InputError(
-            f"--workdir {directory}: {error.strerror or error}; a writable directory "
-            "with free space is needed, choose another with --workdir"
-        ) from None
+def say(text: str) -> None:
+    """One line for people, from process 0."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -12,12 +12,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from create_jax import curves, experiment, feeds, protocol, report, settings, train
+from create_jax import (
+    curves,
+    example,
+    experiment,
+    feeds,
+    protocol,
+    report,
+    rundir,
+    settings,
+    train,
+)
 from create_jax.configs import table
 from create_jax.errors import InputError
 from create_jax.models import create
 from create_jax.runs import load, per_query
-from create_jax.writers import hold
 
 N_ITEMS = 30
 
@@ -132,7 +141,7 @@ def test_a_run_without_its_parameters_is_not_trained_again(created, tmp_path):
     for name in ("config.json", "result.json", "metrics.jsonl"):
         shutil.copy(workdir / name, tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    for ask in (experiment.evaluate_again, experiment.show_example):
+    for ask in (experiment.evaluate_again, example.show):
         with pytest.raises(InputError, match="no checkpoints"):
             ask(config, str(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
@@ -166,7 +175,7 @@ def test_of_equal_scores_the_epoch_that_is_named_is_restored(
     config = make_config(log, "lightgcn", train__epochs=3, checkpoint__seconds=0.0)
     scores = {"ndcg@10": 0.5}
     monkeypatch.setattr(train, "_validator", lambda *_: lambda *_: scores)
-    opened = experiment.open_run(config, tmp_path)
+    opened = rundir.open_run(config, tmp_path)
     phases = settings.make_phases(config)
     parts = opened.split.train, opened.split.valid
     fitted = train.fit(opened.run, "select", phases, *parts)
@@ -193,13 +202,13 @@ def test_a_sequence_model_beats_the_counts(created, log, tmp_path, capsys):
 def test_targets_that_no_method_can_hit_are_named(capsys):
     data = dict(targets_in_history_share=0.51, valid_targets_in_history_share=0.01)
     config = table.get_config("mostpop")
-    experiment.warn_of_hidden_targets(config, data)
+    rundir.warn_of_hidden_targets(config, data)
     text = capsys.readouterr().out
     assert text.startswith("warning: 51.0% of the test targets stand in their own")
     assert "validation" not in text and "--config.eval.filter_seen=False" in text
     config.eval.filter_seen = False
-    experiment.warn_of_hidden_targets(config, data)
-    experiment.warn_of_hidden_targets(table.get_config(), dict.fromkeys(data, 0.01))
+    rundir.warn_of_hidden_targets(config, data)
+    rundir.warn_of_hidden_targets(table.get_config(), dict.fromkeys(data, 0.01))
     assert capsys.readouterr().out == ""
 
 
@@ -226,7 +235,10 @@ def finished(finished_once, tmp_path):
 
 def test_one_process_at_a_time_works_in_a_directory(counted):
     config, workdir = counted
-    with hold(workdir), pytest.raises(InputError, match="another process is at work"):
+    with (
+        rundir.hold(workdir),
+        pytest.raises(InputError, match="another process is at work"),
+    ):
         experiment.train_and_evaluate(config, str(workdir))
     assert [path.name for path in workdir.iterdir()] == ["lock"]
 
@@ -253,7 +265,7 @@ def test_settings_that_change_no_number_may_change(finished, tmp_path):
     changed.eval.batch, changed.seeds, changed.checkpoint.seconds = 7, (0, 1), 5.0
     changed.data.path = str(shutil.copy(config.data.path, tmp_path / "moved.csv"))
     changed.data.counts = (200, 30, 2400)
-    with hold(workdir):  # reading is free
+    with rundir.hold(workdir):  # reading is free
         again = experiment.evaluate_again(changed, str(workdir))
     assert again["test_by_target"] == result["test_by_target"]
     experiment.train_and_evaluate(changed, str(workdir))

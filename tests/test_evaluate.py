@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from create_jax import evaluate, parallel, settings, steps
+from create_jax import baselines, evaluate, parallel, settings, steps
 from create_jax.configs import table
 from create_jax.data import interactions
 from create_jax.data.graph import Pairs
@@ -373,7 +373,7 @@ COUNTS[[3, 5, 9, 12]] = 80, 40, 20, 10
 
 
 def counting(method, mesh, seed=0, top_k=ITEMS):
-    score = evaluate.counting_scores(COUNTS, method, seed)
+    score = baselines.counting_scores(COUNTS, method, seed)
     holdout = HOLDOUT._replace(places=PLACES)
     return rank_with(mesh, holdout, score, {}, filter_seen=False, top_k=top_k)
 
@@ -401,7 +401,7 @@ def test_poprnd_draws_by_count_and_only_what_was_seen():
 def test_first_places_are_drawn_with_the_right_probabilities(method):
     n = 4000
     queries = evaluate.Queries(None, None, jnp.arange(n), None)
-    score = jax.jit(evaluate.counting_scores(COUNTS, method, 0)({}, ()))
+    score = jax.jit(baselines.counting_scores(COUNTS, method, 0)({}, ()))
     scores = np.array(score(queries))
     scores[:, 0] = -np.inf  # padding is no candidate
     drawn = np.bincount(scores.argmax(1), minlength=ITEMS + 1) / n

@@ -2,7 +2,7 @@
 
 import pytest
 
-from create_jax import config_file, experiment
+from create_jax import config_file, experiment, rundir
 from create_jax.errors import InputError
 from create_jax.steps import Phase
 from create_jax.writers import write_json
@@ -47,8 +47,9 @@ def test_a_refit_has_a_share_of_every_phase(phases, best, share, expected):
 def test_a_run_continues_under_what_does_the_same(tmp_path, method, old, new, differs):
     old, new = (config_file.make("table", one, method) for one in (old, new))
     write_json(tmp_path / "config.json", {"config": old.to_dict(), "data": ""})
+    (tmp_path / "metrics.jsonl").touch()  # something was trained
     if not differs:
-        experiment.refuse_other_config(tmp_path, new, experiment.FREE_TO_CHANGE)
+        rundir.refuse_other_config(tmp_path, new, rundir.FREE_TO_CHANGE)
         return
     with pytest.raises(InputError, match=differs):
-        experiment.refuse_other_config(tmp_path, new, experiment.FREE_TO_CHANGE)
+        rundir.refuse_other_config(tmp_path, new, rundir.FREE_TO_CHANGE)

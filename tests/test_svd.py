@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from create_jax import evaluate, experiment, protocol
+from create_jax import baselines, evaluate, experiment, protocol
 from create_jax.configs import table
 from create_jax.data.splits import Holdout
 from create_jax.models import svd
@@ -90,7 +90,7 @@ def test_a_query_is_its_whole_history_or_its_training_row(fold_in):
     mesh = jax.make_mesh((2,), ("data",), **axes)
     # Two slots hold two items, but the whole history counts.
     evaluator = evaluate.Evaluator(
-        *(holdout, evaluate.factor_scores(fold_in=fold_in), mesh),
+        *(holdout, baselines.factor_scores(fold_in=fold_in), mesh),
         **dict(ks=[5], max_len=2, batch=4, keep_lists=True),
         **dict(filter_seen=False, whole=True),
     )

@@ -50,6 +50,7 @@ from benchmarks.parity import bert4rec, histories, rectools_net
 from create_jax import config_file, evaluate, parallel, protocol, settings, train
 from create_jax.data import splits
 from create_jax.data.interactions import take
+from create_jax.rundir import Run
 from create_jax.writers import JsonLines
 
 LENGTH, BATCH, LEARNING_RATE, HIDDEN = 10, 128, 1e-3, 0.2
@@ -99,11 +100,10 @@ def ours(config, log, holdout):
     with tempfile.TemporaryDirectory() as directory:
         workdir = Path(directory)
         lines = JsonLines(workdir / "metrics.jsonl")
-        run = train.Run(config, workdir, mesh, lines)
+        run = Run(config, workdir, mesh, lines)
         phases = settings.make_phases(config)
         fitted = train.fit(run, "fixed", phases, log, None)
-    score = evaluate.model_scores(fitted.model, by_graph=False)
-    found = rank(config, holdout, mesh, score, fitted.params, fitted.model.mask)
+    found = rank(config, holdout, mesh, fitted.score, fitted.params, **fitted.reads)
     return found, fitted.progress["seconds"]["train"]
 
 

@@ -22,6 +22,7 @@ from create_jax import config_file, evaluate, parallel, protocol, settings, trai
 from create_jax.data import splits
 from create_jax.data.interactions import take
 from create_jax.models import sasrec
+from create_jax.rundir import Run
 from create_jax.writers import JsonLines
 
 QUANTILE, VALIDATION_USERS = 0.9, 1024
@@ -97,10 +98,9 @@ def main() -> None:
         )
         workdir.mkdir(parents=True, exist_ok=True)
         lines = JsonLines(workdir / "metrics.jsonl")
-        run = train.Run(config, workdir, parallel.make_mesh(), lines)
+        run = Run(config, workdir, parallel.make_mesh(), lines)
         fitted = train.fit(run, "select", settings.make_phases(config), learned, valid)
-        score = evaluate.model_scores(fitted.model, by_graph=False)
-        evaluator = evaluate.make_evaluator(config, test, score, run.mesh)
+        evaluator = evaluate.make_evaluator(config, test, fitted.score, run.mesh)
         found = evaluator.run(fitted.params, fitted.graph()).metrics
         rows.append([found[name] for name in NAMES])
         values = "  ".join(f"{100 * found[name]:6.2f}" for name in NAMES)

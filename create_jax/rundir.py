@@ -1,0 +1,238 @@
+"""A run's directory: opened with its data, marked, locked, and kept from other runs."""
+
+import errno
+import platform
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from create_jax import parallel, protocol, settings
+from create_jax.data.splits import Split
+from create_jax.errors import InputError
+from create_jax.unread import unread
+from create_jax.writers import JsonLines, read_json, say, whole, write_json
+
+# Settings that may differ when a run, or a study, goes on.
+FREE_TO_CHANGE = (*settings.CHANGE_NO_NUMBER, "tune.")
+FREE_IN_A_STUDY = (*settings.CHANGE_NO_NUMBER, "tune.trials")
+# What a directory holds once something was trained or chosen in it.
+WORK = ("result.json", "metrics.jsonl", "study.log", "checkpoints/*/[0-9]*")
+# The share of queries from which on a run says what is wrong with them.
+NOTABLE = 0.01
+
+
+class Run(NamedTuple):
+    """What all stages of a run share."""
+
+    config: object
+    workdir: Path
+    mesh: object
+    lines: JsonLines
+
+
+class Opened(NamedTuple):
+    """A run with its data. facts: dataset, protocol and data parts of a result, and the
+    versions and commit of the program."""
+
+    run: Run
+    split: Split
+    facts: dict
+
+
+def open_run(config, directory: Path) -> Opened:
+    """The data of a run, compared with what its directory was marked with; nothing is
+    written."""
+    log = protocol.load(config)
+    settings.check_log(config, log)
+    split = protocol.make_split(config, log)
+    facts = protocol.describe(config, log, split)
+    facts |= {"versions": versions(), "git": git_commit()}
+    data = facts["data"]
+    refuse_other_data(directory, data)
+    span = " from {} to {}".format(*data["times"]) if "times" in data else ""
+    say(
+        f"{facts['dataset']}, {config.method}: {data['users']:,} users, "
+        f"{data['items']:,} items, {data['interactions']:,} interactions{span}; "
+        f"{data['train_interactions']:,} to learn from, "
+        f"{data['test_queries']:,} test queries"
+    )
+    warn_of_hidden_targets(config, data)
+    lines = JsonLines(directory / "metrics.jsonl")
+    return Opened(Run(config, directory, parallel.make_mesh(), lines), split, facts)
+
+
+def warn_of_hidden_targets(config, data: dict) -> None:
+    """Says that targets stand in histories that are hidden."""
+    shares = {"test": "targets_in_history_share"}
+    shares["validation"] = "valid_targets_in_history_share"
+    high = [
+        f"{data[key]:.1%} of the {part} targets"
+        for part, key in shares.items()
+        if data[key] > NOTABLE
+    ]
+    if high and config.eval.filter_seen:
+        say(
+            f"warning: {' and '.join(high)} stand in their own history, which is not "
+            "ranked, so that no method can hit them; where users come back to items, "
+            "rank these too with --config.eval.filter_seen=False"
+        )
+
+
+def mark(directory: Path, config, data: dict, free: tuple[str, ...]) -> None:
+    """Writes into a run's directory what it is a run of, or compares with what another
+    process has written since the data were loaded."""
+    refuse_other_config(directory, config, free)
+    refuse_other_data(directory, data)
+    if _begun(directory) is None:
+        about = {"config": config.to_dict(), "data": data["fingerprint"]}
+        write_json(directory / "config.json", about)
+
+
+def _begun(directory: Path) -> dict | None:
+    """What a directory is a run of; None as long as nothing was trained in it: then it
+    may become a run of something else."""
+    if any(next(directory.glob(work), None) for work in WORK):
+        return read_json(directory / "config.json")
+    return None
+
+
+def refuse_other_data(directory: Path, data: dict) -> None:
+    """A run continues with its own data only."""
+    started = _begun(directory)
+    if started is not None and started["data"] != data["fingerprint"]:
+        raise InputError(
+            f"{directory} was trained on other data (fingerprint {started['data']}, "
+            f"now {data['fingerprint']}); bring back the first or choose another "
+            "--workdir"
+        )
+
+
+def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
+    """A run continues under its own config only; says what differs."""
+    started = _begun(directory)
+    if started is None:
+        return
+    old, new = (settings.of_run(c) for c in (started["config"], config.to_dict()))
+    without_effect = unread(new)
+    differ = [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and key not in without_effect
+        and not settings.is_among(key, free)
+    ]
+    if differ:
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise InputError(
+            f"{directory} holds a run of another config: {'; '.join(differ[:4])}"
+            f"{more}; use that config again or choose another --workdir"
+        )
+
+
+def check(directory: Path, config, free: tuple[str, ...]) -> None:
+    """Fails before any work where a run cannot be written or is one of another config.
+
+    Args:
+      free: settings, or sections ("x."), that may differ.
+    """
+    check_writable(directory)
+    refuse_other_config(directory, config, free)
+
+
+def check_writable(directory: Path) -> None:
+    """Fails before any work if `directory`, which may not exist yet, cannot be written
+    to; leaves nothing behind."""
+    place = directory
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise InputError(
+            f"--workdir {directory}: {error.strerror or error}; a writable directory "
+            "with free space is needed, choose another with --workdir"
+        ) from None
+
+
+def lock(path: Path, timeout: float = 0.0):
+    """A lock to enter with `with`, or None where another process holds it for longer
+    than `timeout` seconds. It falls with the process."""
+    try:
+        return filelock.FileLock(path).acquire(timeout=timeout)
+    except filelock.Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        print(f"warning: {path}: this file system has no locks", file=sys.stderr)
+        return nullcontext()
+
+
+@contextmanager
+def hold(directory: Path, timeout: float = 0.0):
+    """Makes a run's directory and keeps all other runs out of it, after `timeout`
+    seconds at most.
+
+    Raises:
+      InputError: another process holds it; in all processes of a cluster alike.
+    """
+    held = None
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = lock(directory / "lock", timeout)
+    free = held is not None
+    if jax.process_count() > 1:
+        free = bool(multihost_utils.broadcast_one_to_all(np.array(free)))
+    if not free:
+        raise InputError(
+            f"{directory}: another process is at work here; wait until it has ended, "
+            "or choose another --workdir"
+        )
+    with held or nullcontext():
+        yield
+
+
+def keep(directory: Path, result: dict, ranks: dict) -> None:
+    """What a report needs; result.json comes last and says that all is there."""
+    if jax.process_index() == 0:
+        # Never an old result beside new ranks.
+        (directory / "result.json").unlink(missing_ok=True)
+        with whole(directory / "ranks.npz") as file:
+            np.savez_compressed(file, **ranks)
+    write_json(directory / "result.json", result)
+
+
+def versions() -> dict:
+    """None for what is not installed, as this package where a checkout is run."""
+
+    def version(name):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    names = ("create_jax", "jax", "flax", "optax", "jraph", "orbax-checkpoint", "numpy")
+    found = {name: version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree; None where it is not a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
