@@ -77,7 +77,7 @@ def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
                 config = make_config(name, "svd", path, {"split.q_test": quantile})
                 opened = open_cell(config, logs)
                 fitted, chosen = baselines.fit(opened.run, opened.split)
-                rank = chosen["best_metrics"]["rank"]
+                rank = chosen.best_metrics["rank"]
             lines = []
             for method in METHODS:
                 config = make_config(name, method, path, switches)

@@ -13,16 +13,16 @@ from create_jax.data.splits import Split
 from create_jax.errors import InputError
 from create_jax.models import svd
 from create_jax.rundir import Run
-from create_jax.train import Fitted
+from create_jax.train import Fitted, Progress
 from create_jax.writers import say
 
 
-def fit(run: Run, split: Split) -> tuple[Fitted, dict | None]:
+def fit(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
     """The method of a run, and what validation chose of it; None = nothing."""
     return FITS[run.config.method](run, split)
 
 
-def fit_svd(run: Run, split: Split) -> tuple[Fitted, dict | None]:
+def fit_svd(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
     """PureSVD with the rank that does best on validation, from all rows to the cut."""
     config, start, chosen = run.config, time.monotonic(), None
     sides = split.train.n_users, split.train.n_items
@@ -49,11 +49,10 @@ def fit_svd(run: Run, split: Split) -> tuple[Fitted, dict | None]:
         scores = _validate(evaluator, factors(split.train, rank), ranks)
         by = config.eval.select_by
         rank = max(ranks, key=lambda rank: scores[rank][by])
-        chosen = {"best_metrics": scores[rank] | {"rank": rank}, "seconds": {}}
+        chosen = Progress(best_metrics=scores[rank] | {"rank": rank})
         say(f"svd: rank {rank} of {ranks} by validation {by}")
     params = parallel.place(run.mesh, factors(split.refit, rank))
-    seconds = {"train": time.monotonic() - start}
-    progress = {"epoch": 0, "seconds": seconds}
+    progress = Progress(seconds={"train": time.monotonic() - start})
     return Fitted(score, params, tuple, progress, reads), chosen
 
 
@@ -74,7 +73,7 @@ def fit_counting(run: Run, split: Split) -> tuple[Fitted, None]:
     train = split.refit
     counts = np.bincount(train.items, minlength=train.n_items + 1)
     score = counting_scores(counts, run.config.method, run.config.seed)
-    return Fitted(score, {}, tuple, {"epoch": 0, "seconds": {}}), None
+    return Fitted(score, {}, tuple, Progress()), None
 
 
 FITS = {

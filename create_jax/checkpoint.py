@@ -1,10 +1,10 @@
 """Orbax checkpoints of one stage of a run: the latest two, and the best, kept apart."""
 
-import copy
 import json
 import os
 import re
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -30,11 +30,13 @@ class Checkpoints:
     as `best_step`; 0 = none. What cannot be read is never deleted.
 
     Args:
+      every: seconds after which a save is due.
       read_only: writes nothing, not even the directory.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
-        self.directory = directory
+    def __init__(self, directory: Path, *, every: float = 0.0, read_only: bool = False):
+        self.directory, self.every = directory, every
+        self.saved_at = time.monotonic()
         self.kept = _Kept()
         self.manager = ocp.CheckpointManager(
             directory.absolute(),
@@ -46,13 +48,21 @@ class Checkpoints:
             ),
         )
 
+    def due(self) -> bool:
+        """Whether the last save is long ago; process 0's clock decides for all, as all
+        must save together."""
+        due = time.monotonic() - self.saved_at >= self.every
+        if jax.process_count() > 1:
+            due = bool(multihost_utils.broadcast_one_to_all(np.array(due)))
+        return due
+
     def save(self, step: int, state, progress: dict) -> None:
+        """Begins to save; `progress` must not be changed any more."""
+        self.saved_at = time.monotonic()
         if step in self.manager.all_steps():
             return
-        # The loop goes on changing its own while this is written.
-        progress = copy.deepcopy(progress)
         self.kept.best = progress["best_step"]
-        progress["checksum"] = _checksum(state, progress)
+        progress = progress | {"checksum": _checksum(state, progress)}
         try:
             self.manager.save(
                 step,

@@ -9,7 +9,7 @@ import jax
 from create_jax import baselines, curves, evaluate, rundir, settings
 from create_jax.errors import InputError
 from create_jax.rundir import FREE_TO_CHANGE, NOTABLE, Opened
-from create_jax.train import Fitted, fit
+from create_jax.train import Fitted, Progress, fit
 from create_jax.writers import read_json, say
 
 
@@ -60,7 +60,7 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
     return result
 
 
-def reopen(config, workdir: str) -> tuple[Opened, Fitted, dict | None]:
+def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
     """A finished run as it ended: its data under the `eval` settings of now, its model,
     and the progress of the stage that chose its length. An InputError where it is not
     finished, or left no checkpoints: it would be trained again."""
@@ -83,7 +83,7 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, dict | None]:
 
 def _select_and_refit(
     opened: Opened, *, trains: bool = True
-) -> tuple[Fitted, dict | None]:
+) -> tuple[Fitted, Progress | None]:
     """The model to test, and the progress of the stage that chose its length."""
     run, split, _ = opened
     if run.config.method in baselines.FITS:
@@ -98,7 +98,7 @@ def _select_and_refit(
     share = 1.0
     if retrain == "scaled":
         share = len(split.train.users) / len(split.refit.users)
-    short = shorten(phases, chosen.progress["best_epoch"], share)
+    short = shorten(phases, chosen.progress.best_epoch, share)
     return stage("refit", short, split.refit, None), chosen.progress
 
 
@@ -131,7 +131,7 @@ def rank(opened: Opened, fitted: Fitted, holdout, **rules) -> evaluate.Ranking:
     return evaluator.run(fitted.params, fitted.graph())
 
 
-def test(opened: Opened, fitted: Fitted, selection: dict | None) -> tuple[dict, dict]:
+def test(opened: Opened, fitted: Fitted, selection: Progress | None) -> tuple:
     """Ranks the test queries of every target rule: the whole content of result.json,
     and of ranks.npz, `<target>` and `<target>_users` [Q] for rules with one target."""
     config, split, facts = opened.run.config, opened.split, opened.facts
@@ -153,7 +153,7 @@ def test(opened: Opened, fitted: Fitted, selection: dict | None) -> tuple[dict, 
     seconds = {"compile": 0.0, "train": 0.0, "eval": time.monotonic() - start}
     stages = [selection, fitted.progress] if selection else [fitted.progress]
     for progress in {id(stage): stage for stage in stages}.values():
-        for name, value in progress["seconds"].items():
+        for name, value in progress.seconds.items():
             seconds[name] += value
     result = {
         "dataset": facts["dataset"],
@@ -161,11 +161,11 @@ def test(opened: Opened, fitted: Fitted, selection: dict | None) -> tuple[dict, 
         "seed": config.seed,
         "protocol": facts["protocol"],
         "data": facts["data"],
-        "valid": selection["best_metrics"] if selection else {},
+        "valid": selection.best_metrics if selection else {},
         "test": by_target[config.eval.target],
         "test_by_target": by_target,
         "tied_targets_share": ties,
-        "epochs": fitted.progress["epoch"],
+        "epochs": fitted.progress.epoch,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "precision": config.model.precision,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -3,13 +3,13 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing, contextmanager
-from functools import cache
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from create_jax import evaluate, feeds, optim, parallel, settings, steps
@@ -17,6 +17,35 @@ from create_jax.checkpoint import Checkpoints
 from create_jax.errors import InputError
 from create_jax.rundir import Run
 from create_jax.writers import say
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage has come; its fields stand by these names in checkpoints.
+
+    epoch, chunk: to go on with. sums: of the losses so far in this epoch. best_step:
+    the checkpoint of the best epoch, 0 = none yet. seconds: clocks, which run on in
+    place.
+    """
+
+    epoch: int = 0
+    chunk: int = 0
+    sums: dict = field(default_factory=dict)
+    best_epoch: int = 0
+    best_step: int = 0
+    best_score: float = -1.0
+    best_metrics: dict = field(default_factory=dict)
+    finished: bool = False
+    ended_early: bool = False
+    seconds: dict = field(
+        default_factory=lambda: {"compile": 0.0, "train": 0.0, "eval": 0.0}
+    )
+
+    @classmethod
+    def restored(cls, saved: dict) -> "Progress":
+        """That of a checkpoint, which may be of another version."""
+        names = {one.name for one in fields(cls)}
+        return cls(**{name: saved[name] for name in saved.keys() & names})
 
 
 class Fitted(NamedTuple):
@@ -30,7 +59,7 @@ class Fitted(NamedTuple):
     score: Callable
     params: dict
     graph: Callable
-    progress: dict
+    progress: Progress
     reads: dict = {}
 
 
@@ -44,157 +73,150 @@ def fit(
 
     Args:
       should_end: (epoch of the last phase, score) -> bool, asked after its validations:
-        a study's wish to end a run without promise (`progress["ended_early"]`).
+        a study's wish to end a run without promise (`progress.ended_early`).
       trains: False: the stage is finished; it is read and nothing is written.
     """
-    with ExitStack() as stack:
-        opened = stack.enter_context
-        return _fit(run, stage, phases, train, holdout, should_end, trains, opened)
-
-
-def _fit(run, stage, phases, train, holdout, should_end, trains, opened) -> Fitted:
-    """Args: opened: enters what is closed at the end, also after an error."""
-    config, mesh = run.config, run.mesh
+    # The model. Its graph is made when first asked for.
+    config = run.config
     model = settings.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
-    state = parallel.place(mesh, steps.init(model, tx, config.seed))
+    state = parallel.place(run.mesh, steps.init(model, tx, config.seed))
+    make_graph = cache(partial(_make_graph, run, model, train))
+    prepare = partial(prepare_phase, run, model, tx, train)
+    validate = _validator(run, model, holdout)
 
-    @cache
-    def make_graph():
-        rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
-        return rows, pairs, parallel.place(mesh, graph, steps.graph_specs(graph))
+    # Where an earlier process stopped, or the beginning.
+    rules, ready = make_stopping(config, phases, holdout), None
+    place, every = run.workdir / "checkpoints" / stage, config.checkpoint.seconds
+    with closing(Checkpoints(place, every=every, read_only=not trains)) as checkpoints:
+        state, progress = _continue(run, stage, checkpoints, state, trains)
+        with _bar(stage, rules.total, progress) as bar:
+            while not progress.finished:
+                # A phase begins: its batches, its program, perhaps a fresh optimizer.
+                epoch, graph = progress.epoch, make_graph()
+                phase = _phase_at(phases, epoch)
+                if ready is None or ready.phase != phase:
+                    ready = prepare(phase, graph, state, progress)
+                    begins = epoch == rules.last_from > 0 and progress.chunk == 0
+                    if begins and config.warmup.reset_optimizer:
+                        fresh = parallel.place(run.mesh, optim.init(tx, state.params))
+                        state = state._replace(opt_state=fresh)
 
-    place = run.workdir / "checkpoints" / stage
-    checkpoints = opened(closing(Checkpoints(place, read_only=not trains)))
-    progress = {
-        "epoch": 0,  # the epoch to continue with, and the next chunk in it
-        "chunk": 0,
-        "sums": {},  # of the losses so far in this epoch
-        "best_epoch": 0,
-        "best_step": 0,  # the checkpoint of that epoch
-        "best_score": -1.0,
-        "best_metrics": {},
-        "finished": False,
-        "ended_early": False,
-        "seconds": {"compile": 0.0, "train": 0.0, "eval": 0.0},
-    }
-    if not trains:
-        state, progress = checkpoints.restore(None, state)
-        if not progress["finished"]:
-            raise InputError(
-                f"{place}: the newest checkpoint is of an unfinished stage; bring the "
-                "last one back, or train again into another --workdir"
-            )
-    else:
-        restored = checkpoints.restore_latest(state)
-        if restored is not None:
-            state, progress = restored
-            if not progress["finished"]:
-                say(f"{stage}: continuing in epoch {progress['epoch'] + 1}")
-        run.lines.rewind(
-            lambda line: line["stage"] != stage or line["epoch"] <= progress["epoch"]
-        )
+                # The epoch, or what is left of it.
+                with _timed(progress.seconds, "train"):
+                    state, progress = run_epoch(
+                        ready, state, progress, checkpoints, bar
+                    )
+                step, metrics, early = int(state.step), {}, False
 
-    seconds, every = progress["seconds"], config.checkpoint.seconds
-    total = sum(p.epochs for p in phases)
-    last_phase_from = total - phases[-1].epochs
-    bar = opened(_bar(stage, total, progress))
-    current, pending, step, saved_at = None, [], int(state.step), time.monotonic()
-    validate = None
-    if not progress["finished"]:
-        rows, pairs, graph = make_graph()
-        if holdout is not None:
-            validate = _validator(run, model, phases, holdout)
-    while not progress["finished"]:
-        epoch = progress["epoch"]
-        phase = _phase_at(phases, epoch)
-        if phase != current:
-            feed = feeds.Feed(config, model, phase, train, rows, pairs, mesh.size)
-            batch = _place(run, feed.batch(feed.plan(epoch), 0))
-            with _timed(seconds, "compile"):
-                dispatch = steps.compile_phase(
-                    model, phase, tx, config.seed, mesh, batch, graph
-                )
-                dispatch = dispatch.lower(state, batch, graph).compile()
-            switching = epoch == last_phase_from > 0 and progress["chunk"] == 0
-            if switching and config.warmup.reset_optimizer:
-                fresh = parallel.place(mesh, optim.init(tx, state.params))
-                state = state._replace(opt_state=fresh)
-            current = phase
+                # Validation.
+                if rules.validates(epoch + 1):
+                    with _timed(progress.seconds, "eval"):
+                        metrics = validate(state.params, graph.arrays, phase)
+                    if should_end is not None and epoch >= rules.last_from:
+                        score = metrics[rules.select_by]
+                        early = should_end(epoch + 1 - rules.last_from, score)
 
-        with _timed(seconds, "train"):
-            plan = feed.plan(epoch)
-            for chunk in range(progress["chunk"], feed.chunks):
-                # Made while the dispatch before it runs.
-                batch = _place(run, feed.batch(plan, chunk))
-                step = _settle(pending, progress["sums"], step, phase)
-                state, losses = dispatch(state, batch, graph)
-                pending.append(losses)
-                progress["chunk"] = chunk + 1
-                bar.update(epoch + chunk / feed.chunks - bar.n)
-                if chunk + 1 < feed.chunks and _due(saved_at, every):
-                    step = _settle(pending, progress["sums"], step, phase)
-                    checkpoints.save(step, state, progress)
-                    saved_at = time.monotonic()
-            step = _settle(pending, progress["sums"], step, phase)
+                # The record; the best so far, and whether this was the last epoch.
+                line = _line(stage, ready, step, progress, metrics)
+                run.lines.write(line)
+                bar.update(epoch + 1 - bar.n)
+                bar.set_postfix_str(_brief(line, rules.select_by), refresh=False)
+                progress = after_epoch(progress, rules, step, metrics, early)
+                due, better = checkpoints.due(), progress.best_epoch == epoch + 1
+                if due or better or progress.finished:
+                    checkpoints.save(step, state, asdict(progress))
 
-        line = {"stage": stage, "epoch": epoch + 1, "phase": phase.name, "step": step}
-        line |= {k: v / feed.steps for k, v in progress["sums"].items()}
-        progress |= {"epoch": epoch + 1, "chunk": 0, "sums": {}}
-        last, early = epoch + 1 == total, False
-        if validate is not None and ((epoch + 1) % config.eval.every == 0 or last):
-            with _timed(seconds, "eval"):
-                metrics = validate(state.params, graph, phase)
-            line |= {f"valid/{name}": value for name, value in metrics.items()}
-            if phase == phases[-1]:
-                score = metrics[config.eval.select_by]
-                if score > progress["best_score"]:
-                    progress |= {"best_epoch": epoch + 1, "best_step": step}
-                    progress |= {"best_score": score, "best_metrics": metrics}
-                early = should_end is not None and should_end(
-                    epoch + 1 - last_phase_from, score
-                )
-        better = progress["best_epoch"] == epoch + 1
-        waited = epoch + 1 - max(progress["best_epoch"], last_phase_from)
-        stop = (
-            validate is not None and waited >= config.train.patience * config.eval.every
-        )
-        progress |= {"finished": last or stop or early, "ended_early": early}
-        bar.update(epoch + 1 - bar.n)
-        bar.set_postfix_str(_brief(line, config.eval.select_by), refresh=False)
-        run.lines.write(line)
-        due = _due(saved_at, every)
-        if better or due or progress["finished"]:
-            checkpoints.save(step, state, progress)
-            saved_at = time.monotonic()
-    checkpoints.wait()
-    if holdout is not None and progress["best_epoch"]:
-        state, _ = checkpoints.restore(progress["best_step"], state)
+        # The parameters of the best epoch, where there is one.
+        checkpoints.wait()
+        if holdout is not None and progress.best_epoch:
+            state, _ = checkpoints.restore(progress.best_step, state)
+    return _fitted(model, state.params, make_graph, progress)
+
+
+def _fitted(model, params: dict, make_graph: Callable, progress: Progress) -> Fitted:
     by_graph = model.encoder is None  # its users are what ranks
+    score = evaluate.model_scores(model, by_graph=by_graph)
     reads = model.system.queries_read_graph(model, by_graph=by_graph)
-    return Fitted(
-        evaluate.model_scores(model, by_graph=by_graph),
-        state.params,
-        (lambda: make_graph()[2]) if reads else tuple,
-        progress,
-        {"mask": model.mask},
+
+    def graph():
+        return make_graph().arrays if reads else ()
+
+    return Fitted(score, params, graph, progress, {"mask": model.mask})
+
+
+# --- before the epochs ----------------------------------------------------------------
+
+
+class Graph(NamedTuple):
+    """The user-item graph of a stage: its rows, their pairs, and the arrays that steps
+    read, on the devices; None, None and () without one."""
+
+    rows: object
+    pairs: object
+    arrays: object
+
+
+def _make_graph(run: Run, model, train) -> Graph:
+    rows, pairs, graph = feeds.make_graph(run.config, model, train, run.mesh.size)
+    return Graph(rows, pairs, parallel.place(run.mesh, graph, steps.graph_specs(graph)))
+
+
+def _continue(run: Run, stage: str, checkpoints, state, trains: bool):
+    """(state, progress) of the newest checkpoint, or the state given and the beginning;
+    lines of epochs after it are dropped.
+
+    Raises:
+      InputError: the stage is not to be trained and not finished.
+    """
+    if not trains:
+        state, saved = checkpoints.restore(None, state)
+        if not saved["finished"]:
+            raise InputError(
+                f"{checkpoints.directory}: the newest checkpoint is of an unfinished "
+                "stage; bring the last one back, or train again into another --workdir"
+            )
+        return state, Progress.restored(saved)
+    progress, restored = Progress(), checkpoints.restore_latest(state)
+    if restored is not None:
+        state, progress = restored[0], Progress.restored(restored[1])
+        if not progress.finished:
+            say(f"{stage}: continuing in epoch {progress.epoch + 1}")
+    run.lines.rewind(
+        lambda line: line["stage"] != stage or line["epoch"] <= progress.epoch
     )
+    return state, progress
 
 
-@contextmanager
-def _timed(seconds: dict, name: str):
-    """Adds the time of a block to a dict that is saved with the run."""
-    start = time.monotonic()
-    yield
-    seconds[name] += time.monotonic() - start
+class Ready(NamedTuple):
+    """A phase to run. dispatch: (state, batch, graph) -> (state, losses), compiled."""
+
+    phase: steps.Phase
+    feed: feeds.Feed
+    dispatch: Callable
+    mesh: object
+    graph: Graph
+
+    def batch(self, plan, chunk: int) -> steps.StepBatch:
+        """A dispatch's batch, on the devices."""
+        return _place(self.mesh, self.feed.batch(plan, chunk))
 
 
-def _due(saved_at: float, seconds: float) -> bool:
-    """Whether to save; process 0's clock decides for all, as all must save together."""
-    due = time.monotonic() - saved_at >= seconds
-    if jax.process_count() > 1:
-        due = bool(multihost_utils.broadcast_one_to_all(np.array(due)))
-    return due
+def _place(mesh, batch: steps.StepBatch) -> steps.StepBatch:
+    return parallel.place(mesh, batch, steps.batch_specs(batch))
+
+
+def prepare_phase(run, model, tx, train, phase, graph, state, progress) -> Ready:
+    """Plans the batches of a phase and compiles its program."""
+    config, mesh = run.config, run.mesh
+    feed = feeds.Feed(config, model, phase, train, graph.rows, graph.pairs, mesh.size)
+    batch = _place(mesh, feed.batch(feed.plan(progress.epoch), 0))
+    with _timed(progress.seconds, "compile"):
+        dispatch = steps.compile_phase(
+            model, phase, tx, config.seed, mesh, batch, graph.arrays
+        )
+        dispatch = dispatch.lower(state, batch, graph.arrays).compile()
+    return Ready(phase, feed, dispatch, mesh, graph)
 
 
 def _phase_at(phases, epoch):
@@ -205,32 +227,102 @@ def _phase_at(phases, epoch):
     raise ValueError("no phase has that epoch")
 
 
-def _place(run, batch):
-    return parallel.place(run.mesh, batch, steps.batch_specs(batch))
+# --- an epoch -------------------------------------------------------------------------
 
 
-def _settle(pending: list, sums: dict, step: int, phase) -> int:
+def run_epoch(ready: Ready, state, progress: Progress, checkpoints, bar):
+    """(state, progress) after all dispatches of an epoch, or those that are left.
+
+    A batch is made while the dispatch before it runs. Saves between dispatches when it
+    is time to.
+    """
+    feed, losses = ready.feed, None
+    plan = feed.plan(progress.epoch)
+    before = int(state.step) - progress.chunk * feed.chunk_steps
+    for chunk in range(progress.chunk, feed.chunks):
+        batch = ready.batch(plan, chunk)
+        progress = _settle(progress, losses, before, ready)
+        state, losses = ready.dispatch(state, batch, ready.graph.arrays)
+        bar.update(progress.epoch + chunk / feed.chunks - bar.n)
+        if chunk + 1 < feed.chunks and checkpoints.due():
+            progress, losses = _settle(progress, losses, before, ready), None
+            checkpoints.save(int(state.step), state, asdict(progress))
+    return state, _settle(progress, losses, before, ready)
+
+
+def _settle(progress: Progress, losses, before: int, ready: Ready) -> Progress:
     """Waits for the dispatch under way, if any, and adds its losses in float64.
 
-    Returns the steps taken. A loss or gradient that is not finite ends the run before
-    it can reach a checkpoint.
+    A loss or gradient that is not finite ends the run before it can reach a checkpoint.
+
+    Args:
+      before: steps taken before this epoch, for that message.
     """
-    while pending:
-        losses = jax.device_get(pending.pop())
-        bad = steps.first_bad_step(losses)
-        if bad is not None:
-            raise InputError(
-                f"{bad[1]} is not finite at step {step + bad[0]} of phase "
-                f"{phase.name}; in another --workdir, lower optim.lr or the weight of "
-                "that loss, or set optim.clip=1; the last checkpoint is intact"
-            )
-        for name, values in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(np.sum(values, dtype=np.float64))
-        step += len(losses["loss"])
-    return step
+    if losses is None:
+        return progress
+    losses, sums = jax.device_get(losses), dict(progress.sums)
+    bad = steps.first_bad_step(losses)
+    if bad is not None:
+        step = before + progress.chunk * ready.feed.chunk_steps + bad[0]
+        raise InputError(
+            f"{bad[1]} is not finite at step {step} of phase {ready.phase.name}; in "
+            "another --workdir, lower optim.lr or the weight of that loss, or set "
+            "optim.clip=1; the last checkpoint is intact"
+        )
+    for name, values in losses.items():
+        sums[name] = sums.get(name, 0.0) + float(np.sum(values, dtype=np.float64))
+    return replace(progress, chunk=progress.chunk + 1, sums=sums)
 
 
-def _validator(run, model, phases, holdout):
+# --- after an epoch -------------------------------------------------------------------
+
+
+class Stopping(NamedTuple):
+    """When a stage validates and when it ends; epochs count through its phases.
+
+    total: epochs of all phases. last_from: epochs before the last phase. every: epochs
+    from one validation to the next; 0 = there is no holdout. patience: validations of
+    the last phase without a better score that end the stage.
+    """
+
+    total: int
+    last_from: int
+    every: int
+    patience: int
+    select_by: str
+
+    def validates(self, epoch: int) -> bool:
+        """Whether the epoch with this number, from 1, is followed by a validation."""
+        return self.every > 0 and (epoch % self.every == 0 or epoch == self.total)
+
+
+def make_stopping(config, phases, holdout) -> Stopping:
+    total = sum(phase.epochs for phase in phases)
+    every = config.eval.every if holdout is not None else 0
+    before = total - phases[-1].epochs
+    return Stopping(total, before, every, config.train.patience, config.eval.select_by)
+
+
+def after_epoch(
+    progress: Progress, rules: Stopping, step: int, metrics: dict, ended_early: bool
+) -> Progress:
+    """The progress after one more epoch: the best so far, and whether it is over.
+
+    Args:
+      step: taken in all. metrics: of the validation; empty where there was none.
+    """
+    epoch = progress.epoch + 1
+    progress = replace(progress, epoch=epoch, chunk=0, sums={}, ended_early=ended_early)
+    counts = bool(metrics) and epoch > rules.last_from
+    if counts and metrics[rules.select_by] > progress.best_score:
+        best = {"best_score": metrics[rules.select_by], "best_metrics": metrics}
+        progress = replace(progress, best_epoch=epoch, best_step=step, **best)
+    waited = epoch - max(progress.best_epoch, rules.last_from)
+    tired = rules.every > 0 and waited >= rules.patience * rules.every
+    return replace(progress, finished=epoch == rules.total or tired or ended_early)
+
+
+def _validator(run: Run, model, holdout) -> Callable:
     """(params, graph, phase) -> metrics. A warm-up is scored with the graph's users."""
     config, evaluators = run.config, {}
 
@@ -249,13 +341,29 @@ def _validator(run, model, phases, holdout):
     return validate
 
 
+@contextmanager
+def _timed(seconds: dict, name: str):
+    """Adds the time of a block to a dict that is saved with the run."""
+    start = time.monotonic()
+    yield
+    seconds[name] += time.monotonic() - start
+
+
+def _line(stage: str, ready: Ready, step: int, progress: Progress, metrics: dict):
+    """What metrics.jsonl says of an epoch that has ended: means of losses, metrics."""
+    line = {"stage": stage, "epoch": progress.epoch + 1}
+    line |= {"phase": ready.phase.name, "step": step}
+    line |= {name: total / ready.feed.steps for name, total in progress.sums.items()}
+    return line | {f"valid/{name}": value for name, value in metrics.items()}
+
+
 def _bar(stage, total, progress):
     return tqdm(
         total=total,
-        initial=progress["epoch"],
+        initial=progress.epoch,
         desc=stage,
         unit="epoch",
-        disable=progress["finished"] or jax.process_index() != 0,
+        disable=progress.finished or jax.process_index() != 0,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
         bar_format="{desc:>6} {percentage:3.0f}%|{bar:24}| epoch {n:.1f}/{total} "
         "[{elapsed}<{remaining}] {postfix}",

@@ -220,14 +220,14 @@ def _run(study, trial, opened, space, optuna) -> None:
                 f"more than 10 trials failed, the last with: {error}"
             ) from None
     else:
-        trial.set_user_attr("best_epoch", progress["best_epoch"])
-        early = progress["ended_early"]
+        trial.set_user_attr("best_epoch", progress.best_epoch)
+        early = progress.ended_early
         if early:
             study.tell(trial, state=states.PRUNED)
         else:
-            study.tell(trial, progress["best_score"])
-        by = f"{config.eval.select_by} {progress['best_score']:.4f}"
-        at = f"epoch {progress['best_epoch']}"
+            study.tell(trial, progress.best_score)
+        by = f"{config.eval.select_by} {progress.best_score:.4f}"
+        at = f"epoch {progress.best_epoch}"
         say(f"trial {trial.number}: {by} at {at}{', ended early' if early else ''}")
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 

@@ -179,7 +179,7 @@ def test_of_equal_scores_the_epoch_that_is_named_is_restored(
     phases = settings.make_phases(config)
     parts = opened.split.train, opened.split.valid
     fitted = train.fit(opened.run, "select", phases, *parts)
-    assert fitted.progress["best_epoch"] == 1
+    assert fitted.progress.best_epoch == 1
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     kept = tmp_path / "checkpoints" / "select" / str(first["step"])
     saved = ocp.StandardCheckpointer().restore(kept / "state")

@@ -52,7 +52,7 @@ def trained(monkeypatch):
         one = run.config
         chosen = (one.optim.lr, one.seq.dropout, one.seq.blocks, one.train.batch)
         calls.append((run.workdir.name, chosen, early))
-        progress = {"best_epoch": 15, "best_score": best, "ended_early": early}
+        progress = train.Progress(best_epoch=15, best_score=best, ended_early=early)
         return SimpleNamespace(progress=progress)
 
     monkeypatch.setattr(train, "fit", fit)
@@ -112,8 +112,8 @@ def test_a_warm_up_that_was_tuned_is_that_of_the_best_trial(
 ):
     def fit(run, *_, should_end):
         warmup = run.config.warmup.epochs
-        progress = {"best_epoch": warmup + 4, "best_score": warmup / 100}
-        return SimpleNamespace(progress=progress | {"ended_early": False})
+        progress = train.Progress(best_epoch=warmup + 4, best_score=warmup / 100)
+        return SimpleNamespace(progress=progress)
 
     monkeypatch.setattr(train, "fit", fit)
     config.method, config.tune.trials, config.warmup.epochs = "create", 3, 10
@@ -131,7 +131,7 @@ def test_a_killed_trial_is_continued_with_its_settings(config, monkeypatch, tmp_
         should_end(1, 0.1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        progress = {"best_epoch": 1, "best_score": 0.1, "ended_early": False}
+        progress = train.Progress(best_epoch=1, best_score=0.1)
         return SimpleNamespace(progress=progress)
 
     monkeypatch.setattr(train, "fit", fit)
@@ -156,7 +156,7 @@ def test_a_trial_of_another_process_is_left_to_it(config, trained, tmp_path):
         config.tune.trials = 2
         tune.tune(config, str(folder))
         other.extend(name for name, *_ in trained)
-        progress = {"best_epoch": 1, "best_score": 0.9, "ended_early": False}
+        progress = train.Progress(best_epoch=1, best_score=0.9)
         return SimpleNamespace(progress=progress)
 
     with pytest.MonkeyPatch.context() as monkey:

@@ -104,7 +104,7 @@ def ours(config, log, holdout):
         phases = settings.make_phases(config)
         fitted = train.fit(run, "fixed", phases, log, None)
     found = rank(config, holdout, mesh, fitted.score, fitted.params, **fitted.reads)
-    return found, fitted.progress["seconds"]["train"]
+    return found, fitted.progress.seconds["train"]
 
 
 def peer(config, log, holdout):

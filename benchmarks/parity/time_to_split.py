@@ -104,7 +104,7 @@ def main() -> None:
         found = evaluator.run(fitted.params, fitted.graph()).metrics
         rows.append([found[name] for name in NAMES])
         values = "  ".join(f"{100 * found[name]:6.2f}" for name in NAMES)
-        print(f"seed {seed}: {values}  best epoch {fitted.progress['best_epoch']}")
+        print(f"seed {seed}: {values}  best epoch {fitted.progress.best_epoch}")
     rows = 100 * np.array(rows)
     lines = {"mean": rows.mean(0), "deviation": rows.std(0, ddof=1)}
     lines["published"] = 100 * np.array(PUBLISHED[flags.data])

@@ -1,0 +1,70 @@
+"""The pure parts of the loop: when a stage validates, what is best, when it ends."""
+
+import dataclasses
+import json
+
+import pytest
+
+from create_jax.train import Progress, Stopping, after_epoch
+
+# Two epochs of warm-up, eight of the last phase, a validation after each second epoch.
+RULES = Stopping(total=10, last_from=2, every=2, patience=2, select_by="ndcg@10")
+
+
+def train_through(scores: dict, rules=RULES, end_at=None) -> Progress:
+    """Epochs up to the end, ten steps each; `scores` by the number of the epoch."""
+    progress = Progress()
+    while not progress.finished:
+        epoch = progress.epoch + 1
+        metrics = {}
+        if rules.validates(epoch):
+            metrics = {"ndcg@10": scores[epoch]}
+        progress = after_epoch(progress, rules, 10 * epoch, metrics, epoch == end_at)
+    return progress
+
+
+@pytest.mark.parametrize(
+    "scores, ended, best",
+    [
+        ({2: 0.9, 4: 0.1, 6: 0.2, 8: 0.3, 10: 0.4}, 10, 10),  # a warm-up never counts
+        ({2: 0.9, 4: 0.5, 6: 0.2, 8: 0.3, 10: 0.9}, 8, 4),  # two validations in vain
+        ({2: 0.0, 4: 0.1, 6: 0.2, 8: 0.2, 10: 0.2}, 10, 6),  # equal is not better
+        ({2: 0.0, 4: 0.0, 6: 0.0, 8: 0.0, 10: 0.0}, 8, 4),  # a score of 0 is one
+    ],
+)
+def test_patience_counts_validations_of_the_last_phase(scores, ended, best):
+    progress = train_through(scores)
+    assert (progress.epoch, progress.best_epoch) == (ended, best)
+    assert progress.best_step == 10 * best and not progress.ended_early
+    assert progress.best_metrics == {"ndcg@10": progress.best_score}
+
+
+def test_without_a_holdout_every_epoch_is_trained():
+    progress = train_through({}, RULES._replace(every=0))
+    assert progress.epoch == 10 and progress.best_epoch == 0
+
+
+def test_the_last_epoch_is_validated_even_between_two():
+    assert RULES._replace(total=11).validates(11)
+    assert (
+        train_through({2: 0, 4: 0.1, 5: 0.3}, RULES._replace(total=5)).best_epoch == 5
+    )
+
+
+def test_a_study_ends_a_stage():
+    progress = train_through({2: 0.1, 4: 0.2, 6: 0.3}, end_at=6)
+    assert progress.epoch == 6 and progress.ended_early and progress.finished
+
+
+def test_progress_has_the_names_of_old_checkpoints():
+    old = {
+        **{"epoch": 3, "chunk": 1, "sums": {"loss": 0.5}, "best_epoch": 2},
+        **{"best_step": 20, "best_score": 0.1, "best_metrics": {"ndcg@10": 0.1}},
+        **{"finished": False, "ended_early": False},
+        "seconds": {"compile": 1.0, "train": 2.0, "eval": 3.0},
+    }
+    progress = Progress.restored(json.loads(json.dumps(old)))
+    assert dataclasses.asdict(progress) == old
+    # Of a version without a field, or with one more.
+    del old["ended_early"]
+    assert Progress.restored(old | {"later": 1}) == progress
