@@ -316,16 +316,34 @@ def test_the_readme_is_short_and_has_only_numbers_of_the_results():
     )
 
 
-def test_the_map_of_the_house_has_every_module_once():
-    house = section(ROOT / "README.md", "The house").split("```")[1]
+@pytest.fixture(scope="module")
+def house() -> list[str]:
+    """The modules as README's map has them, from the top."""
     listed = []
-    for line in house.strip().splitlines():
+    for line in section(ROOT / "README.md", "The house").split("```")[1].splitlines():
         names = line.split("#")[0].split()
-        folder = names.pop(0) if names[0].endswith("/") else ""
-        listed += [f"{folder}{name}.py" for name in names]
+        folder = names.pop(0) if names and names[0].endswith("/") else ""
+        listed += [folder + name for name in names]
+    return listed
+
+
+def test_the_map_of_the_house_has_every_module_once(house):
     package = ROOT / "create_jax"
-    modules = [str(path.relative_to(package)) for path in package.rglob("*.py")]
-    assert sorted(listed) == sorted(m for m in modules if "__init__" not in m)
+    paths = [path for path in package.rglob("*.py") if path.stem != "__init__"]
+    modules = [path.relative_to(package).with_suffix("") for path in paths]
+    assert sorted(house) == sorted(map(str, modules))
+
+
+def test_a_module_imports_from_those_after_it_only(house):
+    """Also inside functions."""
+    for number, name in enumerate(house):
+        tree = ast.parse((ROOT / f"create_jax/{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and "create_jax" in (node.module or ""):
+                inside = node.module.replace(".", "/").removeprefix("create_jax")
+                found = [inside, *(f"{inside}/{one.name}" for one in node.names)]
+                above = {one.strip("/") for one in found} & set(house[: number + 1])
+                assert not above, f"{name} imports {above}"
 
 
 def test_the_example_of_extending_runs_as_printed():
