@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from create_jax import baselines, config_file, experiment, parallel, protocol, report
-from create_jax.rundir import Opened, Run
+from create_jax.rundir import Opened, Run, program
 
 SWITCHES = {
     "split.ties": ("file", "random"),
@@ -56,7 +56,7 @@ def open_cell(config, logs: dict) -> Opened:
         logs[config.split.ties] = protocol.load(config)
     log = logs[config.split.ties]
     split = protocol.make_split(config, log)
-    facts = protocol.describe(config, log, split)
+    facts = protocol.describe(config, log, split) | program()
     split = split._replace(test={name: split.test[name] for name in TARGETS})
     run = Run(config, None, parallel.make_mesh(), None)
     return Opened(run, split, facts)

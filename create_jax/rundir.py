@@ -54,8 +54,7 @@ def open_run(config, directory: Path) -> Opened:
     log = protocol.load(config)
     settings.check_log(config, log)
     split = protocol.make_split(config, log)
-    facts = protocol.describe(config, log, split)
-    facts |= {"versions": versions(), "git": git_commit()}
+    facts = protocol.describe(config, log, split) | program()
     data = facts["data"]
     refuse_other_data(directory, data)
     span = " from {} to {}".format(*data["times"]) if "times" in data else ""
@@ -210,6 +209,11 @@ def keep(directory: Path, result: dict, ranks: dict) -> None:
         with whole(directory / "ranks.npz") as file:
             np.savez_compressed(file, **ranks)
     write_json(directory / "result.json", result)
+
+
+def program() -> dict:
+    """Versions and commit, for a result; read before the work, so as not to cost it."""
+    return {"versions": versions(), "git": git_commit()}
 
 
 def versions() -> dict:
