@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from create_jax import bootstrap
+from create_jax import bootstrap, ranks
 from create_jax.errors import InputError
 from create_jax.runs import System, by_section, per_query, targets_of
 
@@ -79,7 +79,7 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
         for system, end, runs in zip(systems, ends, n_runs, strict=True):
             own = slice(end - runs, end)
             # A stream of its own: no difference changes when other systems are added.
-            names_of_runs = " ".join(folder.name for folder in system.folders)
+            names_of_runs = " ".join(map(ranks.name_of, system.folders))
             seeds = np.random.default_rng(list(names_of_runs.encode()))
             bootstrapped[id(system)] = bootstrap.resample_seeds(drawn[:, own], seeds)
             means[id(system)] = sums[:, own].sum(0).mean(0) / counts.sum()

@@ -1,11 +1,11 @@
 """Results as tables and pictures: python -m create_jax.report RUNS... [--out=DIR]
 
-RUNS are directories of finished runs, or directories full of them. Runs of one method
-and settings with several seeds become one line, mean and sample deviation; the paper's
-line stands below it. A table holds runs of one data set and one protocol. Each line is
-compared with the baseline, and variants of a method with what they vary, by a paired
-bootstrap over users and seeds; p-values are corrected for the number of comparisons in
-a table (Holm 1979).
+RUNS are directories of finished runs, or directories full of them, two levels deep.
+Runs of one method and settings with several seeds become one line, mean and sample
+deviation; the paper's line stands below it. A table holds runs of one data set and one
+protocol. Each line is compared with the baseline, and variants of a method with what
+they vary, by a paired bootstrap over users and seeds; p-values are corrected for the
+number of comparisons in a table (Holm 1979).
 
 Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
 figures. With --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->`

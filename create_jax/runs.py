@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from create_jax import metrics, protocol, settings
+from create_jax import metrics, protocol, ranks, settings
 from create_jax.errors import InputError
 
 # Of a config, what does not make another system.
@@ -31,15 +31,15 @@ class System(NamedTuple):
 
 
 def find_runs(places: list[str]) -> list[Path]:
-    """The directories with a result.json at or right below the places."""
+    """The directories with a result.json: the places, and up to two levels below."""
     found = []
     for place in map(Path, places):
-        below = [place, *sorted(place.glob("*"))] if place.is_dir() else []
+        below = [place, *sorted([*place.glob("*"), *place.glob("*/*")])]
         runs = [folder for folder in below if (folder / "result.json").exists()]
         if not runs:
             raise InputError(
-                f"{place}: found no result.json in it or right below it; expected a "
-                "finished run or a directory of them"
+                f"{place}: found no result.json in it or up to two levels below; "
+                "expected a finished run or a directory of them"
             )
         found += [folder for folder in runs if folder not in found]
     return found
@@ -170,15 +170,14 @@ def common_targets(results: list[dict]) -> list[str]:
 def targets_of(systems: list[System]) -> list[str]:
     """The target rules whose ranks all runs have: those with one target a query."""
     results = [result for system in systems for result in system.results]
-    with np.load(systems[0].folders[0] / "ranks.npz") as file:
-        return [rule for rule in file if rule in common_targets(results)]
+    common = common_targets(results)
+    return [rule for rule in ranks.targets(systems[0].folders[0]) if rule in common]
 
 
 def per_query(folder: Path, target: str, names) -> tuple[np.ndarray, np.ndarray]:
     """(users [Q], metrics of each query [Q, M]) from the saved ranks of a run."""
-    with np.load(folder / "ranks.npz") as file:
-        users, ranks = file[f"{target}_users"], file[target]
+    users, places = ranks.read(folder, target)
     at = {
-        k: metrics.from_ranks(ranks, k) for k in {int(n.split("@")[1]) for n in names}
+        k: metrics.from_ranks(places, k) for k in {int(n.split("@")[1]) for n in names}
     }
     return users, np.stack([at[int(n.split("@")[1])][n] for n in names], axis=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from create_jax import bootstrap, metrics, report, settings
+from create_jax import bootstrap, metrics, ranks, report, settings
 from create_jax.claims import make_claims
 from create_jax.errors import InputError
 from create_jax.runs import find_runs, load
@@ -362,6 +362,42 @@ def test_documents_are_filled_between_marks_and_nowhere_else(runs, capsys):
         page.write_text(wrong)
         assert report.main(arguments) == 2 and page.read_text() == wrong
         assert reason in capsys.readouterr().err
+
+
+def test_packed_ranks_make_the_same_report_wherever_they_are(runs):
+    def claims(*places):
+        systems = load(find_runs([str(runs / place) for place in places]))
+        return make_claims(systems, "sasrec", ["ndcg@100", "mrr@10"], 99)
+
+    whole, sizes = claims("a", "b"), []
+    for file in sorted(runs.glob("*/*/ranks.npz")):
+        sizes.append(file.stat().st_size)
+        ranks.pack(file.parent, runs)
+        ranks.pack(file.parent, runs)  # again: nothing to do
+        with np.load(file) as packed:
+            assert packed["last"].dtype == np.uint8 and packed["last"].max() == 100
+        sizes[-1] /= file.stat().st_size
+    assert min(sizes) > 2 and len(list(runs.glob("users-*.npz"))) == 1
+    assert claims("a", "b") == whole
+    for old in sorted(runs.glob("a/*")):
+        method, seed = old.name.split("-")
+        (runs / "c" / method).mkdir(parents=True, exist_ok=True)
+        old.rename(runs / "c" / method / f"seed-{seed}")
+    assert claims("c", "b") == whole
+    next(runs.glob("users-*.npz")).unlink()
+    with pytest.raises(InputError, match="its users are in users-.*npz, which no dir"):
+        claims("c")
+
+
+def test_a_seed_is_called_after_its_system(runs):
+    make_run(runs / "c/none/seed-3", "create", 3, ranks_like(3))
+    assert ranks.name_of(runs / "c/none/seed-3") == "none/seed-3"
+    assert ranks.name_of(runs / "a/create-0") == "create-0"
+    assert find_runs([str(runs / "c")]) == [runs / "c/none/seed-3"]
+    assert ranks.main([str(runs / "c")]) == 0
+    found = ranks.read(runs / "c/none/seed-3", "first")
+    np.testing.assert_array_equal(found[0], np.arange(QUERIES))
+    np.testing.assert_array_equal(found[1], np.minimum(ranks_like(3), 100))
 
 
 def test_all_files_are_written(runs, capsys):

@@ -1,0 +1,98 @@
+"""The ranks of a finished run's test queries, ranks.npz, whole or packed.
+
+A run writes it whole: for each rule with one target a query `<target>` [Q], how many
+candidates stand before the target, and `<target>_users` [Q], who was asked.
+
+Packed, as results/ keeps it, it is a twentieth of that and gives the same metrics up to
+the largest cut-off of the run. Ranks from there on are one value. The users, which all
+runs of a data set and a split share, stand once in `users-<their hash>.npz` in a
+directory above, and `users` is that hash. `name` is the name that the run had.
+
+  python -m create_jax.ranks DIR    packs the finished runs in DIR
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from create_jax.errors import InputError
+from create_jax.writers import whole
+
+FILE = "ranks.npz"
+
+
+def targets(folder: Path) -> list[str]:
+    """The target rules that a run was tested with and has ranks of."""
+    with np.load(folder / FILE) as file:
+        names = [name for name in file if file[name].ndim == 1]
+    return [name for name in names if not name.endswith("_users")]
+
+
+def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """(users, ranks) [Q] int32 of a run's test queries with a target rule.
+
+    Raises:
+      InputError: the ranks are packed and their file of users is not there.
+    """
+    key = f"{target}_users"
+    with np.load(folder / FILE) as file:
+        ranks = file[target].astype(np.int32)
+        if key in file:
+            return file[key], ranks
+        name = f"users-{file['users']}.npz"
+    for place in folder.absolute().parents:
+        if (place / name).exists():
+            with np.load(place / name) as file:
+                return file[key], ranks
+    raise InputError(
+        f"{folder / FILE}: its users are in {name}, which no directory above has; "
+        "bring that file back, or run this run again"
+    )
+
+
+def name_of(folder: Path) -> str:
+    """What a run is called: the name of its directory, with the one above where that
+    is `seed-<n>`; of packed ranks the name from then, which moves do not change."""
+    with np.load(folder / FILE) as file:
+        if "name" in file:
+            return str(file["name"])
+    folder = folder.absolute()
+    seed = folder.name.startswith("seed-")
+    return f"{folder.parent.name}/{folder.name}" if seed else folder.name
+
+
+def pack(folder: Path, above: Path) -> None:
+    """Packs the ranks of a finished run; its users go to the directory `above`."""
+    with np.load(folder / FILE) as file:
+        if "users" in file:
+            return
+        arrays = dict(file)
+    users = {key: arrays.pop(key) for key in sorted(arrays) if key.endswith("_users")}
+    parts = [part for key in users for part in (key.encode(), users[key].tobytes())]
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:8]
+    result = json.loads((folder / "result.json").read_text())
+    cut = max(result["protocol"]["ks"])
+    kind = np.min_scalar_type(cut)
+    small = {key: np.minimum(ranks, cut).astype(kind) for key, ranks in arrays.items()}
+    shared = above / f"users-{digest}.npz"
+    if not shared.exists():
+        with whole(shared) as file:
+            np.savez_compressed(file, **users)
+    name = name_of(folder)
+    with whole(folder / FILE) as file:
+        np.savez_compressed(file, **small, users=digest, name=name)
+
+
+def main(arguments: list[str]) -> int:
+    for place in map(Path, arguments):
+        for file in sorted(place.glob(f"**/{FILE}")):
+            if (file.parent / "result.json").exists():
+                pack(file.parent, place)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
