@@ -2,10 +2,12 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
 import textwrap
 import traceback
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
@@ -66,11 +68,42 @@ def load(file: str, method: str | None = None) -> ConfigDict:
     return config.lock()
 
 
+def of_study(best: str, chosen: dict) -> ConfigDict:
+    """The config of a study with other settings on top: what its best.py says.
+
+    Args:
+      best: path of that best.py; the study's config.json stands beside it.
+      chosen: settings by their dotted names.
+
+    Raises:
+      InputError: there is no config.json beside it.
+    """
+    path = Path(best).with_name("config.json")
+    if not path.exists():
+        raise InputError(
+            f"{path} is not here; best.py is what was chosen on top of it: keep both "
+            "files of a study together"
+        )
+    config = ConfigDict(_tuples(json.loads(path.read_text())["config"]))
+    config.update_from_flattened_dict(_tuples(chosen) | {"compare": ()})
+    return config
+
+
+def _tuples(value):
+    """What JSON has as lists is a tuple in a config."""
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(_tuples, value))
+    return value
+
+
 def _import(file: str) -> ModuleType:
     if file in names():
         return importlib.import_module(f"create_jax.configs.{file}")
     loader = SourceFileLoader("config_file", file)
     module = ModuleType(loader.name)
+    module.__file__ = file
     loader.exec_module(module)
     return module
 

@@ -1,14 +1,14 @@
 """`--mode=tune`: settings chosen on validation, never on test, by an Optuna study.
 
 A study is a directory: `study.log` (Optuna's journal, which processes may share),
-`trial-<n>/` with the metrics of each trial, and `best.py`, a config. The first trial is
-the config as it stands. Trials that do worse than the median of the others at the same
-epoch of the last phase end early, after ten of them: a slow start is not a bad end.
-Whoever comes after a killed process continues its trial from the last checkpoint: a
-lock says that nobody works on it any more.
+`trial-<n>/` with the metrics of each trial, `config.json`, and `best.py`, a config that
+puts what was chosen on top of that. The first trial is the config as it stands. Trials
+that do worse than the median of the others at the same epoch of the last phase end
+early, after ten of them: a slow start is not a bad end. Whoever comes after a killed
+process continues its trial from the last checkpoint: a lock says that nobody works on
+it any more.
 """
 
-import pprint
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import jax
 from create_jax import rundir, settings, train
 from create_jax.errors import InputError, StorageError
 from create_jax.unread import unread
-from create_jax.writers import JsonLines, say, write_text
+from create_jax.writers import JsonLines, read_json, say, write_text
 
 KINDS = ("log", "uniform", "integer", "choice")
 
@@ -245,7 +245,8 @@ def _short(value):
 
 
 def _write_best(study, config, directory: Path, space, optuna) -> Path:
-    """best.py: the whole config of the best trial, and how it came about."""
+    """best.py: what the best trial has on top of the study's config.json, and how it
+    came about."""
     states = optuna.trial.TrialState
     if not study.get_trials(deepcopy=False, states=[states.COMPLETE]):
         raise InputError(f"{directory}: no trial has ended; others work on them still")
@@ -253,7 +254,7 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
     chosen = {one.key: best.params[one.key] for one in space}
     final = config.copy_and_resolve_references()
     with final.unlocked():
-        final.update_from_flattened_dict(chosen | {"compare": ()})  # of one method
+        final.update_from_flattened_dict(chosen)
     before = sum(phase.epochs for phase in settings.make_phases(final)[:-1])
     epochs = best.user_attrs["best_epoch"] - before
     ended = [t for t in study.trials if t.state.is_finished()]
@@ -262,22 +263,37 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
         f"validation {by} {best.value:.6f}"
         f" after {epochs}{' joint' if before else ''} epochs"
     )
+    # A study that went on may have other settings that change no number.
+    first = settings.flatten(read_json(directory / "config.json")["config"])
+    now = settings.flatten(config.to_dict())
+    moved = {
+        key: value
+        for key, value in now.items()
+        if first.get(key, value) != value and not key.startswith(("compare", "tune."))
+    }
+    write_text(directory / "best.py", _best_file(about, epochs, chosen | moved))
     lines = [f"  {key} = {value!r}" for key, value in chosen.items()]
-    longer = f"--config.split.validation=none --config.train.epochs={epochs}"
+    say(f"\nBest of {len(ended)} trials: {about}\n" + "\n".join(lines))
+    say(f"\npython -m create_jax.main --config={directory / 'best.py'}")
+    return directory / "best.py"
+
+
+def _best_file(about: str, epochs: int, chosen: dict) -> str:
+    """The text of best.py."""
+    lines = [
+        f"    {key!r}: {value!r},".replace("'", '"') for key, value in chosen.items()
+    ]
     text = [
         f'"""{about}.\n',
-        "Chosen by --mode=tune:\n",
-        *lines,
-        "\nWithout early stopping, on all rows up to the test for as long:\n",
-        f"  {longer}",
+        "What --mode=tune chose, on top of config.json beside this file. Without early",
+        "stopping, on all rows up to the test for as long:\n",
+        f"  --config.split.validation=none --config.train.epochs={epochs}",
         '"""\n',
-        "from ml_collections import ConfigDict\n",
-        f"CONFIG = {pprint.pformat(final.to_dict(), width=86, sort_dicts=False)}\n\n",
+        "from create_jax.config_file import of_study\n",
+        "CHOSEN = {",
+        *lines,
+        "}\n\n",
         "def get_config():",
-        "    return ConfigDict(CONFIG)\n",
+        "    return of_study(__file__, CHOSEN)\n",
     ]
-    path = directory / "best.py"
-    write_text(path, "\n".join(text))
-    say(f"\nBest of {len(ended)} trials: {about}\n" + "\n".join(lines))
-    say(f"\npython -m create_jax.main --config={path}")
-    return path
+    return "\n".join(text)

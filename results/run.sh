@@ -20,7 +20,7 @@ study() {
 
 # best METHOD SETTING: what its study chose. For train.epochs, the epochs after which
 # validation was best.
-best() { sed -n "s/.*$2 *= *//p" $here/$1-tune/best.py | head -n 1; }
+best() { sed -n "s/.*$2\"*[:=] *\([0-9.e-]*\).*/\1/p" $here/$1-tune/best.py | head -n 1; }
 
 # fixed NAME METHOD EPOCHS SEEDS ...: the best settings of a study, trained on all rows up
 # to the test for so many epochs. Early stopping ends seeds at very different lengths.

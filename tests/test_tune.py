@@ -1,13 +1,12 @@
 """Studies: trials with a training that is a formula, so that they take no time."""
 
-import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from create_jax import settings, train, tune
+from create_jax import config_file, settings, train, tune
 from create_jax.configs import table
 from create_jax.errors import InputError, StorageError
 
@@ -60,10 +59,7 @@ def trained(monkeypatch):
 
 
 def load(path: Path):
-    spec = importlib.util.spec_from_file_location("best", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return config_file.load(str(path))
 
 
 def test_the_best_trial_becomes_a_config(config, trained, tmp_path, capsys):
@@ -98,6 +94,32 @@ def test_the_best_trial_becomes_a_config(config, trained, tmp_path, capsys):
     config.tune.trials = 10
     tune.tune(config, str(tmp_path / "study"))
     assert [name for name, *_ in trained[8:]] == ["trial-0008", "trial-0009"]
+
+
+def test_best_says_what_was_chosen_and_config_json_the_rest(
+    config, trained, tmp_path, monkeypatch
+):
+    config.tune.trials, config.eval.batch = 3, 77
+    path = tune.tune(config, str(tmp_path / "study"))
+    text = path.read_text()
+    assert text.count("\n") < 22 and '"seq.dropout": ' in text and "batch" in text
+    monkeypatch.chdir(path.parent)
+    assert load(path) == load(path.name) and load(path).eval.batch == 77
+    found = settings.flatten(load(path).to_dict())
+    chosen = {key for key, *_ in config.tune.space}
+    for key, value in settings.flatten(config.to_dict()).items():
+        assert key in chosen or found[key] == value, key
+    for key, kind in ((k, type(v)) for k, v in config.eval.items()):
+        assert type(load(path).eval[key]) is kind, key  # tuples, not JSON's lists
+    # A study that goes on with its log in another place: so does what it chose.
+    moved = tmp_path / "moved.csv"
+    moved.write_bytes(Path(config.data.path).read_bytes())
+    config.data.path = str(moved)
+    tune.tune(config, str(tmp_path / "study"))
+    assert load(path).data.path == str(moved)
+    (path.parent / "config.json").unlink()
+    with pytest.raises(InputError, match="keep both files of a study together"):
+        load(path)
 
 
 def test_the_epochs_told_are_those_after_warm_up(config, trained, tmp_path):
