@@ -3,7 +3,7 @@
 A run writes it whole: for each rule with one target a query `<target>` [Q], how many
 candidates stand before the target, and `<target>_users` [Q], who was asked.
 
-Packed, as results/ keeps it, it is a twentieth of that and gives the same metrics up to
+Packed, as results/ keeps it, it is a tenth of that and gives the same metrics up to
 the largest cut-off of the run. Ranks from there on are one value. The users, which all
 runs of a data set and a split share, stand once in `users-<their hash>.npz` in a
 directory above, and `users` is that hash. `name` is the name that the run had.

@@ -1,4 +1,4 @@
-"""benchmarks.accelerator on a CPU, tiny; and every step lowers for GPUs and TPUs."""
+"""The accelerator benchmark on a CPU, tiny; and every step lowers for GPUs and TPUs."""
 
 import json
 from functools import partial
@@ -9,7 +9,7 @@ import pytest
 from create_jax.configs.common import get_config
 from test_steps import LOG
 
-from benchmarks import accelerator
+from benchmarks.speed import accelerator
 from create_jax import feeds, optim, settings, steps
 
 ALONE = ("peers", "gowalla")  # other programs, tested as such

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import limit, run, scaling, tables
 from benchmarks import protocol as grid
-from benchmarks.sides import worker
+from benchmarks.speed import limit, run, scaling, tables
+from benchmarks.speed.sides import worker
 from create_jax import experiment, protocol, report
 from create_jax.configs import table
 from create_jax.data import packing

@@ -307,7 +307,7 @@ def local_loss(model: Model, states, table, batch, key, axis_name=None):
         )
     if own["kind"] == "gsau":
         return losses.gsau(states, table, targets, key, **own["gsau"], **common)
-    # Not by the whole step: that learns much more slowly (benchmarks/PARITY.md).
+    # Not by the whole step: that learns much more slowly (benchmarks/parity/PARITY.md).
     parts = len(batch.targets) if own["shared_negatives"] else len(targets)
     shape = parts, own["negatives"]
     negatives = jax.random.randint(key, shape, 1, model.n_items + 1)

@@ -1,7 +1,7 @@
 """What all sides share: the data, the commands and the metric. NumPy only, no JAX.
 
-A side is a process of its own, `python -m benchmarks.sides.NAME SPEC.json`, that obeys
-one-line JSON commands on its standard input and answers each with one line of JSON:
+A side is a process of its own, `python -m benchmarks.speed.sides.NAME SPEC.json`, that
+obeys one-line JSON commands on its standard input and answers each with one such line:
 
 * `warm`, the first epoch, with all that has to be compiled, and `epoch`, one more, over
   all users -> `seconds`, `tokens` (positions with a target)

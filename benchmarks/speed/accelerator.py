@@ -1,12 +1,13 @@
 """Everything we want to know of an accelerator within a few minutes.
 
-python -m benchmarks.accelerator --out=DIR [--minutes=8] [--data=DIR] [--steps=A,B]
+python -m benchmarks.speed.accelerator --out=DIR [--minutes=8] [--data=DIR]
+    [--steps=A,B]
 
 Steps run in the order of their worth until the time is up. Each has a limit of its own.
 What it measures goes to DIR/accelerator.jsonl at once, a line a measurement, so that
-nothing is lost. `python -m benchmarks.accelerator --table FILE` writes the tables of
-benchmarks/ACCELERATOR.md from such lines. --data holds the files of Beauty, ML-1M and
-Gowalla, in any folder; a step whose data or packages are absent says so.
+nothing is lost. `python -m benchmarks.speed.accelerator --table FILE` writes the tables
+of ACCELERATOR.md from such lines. --data holds the files of Beauty, ML-1M and Gowalla,
+in any folder; a step whose data or packages are absent says so.
 
 Steps run one after the other in a process of their own. A step that outlasts its limit
 ends with that process, and the next one gets a fresh process.
@@ -37,7 +38,7 @@ import numpy as np
 from create_jax.report import markdown_table
 from create_jax.writers import write_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = {
     "beauty": "reviews_Beauty_5.json.gz",
     "ml1m": "ml-1m*.zip",
@@ -102,8 +103,8 @@ def config_of(setup: Setup, name: str, method: str, **changes):
 
 
 def prepared_of(config):
-    """benchmarks.phase.Prepared of all rows before the test."""
-    from benchmarks.phase import prepare
+    """benchmarks.speed.phase.Prepared of all rows before the test."""
+    from benchmarks.speed.phase import prepare
     from create_jax import protocol
 
     split = protocol.make_split(config, protocol.load(config))
@@ -116,8 +117,8 @@ def normal(*shape):
 
 def step_seconds(prepared) -> float:
     """Median seconds of a step inside a dispatch."""
-    from benchmarks.limit import seconds
-    from benchmarks.phase import repeat
+    from benchmarks.speed.limit import seconds
+    from benchmarks.speed.phase import repeat
 
     return seconds(repeat(prepared)) / prepared.feed.chunk_steps
 
@@ -292,7 +293,7 @@ def limits(setup: Setup):
     """A step beside the time that its operations, bytes and exponentials take alone."""
     import jax
 
-    from benchmarks import limit
+    from benchmarks.speed import limit
 
     for name, method in ways(
         setup, ("beauty", "sasrec"), ("beauty", "create"), ("ml1m", "sasrec")
@@ -365,7 +366,7 @@ def precision(setup: Setup):
 
 def trace(setup: Setup):
     """The kernels of two dispatches: launches, and seconds a step of the largest."""
-    from benchmarks.phase import repeat
+    from benchmarks.speed.phase import repeat
 
     for name, method in ways(setup, ("beauty", "create"), ("ml1m", "sasrec")):
         prepared = prepared_of(config_of(setup, name, method))
@@ -445,7 +446,7 @@ def dropout(setup: Setup):
 
 def ranking(setup: Setup):
     """Seconds for all test queries by queries a step, with lists of 100."""
-    from benchmarks.limit import seconds
+    from benchmarks.speed.limit import seconds
     from create_jax import evaluate, parallel, protocol, settings
 
     for name, batch in ways(
@@ -495,7 +496,7 @@ def seeds(setup: Setup):
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.limit import seconds
+    from benchmarks.speed.limit import seconds
     from create_jax import optim, settings
     from create_jax import steps as stepping
 
@@ -525,7 +526,7 @@ def million(setup: Setup):
     scored at once."""
     import jax
 
-    from benchmarks.limit import seconds
+    from benchmarks.speed.limit import seconds
     from create_jax import losses
 
     items, tokens = (5_000, 64) if setup.tiny else (1_000_000, 4096)
@@ -558,7 +559,7 @@ def propagation(setup: Setup):
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.limit import seconds
+    from benchmarks.speed.limit import seconds
     from create_jax.models import lightgcn
     from create_jax.models import propagation as propagating
 
@@ -608,8 +609,8 @@ def propagation(setup: Setup):
 
 
 def candidates(setup: Setup):
-    """More of benchmarks.candidates: the ratio of each way to the first."""
-    from benchmarks.candidates import compare, low_precision, products, user_table
+    """More of benchmarks.speed.candidates: the ratio of each way to the first."""
+    from benchmarks.speed.candidates import compare, low_precision, products, user_table
 
     for candidate in ways(setup, low_precision, products, user_table):
         for way, seconds, ratio in compare(candidate(), 3 if setup.tiny else 7):
@@ -619,12 +620,17 @@ def candidates(setup: Setup):
 
 def peers(setup: Setup):
     """RecTools and RePlay on the same card, where they are installed: the page of
-    benchmarks.run."""
+    benchmarks.speed.run."""
     there = [name for name in ("rectools", "replay") if importlib.util.find_spec(name)]
     if not there:
         raise Absent("neither RecTools nor RePlay is installed")
     page = setup.out / "peers.md"
-    command = [sys.executable, "-m", "benchmarks.run", f"--peers={','.join(there)}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.run",
+        f"--peers={','.join(there)}",
+    ]
     command += ["--data=beauty", f"--beauty={file_of(setup, 'beauty')}"]
     command += ["--repetitions=3", f"--out={page}"]
     subprocess.run(command, cwd=ROOT, check=True)
@@ -703,7 +709,7 @@ class Worker:
 
     def __init__(self, setup: Setup, environment: dict, cache: str):
         self.environment = environment
-        command = [sys.executable, "-m", "benchmarks.accelerator", "--work"]
+        command = [sys.executable, "-m", "benchmarks.speed.accelerator", "--work"]
         command += [f"--out={setup.out}", *(["--tiny"] if setup.tiny else [])]
         command += [f"--data={setup.data}"] if setup.data else []
         flags = [os.environ.get("XLA_FLAGS"), environment.get("XLA_FLAGS")]
@@ -788,7 +794,7 @@ def run_all(setup: Setup, names, minutes: float) -> list[dict]:
 
 # --- tables ---------------------------------------------------------------------------
 
-MARK = "<!-- measured: python -m benchmarks.accelerator --table FILE -->"
+MARK = "<!-- measured: python -m benchmarks.speed.accelerator --table FILE -->"
 
 
 def tables(lines: list[dict]) -> str:
@@ -852,7 +858,9 @@ def main(arguments=None) -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", default=",".join(STEPS), help="default: all")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE")
-    parser.add_argument("--page", type=Path, default=ROOT / "benchmarks/ACCELERATOR.md")
+    parser.add_argument(
+        "--page", type=Path, default=ROOT / "benchmarks/speed/ACCELERATOR.md"
+    )
     parser.add_argument("--tiny", action="store_true", help="a small version of each")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)

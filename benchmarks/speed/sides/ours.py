@@ -10,8 +10,8 @@ import functools
 import jax
 import numpy as np
 
-from benchmarks.phase import prepare
-from benchmarks.sides import worker
+from benchmarks.speed.phase import prepare
+from benchmarks.speed.sides import worker
 from create_jax import evaluate, settings, steps
 from create_jax.configs import common
 from create_jax.data.interactions import Interactions

@@ -1,6 +1,6 @@
 """How far a training step is from what the machine can do.
 
-python -m benchmarks.limit [--config=beauty] [--path=FILE] [--method=sasrec]
+python -m benchmarks.speed.limit [--config=beauty] [--path=FILE] [--method=sasrec]
 
 Counts the floating point operations of a step that the mathematics needs and the bytes
 that must move however it is arranged, measures what this device attains on one large
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.phase import prepare, repeat
+from benchmarks.speed.phase import prepare, repeat
 from create_jax import config_file, protocol
 
 REPEATS = 7

@@ -40,7 +40,7 @@ from recbole.data.interaction import Interaction  # noqa: E402
 from recbole.sampler import Sampler  # noqa: E402
 from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
 
-from benchmarks.sides import worker  # noqa: E402
+from benchmarks.speed.sides import worker  # noqa: E402
 
 QUERIES, LARGEST = 256, 2048
 

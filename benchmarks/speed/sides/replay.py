@@ -38,7 +38,7 @@ from replay.nn.transform import (
 )
 from replay.nn.transform.template import make_default_sasrec_transforms
 
-from benchmarks.sides import worker
+from benchmarks.speed.sides import worker
 
 QUERIES = 256  # a step
 BUCKETS = 4  # a batch

@@ -1,4 +1,4 @@
-"""What `benchmarks.run` measured, as Markdown."""
+"""What `benchmarks.speed.run` measured, as Markdown."""
 
 import numpy as np
 
@@ -10,11 +10,11 @@ the history hidden. Median [least..most] of the repetitions. Warm-up: the first 
 and the first evaluation, less a usual one of each. Tokens are positions with a target
 (pairs, for LightGCN). Memory is the peak resident set of the side's process, libraries
 included. `-best` is the peer at its best documented setting; the docstrings in
-`benchmarks/sides/` say what each side is and what differs.
+`benchmarks/speed/sides/` say what each side is and what differs.
 """
 
 GROWTH = """\
-Synthetic logs, see `benchmarks/scaling.py`; curves and memory in `scaling.png`.
+Synthetic logs, see `benchmarks/speed/scaling.py`; curves and memory in `scaling.png`.
 """
 OTHER_TARGETS = [
     ["H200: 100 joint epochs on Beauty", "<= 30 s", "not part of this run", "open"],

@@ -1,6 +1,6 @@
 """Time and memory from 10^5 to 10^8 interactions and 10^4 to 10^6 items.
 
-python -m benchmarks.scaling [--largest=100000000] [--out=benchmarks/scaling]
+python -m benchmarks.speed.scaling [--largest=100000000] [--out=PATH]
 
 Synthetic logs (seeded, written in pieces): items by a power law, P(rank r) ~ 1/r, users
 with 10 to 190 interactions, 100 on average. Each size is loaded from Parquet, packed,
@@ -12,8 +12,8 @@ of the size alone. Three sweeps:
   token and item; peak memory beside that of tables and moments.
 - edges: LightGCN, 2 layers, from 10^5 edges up. Seconds a step and edge.
 
-Writes OUT.json and OUT.png; `benchmarks.run --scaling=ROWS` does the same and puts the
-growth from each size to the next into its report.
+Writes OUT.json and OUT.png; `benchmarks.speed.run --scaling=ROWS` does the same and
+puts the growth from each size to the next into its report.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.sides.worker import peak_memory
+from benchmarks.speed.sides.worker import peak_memory
 
 ROWS_A_PIECE = 1 << 22
 MEAN_LENGTH = 100
@@ -96,7 +96,7 @@ def measure_phase(method: str, log, **changes) -> dict:
     """Seconds of a step (median of three dispatches), its tokens, the state's bytes."""
     import jax
 
-    from benchmarks.phase import prepare, repeat
+    from benchmarks.speed.phase import prepare, repeat
     from create_jax.configs import table
 
     config = table.get_config(method)
@@ -176,7 +176,14 @@ def run(sweep: str, rows: int, items: int) -> dict:
         if sweep == "log":
             write_log(path, rows, items)
         numbers = [str(path), str(rows), str(items)]
-        command = [sys.executable, "-m", "benchmarks.scaling", "--one", sweep, *numbers]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.speed.scaling",
+            "--one",
+            sweep,
+            *numbers,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         error = done.stderr.strip()[-500:] or f"ended with code {done.returncode}"
@@ -254,7 +261,7 @@ def measure(largest: int, out: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--largest", type=float, default=1e8, help="rows")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/scaling"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/speed/scaling"))
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.one:

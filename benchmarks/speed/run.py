@@ -1,6 +1,6 @@
 """create_jax beside PyTorch libraries, timed in one run.
 
-python -m benchmarks.run --peers=rectools,replay,recbole --data=beauty,ml1m
+python -m benchmarks.speed.run --peers=rectools,replay,recbole --data=beauty,ml1m
 
 Installs nothing: see the extra `bench`. The files are given with --beauty=FILE and
 --ml1m=FILE or lie where `create_jax.fetch` puts them. A peer in an environment of its
@@ -11,7 +11,7 @@ same queries (the last held-out row of each user). Each is a process of its own 
 builds its model once. They warm up one after the other, then take turns: an epoch each,
 `--repetitions` times, then an evaluation each, as often. Nothing else runs meanwhile.
 Writes tables in Markdown and everything measured in JSON beside them. With
---scaling=ROWS it goes on with `benchmarks.scaling` up to so many rows.
+--scaling=ROWS it goes on with `benchmarks.speed.scaling` up to so many rows.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import scaling, tables
+from benchmarks.speed import scaling, tables
 from create_jax import config_file, protocol
 from create_jax.data import splits
 from create_jax.data.interactions import take
@@ -121,10 +121,10 @@ def start(side: str, spec: dict, folder: Path, flags):
     own.mkdir()
     spec = spec | {"side": side, "folder": str(own)}
     (own / "spec.json").write_text(json.dumps(spec))
-    command = [flags.python[module], "-m", f"benchmarks.sides.{module}"]
+    command = [flags.python[module], "-m", f"benchmarks.speed.sides.{module}"]
     process = subprocess.Popen(
         [*command, str(own / "spec.json")],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": str(spec["threads"])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -233,7 +233,7 @@ def make_flags(arguments):
     parser.add_argument(
         "--scaling", type=float, default=0, metavar="ROWS", help="and synthetic logs"
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/RESULTS.md"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/speed/RESULTS.md"))
     flags = parser.parse_args(arguments)
     for name, allowed in (("peers", SIDES), ("data", DATA)):
         for value in getattr(flags, name):
@@ -271,7 +271,7 @@ def main(arguments=None) -> int:
         cores = len(os.sched_getaffinity(0))
     words = sys.argv[1:] if arguments is None else arguments
     result = {
-        "command": "python -m benchmarks.run " + shlex.join(words),
+        "command": "python -m benchmarks.speed.run " + shlex.join(words),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": commit(),
         "machine": machine(cores),

@@ -1,6 +1,6 @@
 """RecTools 0.19. `rectools`: SASRecModel, its `fit` and its `recommend`.
 
-The same model as ours (benchmarks/PARITY.md): padding masked, items scaled by sqrt(d).
+The same model as ours (benchmarks/parity/PARITY.md): padding masked, items scaled by sqrt(d).
 
 `rectools-best`: `rectools.fast_transformers`, which 0.19 adds for large data: sequences
 built by tensor operations and FlatSASRecNet, without the data frames and item networks
@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from benchmarks.sides import worker
+from benchmarks.speed.sides import worker
 
 QUERIES = 256  # a step
 

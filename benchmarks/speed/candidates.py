@@ -1,6 +1,6 @@
 """Ways to do the same thing, timed against each other in turns.
 
-python -m benchmarks.candidates [NAME ...] [--rounds=7]
+python -m benchmarks.speed.candidates [NAME ...] [--rounds=7]
 
 The first way of each is what the package does. Data: the quick start's, and arrays of
 the size of Amazon Beauty. `NOTES.md` says what was expected and what was decided.
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.experimental import sparse
 
-from benchmarks.phase import prepare
+from benchmarks.speed.phase import prepare
 from create_jax import evaluate, feeds, losses, optim, parallel, protocol, settings
 from create_jax import steps as stepping
 from create_jax.configs import quickstart
@@ -194,7 +194,7 @@ def products() -> dict:
 
 def cache() -> dict:
     """2,000,000 rows of 64 floats gathered and summed in eights, from tables of as many
-    rows as LightGCN has in `benchmarks.scaling` at 10^7, 10^6 and 10^5 edges."""
+    rows as LightGCN has in `benchmarks.speed.scaling` at 10^7, 10^6 and 10^5 edges."""
     gather = jax.jit(lambda table, index: table[index].sum(1))
     draw = np.random.default_rng(0).integers
     return {
