@@ -10,7 +10,7 @@ number of comparisons in a table (Holm 1979).
 Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
 figures. With --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->`
 and `<!-- /report -->` becomes that part of the report. NAME: summary, main,
-differences, seeds, targets.
+differences, seeds, targets, and index, where the runs are.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import csv
 import functools
 import io
 import json
+import os
 import re
 import sys
 from importlib import resources
@@ -148,7 +149,8 @@ def paper_row(system: System) -> dict | None:
 def parts(systems, claims, name: str) -> dict[str, str]:
     """The report in parts: `main`, the tables of the protocols' own target,
     `differences`, the claims about it, `seeds`, the runs of each system, `targets`,
-    tables and claims of the other targets, and `summary`, the one small table."""
+    tables and claims of the other targets, `summary`, the one small table, and `index`,
+    which is in no report.md: where the runs are."""
     main, others = ["Percent; mean ± sample deviation over seeds."], []
     for section, own in by_section(systems).items():
         first = own[0].results[0]
@@ -160,6 +162,7 @@ def parts(systems, claims, name: str) -> dict[str, str]:
                 others += [head, _table_of(own, rule, paper=False)]
     found = {"summary": _summary(systems), "main": main, "differences": []}
     found |= {"seeds": _seeds(systems, name), "targets": others}
+    found |= {"index": _index(systems)}
     own = systems[0].results[0]["protocol"]["target"]
     for rule in dict.fromkeys(claim.target for claim in claims):
         texts = _differences([c for c in claims if c.target == rule])
@@ -220,6 +223,22 @@ def _sasrec_and_create(own: list[System]) -> dict[str, System | None]:
     }
 
 
+def _index(systems: list[System]) -> list[str]:
+    """The directories of each system's runs, below the one that all have in common."""
+    every = [folder.absolute() for system in systems for folder in system.folders]
+    top = Path(os.path.commonpath([folder.parent for folder in every]))
+    rows = []
+    for system in systems:
+        places = {}
+        for folder in system.folders:
+            place = folder.absolute().parent.relative_to(top).as_posix()
+            places.setdefault(place, []).append(folder.name)
+        for place, runs in places.items():
+            link = f"[{place}]({place})"
+            rows.append([link, ", ".join(runs), system.section, system.label])
+    return [markdown_table(["directory", "runs", "data and protocol", "system"], rows)]
+
+
 def _table_of(systems: list[System], target: str, paper: bool) -> str:
     first = systems[0].results[0]["test_by_target"][target]
     names = [name for name in first if not name.startswith("mrr")]
@@ -277,8 +296,9 @@ TITLES = {
 
 
 def markdown(found: dict[str, str]) -> str:
-    """The parts as one document."""
-    return "\n\n".join(f"## {TITLES[part]}\n\n{found[part]}" for part in found) + "\n"
+    """The parts with a title as one document."""
+    own = [part for part in found if part in TITLES]
+    return "\n\n".join(f"## {TITLES[part]}\n\n{found[part]}" for part in own) + "\n"
 
 
 def fill(path: Path, found: dict[str, str]) -> str:

@@ -389,6 +389,24 @@ def test_packed_ranks_make_the_same_report_wherever_they_are(runs):
         claims("c")
 
 
+def test_an_index_says_where_the_runs_are(runs):
+    for seed in (0, 1):
+        place = runs / f"a/create@align=none/seed-{seed}"
+        make_run(place, "create", seed, ranks_like(seed), align__kind="none")
+    page = runs / "INDEX.md"
+    page.write_text("<!-- report:index -->\n<!-- /report -->\n")
+    arguments = [str(runs / "a"), f"--fill={page}", "--resamples=9", f"--out={runs}"]
+    assert report.main(arguments) == 0
+    assert page.read_text().splitlines()[3:-2] == [
+        "| [.](.) | sasrec-0, sasrec-1, sasrec-2 | beauty | sasrec |",
+        "| [.](.) | create-0, create-1, create-2 | beauty | "
+        "create, align.kind=barlow_twins |",
+        "| [create@align=none](create@align=none) | seed-0, seed-1 | beauty | "
+        "create, align.kind=none |",
+    ]
+    assert "directory" not in (runs / "report.md").read_text()
+
+
 def test_a_seed_is_called_after_its_system(runs):
     make_run(runs / "c/none/seed-3", "create", 3, ranks_like(3))
     assert ranks.name_of(runs / "c/none/seed-3") == "none/seed-3"
