@@ -265,6 +265,15 @@ def _known(name: str) -> str:
     return name
 
 
+def _a_line_each(found: dict[str, list[dict]]) -> str:
+    """JSON with a line for each cell."""
+    parts = []
+    for name, cells in found.items():
+        lines = ",\n".join(json.dumps(cell, separators=(",", ":")) for cell in cells)
+        parts.append(f"{json.dumps(name)}:[\n{lines}\n]")
+    return "{" + ",\n".join(parts) + "}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     # Not `choices`: argparse would look for "no name at all" among them.
@@ -282,7 +291,7 @@ def main() -> None:
         found = json.loads(file.read_text())
 
     def save():
-        file.write_text(json.dumps(found, indent=1) + "\n")
+        file.write_text(_a_line_each(found))
 
     for name in flags.data:
         measure(name, paths.get(name, ""), flags.seeds, found["grid"], save)

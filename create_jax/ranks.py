@@ -12,8 +12,10 @@ directory above, and `users` is that hash. `name` is the name that the run had.
 """
 
 import hashlib
+import io
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +81,18 @@ def pack(folder: Path, above: Path) -> None:
     small = {key: np.minimum(ranks, cut).astype(kind) for key, ranks in arrays.items()}
     shared = above / f"users-{digest}.npz"
     if not shared.exists():
-        with whole(shared) as file:
-            np.savez_compressed(file, **users)
-    name = name_of(folder)
-    with whole(folder / FILE) as file:
-        np.savez_compressed(file, **small, users=digest, name=name)
+        _save(shared, users)
+    _save(folder / FILE, small | {"users": digest, "name": name_of(folder)})
+
+
+def _save(path: Path, arrays: dict) -> None:
+    """What np.savez_compressed does, and np.load reads, with LZMA: a tenth less."""
+    with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for key, value in arrays.items():
+            part = io.BytesIO()
+            np.save(part, value)
+            info = zipfile.ZipInfo(f"{key}.npy")  # of no date: equal ranks, equal bytes
+            archive.writestr(info, part.getvalue(), zipfile.ZIP_LZMA)
 
 
 def main(arguments: list[str]) -> int:

@@ -111,7 +111,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value) -> None:
     if jax.process_index() == 0:
-        write_text(path, json.dumps(value, indent=2) + "\n")
+        write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path):

@@ -3,6 +3,9 @@
 # any time: finished runs print their result, others continue. To make the numbers anew
 # remove results/DATA first.
 #
+# A run is results/DATA/SYSTEM/seed-N. SYSTEM is the method and, after an @, the settings
+# that differ from those of the method's main run: create@align=none.
+#
 #   results/run.sh beauty|sports|ml1m
 set -eu
 data=$1
@@ -22,18 +25,19 @@ study() {
 # validation was best.
 best() { sed -n "s/.*$2\"*[:=] *\([0-9.e-]*\).*/\1/p" $here/$1-tune/best.py | head -n 1; }
 
-# fixed NAME METHOD EPOCHS SEEDS ...: the best settings of a study, trained on all rows up
+# fixed SYSTEM METHOD EPOCHS SEEDS ...: the best settings of a study, trained on all rows up
 # to the test for so many epochs. Early stopping ends seeds at very different lengths.
 fixed() {
-  name=$1 config=$here/$2-tune/best.py epochs=$3 seeds=$4 && shift 4
+  system=$1 config=$here/$2-tune/best.py epochs=$3 seeds=$4 && shift 4
   main --config=$config --config.split.validation=none --config.train.epochs=$epochs \
-    $rules --config.seeds=$seeds --workdir=$here/$name "$@"
+    $rules --config.seeds=$seeds --workdir=$here/$system/seed "$@"
 }
 
-# cut NAME METHOD EPOCHS SEEDS ...: the same run when histories end at the cut.
+# cut SYSTEM METHOD EPOCHS SEEDS ...: the same run when histories end at the cut.
 cut() {
-  [ -f $here/cut-$1-${4##*,}/result.json ] ||
-    fixed "$@" --mode=evaluate --config.eval.history=train --save=$here/cut-$1
+  cut=${1%%@*}@history=train && [ $1 = ${1%%@*} ] || cut=$cut,${1#*@}
+  [ -f $here/$cut/seed-${4##*,}/result.json ] ||
+    fixed "$@" --mode=evaluate --config.eval.history=train --save=$here/$cut/seed
 }
 
 all=0,1,2,3
@@ -47,7 +51,7 @@ esac
 
 for method in random poprnd mostpop svd; do
   main --config=$data:$method --config.split.validation=none \
-    --config.svd.ranks=$rank, --workdir=$here/$method
+    --config.svd.ranks=$rank, --workdir=$here/$method/seed-0
 done
 study sasrec $trials
 study create $trials
@@ -57,31 +61,32 @@ without="--config.align.kind=none"
 if [ $data = beauty ]; then  # By the protocol: stopped by validation, tested once.
   for method in sasrec create; do
     main --config=$here/$method-tune/best.py $rules \
-      --config.seeds=$all --workdir=$here/stopped-$method
+      --config.seeds=$all --workdir=$here/$method@validation=by_time/seed
   done
   sasrec=$create  # the others are all as long as CREATE, the longer of the two
 fi
-same=
+same= none=$all
 if [ $data = ml1m ]; then  # CREATE's study ends early: as long as SASRec, and like it
-  fixed short-create create $create $all
+  none=0,
+  fixed create@epochs=$create create $create $all
   create=$sasrec
   same="--config.optim.lr=$(best sasrec optim.lr)"
   same="$same --config.seq.dropout=$(best sasrec seq.dropout)"
 fi
 fixed sasrec sasrec $sasrec $all
 fixed create create $create $all $same
-fixed none create $create $all $same $without
+fixed create@align=none create $create $none $same $without
 if [ $data = beauty ]; then
-  fixed infonce create $create $all --config.align.kind=infonce
-  fixed warmup-0 create $create $all --config.warmup.epochs=0
-  fixed warmup-50 create $create $all --config.warmup.epochs=50
+  fixed create@align=infonce create $create $all --config.align.kind=infonce
+  fixed create@warmup=0 create $create $all --config.warmup.epochs=0
+  fixed create@warmup=50 create $create $all --config.warmup.epochs=50
   # SASRec on the item table that the graph warmed up, and no graph after that.
-  fixed init create $create $all $without --config.loss.w_global=0.0
+  fixed create@align=none,w_global=0 create $create $all $without --config.loss.w_global=0.0
 fi
 if [ $data != ml1m ]; then
   cut sasrec sasrec $sasrec $all
   cut create create $create $all
-  cut none create $create $all $without
+  cut create@align=none create $create $all $without
 fi
 
 study bert4rec $trials
@@ -95,8 +100,10 @@ done
 graphs="lightgcn hypergraph"
 [ $data = ml1m ] && graphs="$graphs signed"
 for graph in $graphs; do
-  fixed create-$graph create $create 0, $same --config.graph.encoder=$graph
+  fixed create@graph=$graph create $create 0, $same --config.graph.encoder=$graph
 done
 # The order of the file inside a day shuffled.
-fixed ties-sasrec sasrec $sasrec 0, --config.split.ties=random
-fixed ties-create create $create 0, $same --config.split.ties=random
+fixed sasrec@ties=random sasrec $sasrec 0, --config.split.ties=random
+fixed create@ties=random create $create 0, $same --config.split.ties=random
+
+python -m create_jax.ranks $here  # a tenth of the bytes, and the same report

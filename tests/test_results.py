@@ -1,13 +1,17 @@
 """The numbers of results/ are those of its files."""
 
+import ast
 import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from create_jax import report, settings
+from create_jax import config_file, experiment, report, settings
 from create_jax.configs import common
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +44,7 @@ def test_tables_are_those_of_the_files(made_anew):
         ("report.csv", ROOT / "results/report.csv"),
         ("differences.csv", ROOT / "results/differences.csv"),
         ("README.md", ROOT / "README.md"),
+        ("results-INDEX.md", ROOT / "results/INDEX.md"),
         ("results-README.md", PAGE),
     ):
         assert (made_anew / name).read_text() == original.read_text(), name
@@ -65,3 +70,55 @@ def test_old_configs_have_every_setting_of_now():
     for file in sorted((ROOT / "results").glob("**/config.json")):
         config = json.loads(file.read_text())["config"]
         assert counting(settings.of_run(config)) == now, file
+
+
+def test_a_clone_is_small():
+    files = [path for path in PAGE.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8_000_000
+    whole = [path for path in files if path.name == "ranks.npz" and not packed(path)]
+    assert not whole, f"python -m create_jax.ranks packs {whole}"
+
+
+def packed(path):
+    with np.load(path) as file:
+        return "users" in file
+
+
+@pytest.mark.parametrize("data", ["beauty", "sports", "ml1m"])
+def test_the_script_finds_all_its_runs_finished(data, tmp_path, monkeypatch):
+    """What run.sh asks for is what the directories hold: a clone has nothing to do."""
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho $*\n")
+    fake.chmod(0o755)
+    monkeypatch.chdir(ROOT)
+    done = subprocess.run(
+        ["results/run.sh", data],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *commands, last = done.stdout.splitlines()
+    assert last == f"-m create_jax.ranks results/{data}"
+    asked = set()
+    for command in commands:
+        words = dict(word.split("=", 1) for word in command.split()[2:])
+        source, place = words.pop("--config"), words.pop("--workdir")
+        changes = {key[9:]: _value(text) for key, text in words.items()}
+        config = config_file.make(source, changes)
+        for seed in settings.seeds(config):
+            config.seed = seed
+            folder = Path(f"{place}-{seed}" if config.seeds else place)
+            assert (folder / "result.json").exists(), folder
+            free = experiment.FREE_TO_CHANGE
+            experiment.refuse_other_config(folder, config, free)
+            asked.add(folder)
+    runs = set(report.find_runs([f"results/{data}"]))
+    assert {run for run in runs if "history=train" not in str(run)} == asked
+
+
+def _value(text):
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
