@@ -1,6 +1,7 @@
 """RecTools 0.19. `rectools`: SASRecModel, its `fit` and its `recommend`.
 
-The same model as ours (parity/PARITY.md): padding masked, items scaled by sqrt(d).
+The same model as ours: padding masked, items scaled by sqrt(d)
+(benchmarks/parity/PARITY.md).
 
 `rectools-best`: `rectools.fast_transformers`, which 0.19 adds for large data: sequences
 built by tensor operations and FlatSASRecNet, without the data frames and item networks
