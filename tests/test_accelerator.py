@@ -9,7 +9,7 @@ import pytest
 from create_jax.configs.common import get_config
 from test_steps import LOG
 
-from benchmarks.speed import accelerator
+from benchmarks import accelerator
 from create_jax import feeds, optim, settings, steps
 
 ALONE = ("peers", "gowalla")  # other programs, tested as such

@@ -313,7 +313,7 @@ def test_the_readme_is_short_and_has_only_numbers_of_the_results():
     fast = section(page, "Speed")
     assert numbers(fast) and numbers(fast) <= numbers(
         read(ROOT / "benchmarks/speed/RESULTS.md")
-        + read(ROOT / "benchmarks/speed/ACCELERATOR.md")
+        + read(ROOT / "benchmarks/ACCELERATOR.md")
     )
 
 

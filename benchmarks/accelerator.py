@@ -1,11 +1,11 @@
 """Everything we want to know of an accelerator within a few minutes.
 
-python -m benchmarks.speed.accelerator --out=DIR [--minutes=8] [--data=DIR]
+python -m benchmarks.accelerator --out=DIR [--minutes=8] [--data=DIR]
     [--steps=A,B]
 
 Steps run in the order of their worth until the time is up. Each has a limit of its own.
 What it measures goes to DIR/accelerator.jsonl at once, a line a measurement, so that
-nothing is lost. `python -m benchmarks.speed.accelerator --table FILE` writes the tables
+nothing is lost. `python -m benchmarks.accelerator --table FILE` writes the tables
 of ACCELERATOR.md from such lines. --data holds the files of Beauty, ML-1M and Gowalla,
 in any folder; a step whose data or packages are absent says so.
 
@@ -38,7 +38,7 @@ import numpy as np
 from create_jax.report import markdown_table
 from create_jax.writers import write_text
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 FILES = {
     "beauty": "reviews_Beauty_5.json.gz",
     "ml1m": "ml-1m*.zip",
@@ -709,7 +709,7 @@ class Worker:
 
     def __init__(self, setup: Setup, environment: dict, cache: str):
         self.environment = environment
-        command = [sys.executable, "-m", "benchmarks.speed.accelerator", "--work"]
+        command = [sys.executable, "-m", "benchmarks.accelerator", "--work"]
         command += [f"--out={setup.out}", *(["--tiny"] if setup.tiny else [])]
         command += [f"--data={setup.data}"] if setup.data else []
         flags = [os.environ.get("XLA_FLAGS"), environment.get("XLA_FLAGS")]
@@ -794,7 +794,7 @@ def run_all(setup: Setup, names, minutes: float) -> list[dict]:
 
 # --- tables ---------------------------------------------------------------------------
 
-MARK = "<!-- measured: python -m benchmarks.speed.accelerator --table FILE -->"
+MARK = "<!-- measured: python -m benchmarks.accelerator --table FILE -->"
 
 
 def tables(lines: list[dict]) -> str:
@@ -858,9 +858,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", default=",".join(STEPS), help="default: all")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE")
-    parser.add_argument(
-        "--page", type=Path, default=ROOT / "benchmarks/speed/ACCELERATOR.md"
-    )
+    parser.add_argument("--page", type=Path, default=ROOT / "benchmarks/ACCELERATOR.md")
     parser.add_argument("--tiny", action="store_true", help="a small version of each")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
