@@ -397,7 +397,7 @@ def test_an_index_says_where_the_runs_are(runs):
     page.write_text("<!-- report:index -->\n<!-- /report -->\n")
     arguments = [str(runs / "a"), f"--fill={page}", "--resamples=9", f"--out={runs}"]
     assert report.main(arguments) == 0
-    assert page.read_text().splitlines()[3:-2] == [
+    assert page.read_text().splitlines()[4:-2] == [
         "| [.](.) | sasrec-0, sasrec-1, sasrec-2 | beauty | sasrec |",
         "| [.](.) | create-0, create-1, create-2 | beauty | "
         "create, align.kind=barlow_twins |",

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from create_jax import config_file, experiment, report, settings
+from create_jax import config_file, report, rundir, settings
 from create_jax.configs import common
+from create_jax.runs import find_runs
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "results/README.md"
@@ -110,10 +111,10 @@ def test_the_script_finds_all_its_runs_finished(data, tmp_path, monkeypatch):
             config.seed = seed
             folder = Path(f"{place}-{seed}" if config.seeds else place)
             assert (folder / "result.json").exists(), folder
-            free = experiment.FREE_TO_CHANGE
-            experiment.refuse_other_config(folder, config, free)
+            free = rundir.FREE_TO_CHANGE
+            rundir.refuse_other_config(folder, config, free)
             asked.add(folder)
-    runs = set(report.find_runs([f"results/{data}"]))
+    runs = set(find_runs([f"results/{data}"]))
     assert {run for run in runs if "history=train" not in str(run)} == asked
 
 
