@@ -270,17 +270,16 @@ def joint_loss(config, prepared):
     """(params, batch of one step, graph) -> (loss, gradients), and its arguments."""
     import jax
 
-    from create_jax import settings
+    from create_jax import build
 
     model, key = prepared.model, jax.random.key(0)
-    (phase,) = settings.make_phases(config)
+    (phase,) = build.make_phases(config)
 
     @jax.jit
     def loss(params, batch, graph):
         def of(params):
             with jax.default_matmul_precision(model.precision):
-                arguments = model, phase, params, batch, graph, key, None
-                return model.system.total_loss(*arguments)[0]
+                return model.loss(phase, params, batch, graph, key)[0]
 
         return jax.value_and_grad(of)(params)
 
@@ -447,7 +446,7 @@ def dropout(setup: Setup):
 def ranking(setup: Setup):
     """Seconds for all test queries by queries a step, with lists of 100."""
     from benchmarks.speed.limit import seconds
-    from create_jax import evaluate, parallel, protocol, settings
+    from create_jax import build, evaluate, parallel, protocol
 
     for name, batch in ways(
         setup, ("beauty", 256), ("beauty", 1024), ("beauty", 4096), ("ml1m", 1024)
@@ -455,8 +454,8 @@ def ranking(setup: Setup):
         config = config_of(setup, name, "sasrec", eval__batch=batch)
         split = protocol.make_split(config, protocol.load(config))
         holdout, mesh, log = split.test["last"], parallel.make_mesh(), split.refit
-        model = settings.make_model(config, log.n_users, log.n_items)
-        params = parallel.place(mesh, model.system.init(model, 0))
+        model = build.make_model(config, log.n_users, log.n_items)
+        params = parallel.place(mesh, model.init(0))
         score = evaluate.model_scores(model, by_graph=False)
         evaluator = evaluate.make_evaluator(config, holdout, score, mesh, model.mask)
         rank = functools.partial(evaluator.run, params, ())
@@ -497,13 +496,13 @@ def seeds(setup: Setup):
     import jax.numpy as jnp
 
     from benchmarks.speed.limit import seconds
-    from create_jax import optim, settings
+    from create_jax import build, optim
     from create_jax import steps as stepping
 
     config = config_of(setup, "beauty", "sasrec")
     prepared = prepared_of(config)
     model, feed = prepared.model, prepared.feed
-    (phase,) = settings.make_phases(config)
+    (phase,) = build.make_phases(config)
     tx = optim.make(**config.optim.to_dict())
 
     def dispatch(state, batch):

@@ -6,11 +6,12 @@ numbered in docs/choices.md.
 
 from ml_collections import ConfigDict
 
+from create_jax import methods
+
 
 def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict:
-    """METHOD: create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, selfgnn,
-    sasrec, bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop,
-    poprnd, random.
+    """METHOD: create (default), another of `methods.METHODS`, or the dotted path of a
+    module with a row like theirs.
 
     dropout: of SASRec on this data; BERT4Rec and eSASRec have their sources' own.
     """
@@ -200,49 +201,12 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             # or (setting, "choice", value, ...); the first trial is the config itself.
             "tune": {
                 "trials": 20,
-                "space": (
-                    ("optim.lr", "log", 3e-4, 3e-3),
-                    ("seq.dropout", "uniform", 0.1, 0.6),
-                ),
+                "space": methods.SEARCH,
             },
             "checkpoint": {"seconds": 30.0},  # between saves, at least
             "example": False,  # show the top ten of one real history at the end
         }
     )
-    if config.method in ("create", "create_pone", "create_uni"):
-        config.tune.space += (
-            ("loss.w_global", "log", 0.01, 1.0),
-            ("loss.w_bt", "log", 0.01, 1.0),
-        )
-    # Patience is of each method's source: what begins slowly is waited for longer.
-    if method == "bert4rec":
-        config.seq.update(heads=2, feed_forward=4, dropout=0.1)
-        config.train.patience = 20
-    elif method in ("create_pone", "create_uni"):
-        config.graph.encoder = "signed" if method == "create_pone" else "hypergraph"
-        config.item_source.update(input="propagated", output="propagated")
-    elif method == "bt_sr":
-        config.graph.encoder, config.warmup.epochs = "none", 0
-        config.align.update(partner="same_target", l2_normalize=True)
-    elif method == "mrgsrec":
-        config.graph.encoder, config.warmup.epochs = "lightgcn", 0
-        config.graph.lightgcn.update(layers=1, normalise=True)
-        config.seq.update(heads=2, feed_forward=4, dropout=0.3)
-        config.loss.update(w_global=0.1, w_bt=0.05)
-        config.align.update(kind="infonce", positions="all")
-    elif method == "selfgnn":
-        config.graph.encoder, config.warmup.epochs = "selfgnn", 0
-        config.align.kind = "none"
-    elif method == "gsau":
-        config.graph.encoder = "lightgcn"
-        config.graph.lightgcn.update(loss="alignment_uniformity", l2=0.0)
-        config.loss.update(local="gsau", w_global=1.0)
-        config.align.kind, config.warmup.epochs = "none", 0
-    elif method == "esasrec":
-        config.seq.update(feed_forward=4, dropout=0.2)
-        config.loss.local = "sampled"
-        config.train.patience = 50
-    elif method in ("lightgcn", "ultragcn", "signed", "hypergraph"):
-        config.train.patience = 50
-        config.tune.space = config.tune.space[:1]  # they have no dropout
+    defaults = methods.find(config.method).defaults
+    config.update_from_flattened_dict(defaults)
     return config

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from create_jax import configs
+from create_jax import configs, named
 from create_jax.configs import common
 from create_jax.errors import InputError
 
@@ -34,9 +34,13 @@ def make(source: str, changes: dict, method: str | None = None) -> ConfigDict:
     Raises:
       InputError: the file cannot be loaded, or has no config of that method.
     """
-    file, _, named = source.partition(":")
-    method = method or changes.get("method") or named or None
+    file, _, suffix = source.partition(":")
+    method = method or changes.get("method") or suffix or None
     config = load(file, method)
+    names = {key: value for key, value in changes.items() if key in named.SECTIONS}
+    with config.unlocked():
+        config.update_from_flattened_dict(names | {"method": config.method})
+        named.add_settings(config)
     config.update_from_flattened_dict(changes | {"method": config.method})
     return config
 
@@ -52,6 +56,8 @@ def load(file: str, method: str | None = None) -> ConfigDict:
             raise TypeError(f"get_config returned {type(config).__name__}, no config")
         with config.unlocked():
             _fill(config, common.get_config(config.method))
+    except InputError:
+        raise
     except Exception as error:  # a user's file may raise anything
         raise InputError(_describe(file, error)) from None
     if method and config.method != method:

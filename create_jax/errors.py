@@ -25,3 +25,10 @@ def one_line(text: object, longest: int) -> str:
     line = "".join(c if c.isprintable() else " " for c in str(text))
     half = (longest - 3) // 2
     return line if len(line) <= longest else f"{line[:half]}...{line[-half:]}"
+
+
+def bad_setting(key: str, found: object, expected: str) -> InputError:
+    """The error of a setting's value: what it is, what was expected."""
+    return InputError(
+        f"config.{key} is {found!r}; expected {expected}; set it with --config.{key}="
+    )

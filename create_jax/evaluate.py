@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from create_jax import metrics, parallel, steps
 from create_jax.data import packing
 from create_jax.data.splits import Holdout
-from create_jax.models import create
+from create_jax.models.system import System
 from create_jax.parallel import DATA
 
 NOT_RANKED = np.iinfo(np.int32).max
@@ -361,19 +361,16 @@ def make_evaluator(
     return Evaluator(holdout, score, mesh, **asked | rules)
 
 
-def model_scores(model: create.Model, *, by_graph: bool) -> Callable:
+def model_scores(model: System, *, by_graph: bool) -> Callable:
     """Scores of a model: the transformer's state, or the graph's user, on the items."""
 
     def score(params, graph):
         common = dict(by_graph=by_graph)
-        tables = model.system.query_tables(
-            model, params, graph, axis_name=DATA, **common
-        )
-        source, items = tables
+        source, items = model.query_tables(params, graph, axis_name=DATA, **common)
 
         def of(queries):
-            arguments = model, params, source, queries.histories
-            return model.system.query_vectors(*arguments, **common) @ items.T
+            histories = queries.histories
+            return model.query_vectors(params, source, histories, **common) @ items.T
 
         return of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from create_jax import baselines, curves, evaluate, rundir, settings
+from create_jax import baselines, build, curves, evaluate, rundir
 from create_jax.errors import InputError
 from create_jax.rundir import FREE_TO_CHANGE, NOTABLE, Opened
 from create_jax.train import Fitted, Progress, fit
@@ -19,7 +19,7 @@ def train_and_evaluate(config, workdir: str) -> dict:
     Running it again continues from the last checkpoint; a finished run returns its
     result, if it is one of these data.
     """
-    settings.check(config)
+    build.check(config)
     directory = Path(workdir).absolute()
     rundir.check(directory, config, FREE_TO_CHANGE)
     opened = rundir.open_run(config, directory)
@@ -45,7 +45,7 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
     Args:
       save: a directory to keep it in, like a run of its own for `create_jax.report`.
     """
-    settings.check(config)
+    build.check(config)
     place = Path(save).absolute()
     if save:
         rundir.check(place, config, FREE_TO_CHANGE)
@@ -88,7 +88,7 @@ def _select_and_refit(
     run, split, _ = opened
     if run.config.method in baselines.FITS:
         return baselines.fit(run, split)
-    phases, retrain = settings.make_phases(run.config), run.config.retrain.epochs
+    phases, retrain = build.make_phases(run.config), run.config.retrain.epochs
     stage = partial(fit, run, trains=trains)
     if split.valid is None:
         return stage("fixed", phases, split.refit, None), None

@@ -25,7 +25,7 @@ class Feed:
         self.config, self.model, self.shards = config, model, shards
         self.rows, self.pairs = rows, pairs
         self.n_items, self.seed = train.n_items, config.seed
-        self.with_edges = phase.w_global > 0 and model.system.READS_EDGES
+        self.with_edges = phase.w_global > 0 and model.reads_edges
         self.sequences = None
         self.train, self.view_layout = train, None
         limit = config.train.chunk

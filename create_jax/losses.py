@@ -7,7 +7,7 @@ Averaging losses of parts of a batch would be wrong for Barlow Twins and for une
 token counts.
 """
 
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -388,6 +388,82 @@ def scalable_cross_entropy(
     return weighted_mean(kept, covered.astype(states.dtype), axis_name)
 
 
+# A next-item loss: (states [R * T, D], table [V, D], targets [R, T], key, *, n_items,
+# axis_name, its settings) -> scalar mean over the tokens with a target. `table` holds
+# the items in rows 1..n_items, target 0 = none. A setting is `loss.<name>.<argument>`,
+# or `loss.<argument>`.
+
+
+def cross_entropy(
+    states,
+    table,
+    targets,
+    key,
+    *,
+    n_items,
+    axis_name=None,
+    token_chunk=512,
+    whole_items=131072,
+    item_chunk=4096,
+):
+    """`softmax_cross_entropy`, where a catalogue above `whole_items` is in parts."""
+    return softmax_cross_entropy(
+        states,
+        table,
+        targets.reshape(-1),
+        n_items=n_items,
+        axis_name=axis_name,
+        token_chunk=token_chunk,
+        item_chunk=n_items if n_items <= whole_items else item_chunk,
+    )
+
+
+def _of_samples(kind: str):
+    """One of `sampled_losses` as a next-item loss."""
+
+    def loss(
+        states,
+        table,
+        targets,
+        key,
+        *,
+        n_items,
+        axis_name=None,
+        negatives=256,
+        shared_negatives=True,
+        gbce_t=0.75,
+    ):
+        # Not by the whole step: that learns much more slowly (benchmarks/parity/PARITY.md).
+        parts = len(targets) if shared_negatives else targets.size
+        drawn = jax.random.randint(key, (parts, negatives), 1, n_items + 1)
+        own = dict(kind=kind, gbce_t=gbce_t, n_items=n_items, axis_name=axis_name)
+        return sampled_losses(states, table, targets.reshape(-1), drawn, **own)
+
+    return loss
+
+
+def _flat(loss):
+    """A loss of [M] targets as one of [R, T]."""
+
+    @wraps(loss)
+    def of_rows(states, table, targets, key, **settings):
+        return loss(states, table, targets.reshape(-1), key, **settings)
+
+    return of_rows
+
+
+NEXT_ITEM = {
+    "ce": cross_entropy,
+    "sce": _flat(scalable_cross_entropy),
+    "sampled": _of_samples("sampled"),
+    "gbce": _of_samples("gbce"),
+    "bce": _of_samples("bce"),
+    "gsau": _flat(gsau),
+}
+# Those that need fewer `loss.negatives` than there are items.
+SAMPLE_FEWER = ("gbce",)
+
+
 # --- graph ----------------------------------------------------------------------------
 
 
@@ -564,3 +640,16 @@ def nwj(a, b, weights, *, temperature=1.0, axis_name=None):
         return jnp.exp(cosine / temperature)
 
     return -(1 + joint - mean_over_pairs(ratio, a, b, weights, axis_name))
+
+
+# An alignment: (a [B, D], b [B, D], weights [B], *, axis_name, its settings) -> scalar,
+# of two vectors of each user; weight 0 = filler. Settings as of a next-item loss, in
+# `align`.
+ALIGNMENTS = {
+    "barlow_twins": barlow_twins,
+    "infonce": infonce,
+    "vicreg": vicreg,
+    "nwj": nwj,
+}
+# Settings that do not have the name of their argument.
+RENAMED = {"barlow_twins": {"off_diagonal": "bt.lambda", "reduce": "bt.reduce"}}

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from create_jax import config_file
+from create_jax import config_file, methods, named
 from create_jax.errors import InputError
 
 
@@ -18,7 +19,16 @@ class ConfigParser(flags.ArgumentParser):
     """Of the flag --config: FILE or FILE:METHOD -> the config."""
 
     def parse(self, argument):
-        return config_file.make(argument, {})
+        """What the command line names may have settings, which it may set as well."""
+        changes = {}
+        for option in sys.argv[1:]:
+            key, _, value = option.removeprefix("--config.").partition("=")
+            if key in named.SECTIONS and option != key:
+                changes[key] = value
+        if "eval.metrics" in changes:
+            names = re.findall(r"[\w.]+", changes["eval.metrics"])
+            changes["eval.metrics"] = tuple(names)
+        return config_file.make(argument, changes)
 
     def flag_type(self):
         return "config"
@@ -29,10 +39,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "NAME[:METHOD] or FILE.py[:METHOD]; change any setting with --config.x.y=value. "
-    f"NAME: {', '.join(config_file.names())}. METHOD: "
-    "create (default), create_pone, create_uni, bt_sr, gsau, mrgsrec, selfgnn, sasrec, "
-    "bert4rec, esasrec, lightgcn, ultragcn, signed, hypergraph, svd, mostpop, poprnd, "
-    "random.",
+    f"NAME: {', '.join(config_file.names())}. METHOD, create if none is named: "
+    f"{', '.join(methods.METHODS)}.",
 )
 FLAGS["config"].parser = ConfigParser()  # finds packaged names, and says more
 _MODE = flags.DEFINE_enum(
@@ -69,15 +77,18 @@ def main(argv: list[str]) -> None:
         )
     if FLAGS.verbosity < 0:
         logging.set_verbosity(logging.FATAL)  # orbax has much to say
-    # JAX wakes only now: --help and mistakes in flags need not wait for it.
+    from create_jax import settings
+
+    config = config_for()
+    settings.check(config)
+    # JAX wakes only now: --help and mistakes in flags and values need not wait for it.
     import jax
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    from create_jax import example, experiment, protocol, report, settings, tune
+    from create_jax import build, example, experiment, protocol, report, tune
 
-    config = config_for()
-    settings.check(config)
+    build.check(config)
     if _MODE.value == "describe":
         log = protocol.load(config)
         facts = protocol.describe(config, log, protocol.make_split(config, log))
@@ -110,7 +121,7 @@ def config_for(method: str | None = None):
 
 def runs_of(methods: list[str]) -> list:
     """A config for each method, with its own defaults, and seed."""
-    from create_jax import settings
+    from create_jax import build, settings
 
     runs = []
     for method in dict.fromkeys(methods):
@@ -118,7 +129,7 @@ def runs_of(methods: list[str]) -> list:
         for seed in settings.seeds(config):
             runs.append(config.copy_and_resolve_references())
             runs[-1].seed = seed
-            settings.check(runs[-1])
+            build.check(runs[-1])
     return runs
 
 

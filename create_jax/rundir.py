@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from create_jax import parallel, protocol, settings
+from create_jax import build, parallel, protocol, settings
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
 from create_jax.unread import unread
@@ -52,7 +52,7 @@ def open_run(config, directory: Path) -> Opened:
     """The data of a run, compared with what its directory was marked with; nothing is
     written."""
     log = protocol.load(config)
-    settings.check_log(config, log)
+    build.check_log(config, log)
     split = protocol.make_split(config, log)
     facts = protocol.describe(config, log, split) | program()
     data = facts["data"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from create_jax import metrics, protocol, ranks, settings
+from create_jax import methods, metrics, protocol, ranks, settings
 from create_jax.errors import InputError
 
 # Of a config, what does not make another system.
@@ -84,11 +84,12 @@ def load(folders: list[Path]) -> list[System]:
         names = _label(key, flats), _section(key, list(groups)), key.dataset
         systems.append(System(*names, flats[key], results, where))
     sections = list(dict.fromkeys(system.section for system in systems))
-    order = settings.METHODS[::-1]
+    order = [*methods.METHODS][::-1]
 
     def place(system):
         method = system.results[0]["method"]
-        return sections.index(system.section), order.index(method)
+        known = order.index(method) if method in order else len(order)
+        return sections.index(system.section), known
 
     return sorted(systems, key=place)
 
@@ -105,7 +106,7 @@ def _label(key: _Key, flats: dict[_Key, dict]) -> str:
     beside = [flat for other, flat in alike.items() if other[:3] == key[:3]]
     differs = _apart(own, beside, list(alike.values()))
     # A run from before methods had to be what they are called.
-    fixed = settings.FIXED.get(key.method, {}).items()
+    fixed = methods.METHODS.get(key.method, methods.Method()).fixed.items()
     odd = [f"{k}={own[k]}" for k, v in fixed if own.get(k, v) != v]
     return ", ".join(dict.fromkeys([key.method, *differs, *odd]))
 

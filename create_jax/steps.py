@@ -9,8 +9,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from create_jax import optim, parallel
-from create_jax.models import create
 from create_jax.models.propagation import Rows
+from create_jax.models.system import System
 from create_jax.parallel import DATA
 
 
@@ -47,8 +47,8 @@ class StepBatch(NamedTuple):
     views: tuple | None = None
 
 
-def init(model: create.Model, tx, seed: int) -> TrainState:
-    params = model.system.init(model, seed)
+def init(model: System, tx, seed: int) -> TrainState:
+    params = model.init(seed)
     return TrainState(jnp.zeros((), jnp.int32), params, optim.init(tx, params))
 
 
@@ -59,12 +59,11 @@ def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
         key = jax.random.fold_in(key, lax.axis_index(axis_name))
 
     def loss(params):
-        arguments = model, phase, params, batch, graph, key, axis_name
         with jax.default_matmul_precision(model.precision):
-            return model.system.total_loss(*arguments)
+            return model.loss(phase, params, batch, graph, key, axis_name)
 
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    groups = [g for g in model.system.groups_of(model, phase) if g in grads]
+    groups = [g for g in model.trained_groups(phase) if g in grads]
     grads = {group: grads[group] for group in groups}
     if axis_name is not None:
         grads = lax.pmean(grads, axis_name)

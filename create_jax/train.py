@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from create_jax import evaluate, feeds, optim, parallel, settings, steps
+from create_jax import build, evaluate, feeds, optim, parallel, steps
 from create_jax.checkpoint import Checkpoints
 from create_jax.errors import InputError
 from create_jax.rundir import Run
@@ -78,7 +78,7 @@ def fit(
     """
     # The model. Its graph is made when first asked for.
     config = run.config
-    model = settings.make_model(config, train.n_users, train.n_items)
+    model = build.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
     state = parallel.place(run.mesh, steps.init(model, tx, config.seed))
     make_graph = cache(partial(_make_graph, run, model, train))
@@ -137,7 +137,7 @@ def fit(
 def _fitted(model, params: dict, make_graph: Callable, progress: Progress) -> Fitted:
     by_graph = model.encoder is None  # its users are what ranks
     score = evaluate.model_scores(model, by_graph=by_graph)
-    reads = model.system.queries_read_graph(model, by_graph=by_graph)
+    reads = model.queries_read_graph(by_graph=by_graph)
 
     def graph():
         return make_graph().arrays if reads else ()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 
-from create_jax import rundir, settings, train
+from create_jax import build, methods, rundir, settings, train
 from create_jax.errors import InputError, StorageError
 from create_jax.unread import unread
 from create_jax.writers import JsonLines, read_json, say, write_text
@@ -136,8 +136,8 @@ def _import_optuna():
 
 def check(config) -> list[Dimension]:
     """The space of a study; an InputError for what cannot be tuned."""
-    settings.check(config)
-    if config.method in settings.MODEL_FREE:
+    build.check(config)
+    if methods.find(config.method).kind == "free":
         raise InputError(f"{config.method} has nothing to tune over epochs")
     if config.split.validation == "none":
         raise InputError(
@@ -204,8 +204,8 @@ def _run(study, trial, opened, space, optuna) -> None:
     lines = JsonLines(directory / "metrics.jsonl")
     run = opened.run._replace(config=config, workdir=directory, lines=lines)
     try:
-        settings.check(config)
-        phases = settings.make_phases(config)
+        build.check(config)
+        phases = build.make_phases(config)
         progress = train.fit(
             *(run, "select", phases, opened.split.train, opened.split.valid),
             should_end=should_end,
@@ -255,7 +255,7 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
     final = config.copy_and_resolve_references()
     with final.unlocked():
         final.update_from_flattened_dict(chosen)
-    before = sum(phase.epochs for phase in settings.make_phases(final)[:-1])
+    before = sum(phase.epochs for phase in build.make_phases(final)[:-1])
     epochs = best.user_attrs["best_epoch"] - before
     ended = [t for t in study.trials if t.state.is_finished()]
     about = (

@@ -4,30 +4,32 @@ Whoever sets one of these on the command line is told, a study may not tune them
 run may continue with other values of them.
 """
 
+from create_jax import methods, named
 from create_jax.errors import InputError
-from create_jax.settings import GRAPH_ONLY, JOINT, MODEL_FREE, SEQUENCE_ONLY
 
 # Choices of what runs: where nothing reads one, another system was meant.
 CHOICES = (
     *("seq.encoder", "graph.encoder", "align.kind", "loss.local"),
     *("item_source.input", "item_source.output"),
 )
-# Beginnings of names that a method never reads.
-BY_METHOD = {
-    MODEL_FREE: (
-        *("model.", "seq.", "graph.", "item_source.", "align.", "loss.", "mrgsrec."),
+# Beginnings of names that a method of a kind never reads.
+BY_KIND = {
+    "free": (
+        *("model.", "seq.", "graph.", "item_source.", "align.", "loss."),
         *("warmup.", "train.", "retrain.", "optim."),
     ),
-    GRAPH_ONLY: (
-        *("seq.", "item_source.", "align.", "loss.", "mrgsrec.", "warmup."),
+    "graph": (
+        *("seq.", "item_source.", "align.", "loss.", "warmup."),
         *("graph.encoder", "graph.batch_source", "train.batch", "train.mask"),
     ),
-    SEQUENCE_ONLY: (
-        *("seq.encoder", "graph.", "item_source.", "align.", "mrgsrec.", "warmup."),
-        *("model.user_std", "loss.w_global", "loss.w_fused", "loss.w_bt"),
+    "sequence": (
+        *("seq.encoder", "graph.", "item_source.", "align.", "warmup."),
+        *("model.user_std", "loss.w_global", "loss.w_bt"),
     ),
-    JOINT: (),
+    "joint": (),
 }
+# Of ours; one of somebody else's may hide items.
+NEVER_HIDE = ("sasrec", "esasrec", "own")
 # The same of a mode.
 BY_MODE = {
     "train": ("tune.",),
@@ -41,21 +43,20 @@ def unread(flat: dict) -> set[str]:
 
     Settings that nobody would set by mistake may be missing.
     """
-    method = flat["method"]
-    off = [names for methods, names in BY_METHOD.items() if method in methods]
-    off = [*off[0], *_data_and_selection(flat)]
-    if method != "svd":
-        off.append("svd.")
-    if method not in MODEL_FREE:
-        off += _graph(flat)
-    if method in (*SEQUENCE_ONLY, *JOINT):
-        off += _losses(flat)
-    if method in JOINT:
-        off += _joint(flat)
+    method = methods.find(flat["method"])
+    off = [*BY_KIND[method.kind], *_data_and_selection(flat)]
+    others = {key for other in methods.METHODS.values() for key in other.settings}
+    off += others - set(method.settings)
+    if method.kind != "free":
+        off += _graph(flat, method)
+    if method.kind in ("sequence", "joint"):
+        off += _losses(flat, method)
+    if method.kind == "joint":
+        off += _joint(flat, method)
     kept = set()
-    if method in JOINT:  # a choice of `none` turns off all beside it, and not itself
+    if method.kind == "joint":  # a choice of `none` turns off all beside it, not itself
         kept = {key for key in CHOICES if key not in off}
-    if method in (*SEQUENCE_ONLY, *JOINT):  # there all the same, in the checkpoints
+    if method.kind in ("sequence", "joint"):  # there all the same, in the checkpoints
         kept.add("align.projector_dims")
     return {key for key in flat if key.startswith(tuple(off)) and key not in kept}
 
@@ -99,31 +100,31 @@ def _data_and_selection(flat: dict) -> list[str]:
     return off
 
 
-def _graph(flat: dict) -> list[str]:
+def _graph(flat: dict, method) -> list[str]:
     """The sections of other graph encoders."""
-    own = flat["method"] if flat["method"] in GRAPH_ONLY else flat["graph.encoder"]
-    off = [f"graph.{name}." for name in (*GRAPH_ONLY, "selfgnn") if name != own]
+    own = named.last(method.graph or flat["graph.encoder"])
+    parts = [key.split(".") for key in flat if key.startswith("graph.")]
+    sections = {part[1] for part in parts if len(part) > 2}
+    off = [f"graph.{name}." for name in sections - {own}]
     if flat["graph.lightgcn.loss"] != "alignment_uniformity":
         off.append("graph.lightgcn.gamma")
     return off
 
 
-def _losses(flat: dict) -> list[str]:
+def _losses(flat: dict, method) -> list[str]:
     kind = flat["loss.local"]
     off = [f"loss.{name}." for name in ("gsau", "sce") if name != kind]
     if kind != "gbce":
         off.append("loss.gbce_t")
     if kind not in ("sampled", "gbce", "bce"):
         off += ["loss.negatives", "loss.shared_negatives"]
-    if _encoder(flat) in ("sasrec", "esasrec", "mrgsrec", "selfgnn"):
+    if (method.sequence or flat["seq.encoder"]) in NEVER_HIDE:
         off.append("train.mask")
     return off
 
 
-def _joint(flat: dict) -> list[str]:
+def _joint(flat: dict, method) -> list[str]:
     off = []
-    if flat["method"] != "mrgsrec":
-        off += ["mrgsrec.", "loss.w_fused"]
     views = flat["align.partner"] == "same_target"
     if flat["graph.encoder"] == "none":
         off += ["graph.batch", "graph.last_", "graph.reduce", "warmup."]
@@ -141,14 +142,8 @@ def _joint(flat: dict) -> list[str]:
         off += [f"align.{x}" for x in ("positions", "user_source", "stop_grad")]
     if views or flat["graph.encoder"] != "signed":
         off.append("align.orthogonality")
-    if views or _encoder(flat) in ("sasrec", "esasrec", "mrgsrec", "selfgnn"):
+    if views or (method.sequence or flat["seq.encoder"]) in NEVER_HIDE:
         off.append("align.bert_state")
     if not flat["warmup.epochs"]:
         off += ["warmup.reset_optimizer", "warmup.eval"]
     return off
-
-
-def _encoder(flat: dict) -> str:
-    """The name of the sequence encoder."""
-    own = flat["method"] in (*SEQUENCE_ONLY, "mrgsrec", "selfgnn")
-    return flat["method"] if own else flat["seq.encoder"]

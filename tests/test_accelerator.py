@@ -10,7 +10,7 @@ from create_jax.configs.common import get_config
 from test_steps import LOG
 
 from benchmarks import accelerator
-from create_jax import feeds, optim, settings, steps
+from create_jax import build, feeds, methods, optim, steps
 
 ALONE = ("peers", "gowalla")  # other programs, tested as such
 
@@ -64,7 +64,7 @@ def test_the_page_keeps_what_people_wrote(tmp_path):
     assert "It ended early: it outlasted its 3 seconds." in text
 
 
-METHODS = [m for m in settings.METHODS if m not in settings.MODEL_FREE]
+METHODS = [m for m in methods.METHODS if methods.find(m).kind != "free"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -72,10 +72,10 @@ def test_a_step_of_every_method_lowers_for_gpus_and_tpus(method):
     config = get_config(method)
     small = {"model.dim": 8, "seq.blocks": 1, "seq.heads": 2, "seq.max_len": 6}
     config.update_from_flattened_dict(small | {"train.batch": 30, "train.chunk": 1})
-    phase = settings.make_phases(config)[-1]
+    phase = build.make_phases(config)[-1]
     ratings = np.resize(np.float32([5, 1, 4]), len(LOG.users))
     log = LOG._replace(ratings=ratings, times=3_000_000 * LOG.times)
-    model = settings.make_model(config, log.n_users, log.n_items)
+    model = build.make_model(config, log.n_users, log.n_items)
     rows, pairs, graph = feeds.make_graph(config, model, log, 1)
     feed = feeds.Feed(config, model, phase, log, rows, pairs, 1)
     tx = optim.make(**config.optim.to_dict())

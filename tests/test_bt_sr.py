@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import polars as pl
 
-from create_jax import feeds, settings
+from create_jax import build, feeds
 from create_jax.configs import table
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
-from create_jax.models import create
+from create_jax.models.create import Create
 
 HISTORIES = [[1, 2, 3], [4, 3], [2, 5, 3, 1], [6, 7], [5, 1], [3, 2]]
 USERS = np.concatenate([np.full(len(h), u) for u, h in enumerate(HISTORIES)])
@@ -49,14 +49,14 @@ def make_config():
     config = table.get_config("bt_sr")
     config.model.dim, config.seq.max_len, config.train.batch = 8, 4, 3
     config.seq.dropout = 0.0
-    settings.check(config)
+    build.check(config)
     return config
 
 
 def test_views_stay_with_their_sequences_and_reach_the_loss():
     config = make_config()
-    model = settings.make_model(config, 6, 7)
-    (phase,) = settings.make_phases(config)
+    model = build.make_model(config, 6, 7)
+    (phase,) = build.make_phases(config)
     assert (phase.local, phase.w_global, phase.w_align) == (1.0, 0.0, 0.2)
     feed = feeds.Feed(config, model, phase, LOG, None, None, 1)
     batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
@@ -72,9 +72,9 @@ def test_views_stay_with_their_sequences_and_reach_the_loss():
 
     def loss(params):
         key = jax.random.key(0)
-        return create.total_loss(model, phase, params, batch, (), key)
+        return Create.loss(model, phase, params, batch, (), key)
 
-    params = jax.jit(lambda: create.init(model, 0))()
+    params = jax.jit(lambda: model.init(0))()
     (value, parts), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert set(parts) == {"local", "align"} and np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))

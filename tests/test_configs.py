@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from create_jax import config_file, settings
+from create_jax import build, config_file, methods, settings
 from create_jax.configs import common
 from create_jax.errors import InputError
 
@@ -23,18 +23,20 @@ def get_config(name, method=None):
     return importlib.import_module(f"create_jax.configs.{name}").get_config(method)
 
 
-@pytest.mark.parametrize("method", settings.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_and_model(name, method):
     config = get_config(name, method)
-    settings.check(config)
-    if method not in settings.MODEL_FREE:
-        model = settings.make_model(config, n_users=5, n_items=7)
-        params = jax.eval_shape(lambda: model.system.init(model, 0))
+    build.check(config)
+    if methods.find(method).kind != "free":
+        model = build.make_model(config, n_users=5, n_items=7)
+        params = jax.eval_shape(lambda: model.init(0))
         assert params["item_table"].shape[-2:] == (model.n_rows, config.model.dim)
-        assert ("sequence" in params) == (method not in settings.GRAPH_ONLY)
+        assert ("sequence" in params) == (methods.find(method).kind != "graph")
         assert ("user_table" in params) == (model.graph is not None)
-        assert (model.graph is None) == (method in (*settings.SEQUENCE_ONLY, "bt_sr"))
+        assert (model.graph is None) == (
+            methods.find(method).kind == "sequence" or method == "bt_sr"
+        )
 
 
 BAD = {
@@ -70,7 +72,7 @@ def test_a_setting_out_of_range_is_named(key):
         node = node[part]
     node[parts[-1]] = value
     with pytest.raises(InputError) as error:
-        settings.check(config)
+        build.check(config)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -80,7 +82,7 @@ def test_seeds_are_given_as_a_tuple_or_a_list(given):
     config = common.get_config("sasrec")
     assert settings.seeds(config) == [0]
     config.seeds = given
-    settings.check(config)
+    build.check(config)
     assert settings.seeds(config) == [0, 2, 5]
 
 
@@ -89,10 +91,10 @@ def test_what_is_no_seed_is_refused(given):
     config = common.get_config("sasrec")
     config.seeds = given
     with pytest.raises(InputError, match="config.seeds is"):
-        settings.check(config)
+        build.check(config)
 
 
-@pytest.mark.parametrize("method", settings.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_a_method_is_not_a_label(method):
     expected = get_config("beauty", method).to_dict()
     for found in (
@@ -123,12 +125,13 @@ OTHERWISE = {
 }
 
 
-@pytest.mark.parametrize("method", settings.FIXED)
+@pytest.mark.parametrize("method", OTHERWISE)
 def test_what_defines_a_method_cannot_be_contradicted(method):
+    assert OTHERWISE.keys() == {m for m, row in methods.METHODS.items() if row.fixed}
     key, value = OTHERWISE[method]
     config = config_file.make("table", {key: value}, method)
     with pytest.raises(InputError, match=f"config.{key} is '{value}'; .*for {method}"):
-        settings.check(config)
+        build.check(config)
 
 
 def test_a_config_of_one_method_is_of_no_other(tmp_path):

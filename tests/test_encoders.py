@@ -12,14 +12,15 @@ import polars as pl
 import pytest
 from jax.sharding import AxisType
 
-from create_jax import evaluate, experiment, feeds, losses, settings
+from create_jax import build, evaluate, experiment, feeds, losses
 from create_jax.configs import table
 from create_jax.data import packing
 from create_jax.data.graph import EdgeBatch
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
 from create_jax.errors import InputError
-from create_jax.models import create
+from create_jax.models import bert4rec, transformer
+from create_jax.models.create import Create
 
 ITEMS, LENGTH, MASK, WIDTH = 12, 7, 13, 8
 # User 1 has one item only; user 3 has more than fit, and leaves no place for a [MASK].
@@ -52,19 +53,19 @@ def make_config(encoder, graph="none", **align):
     config.graph.update(batch_size=8)
     config.graph.ultragcn.update(neighbours=3, negatives=5)
     config.align.update(align)
-    settings.check(config)
+    build.check(config)
     return config
 
 
 def make_model(encoder, graph="none", **align):
     config = make_config(encoder, graph, **align)
-    return settings.make_model(config, USERS, ITEMS)
+    return build.make_model(config, USERS, ITEMS)
 
 
 def make_params(model):
     """All weights large: at the usual 0.02 the blocks hardly do anything."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: create.init(model, 0))
+    shapes = jax.eval_shape(lambda: model.init(0))
     params = jax.tree.map(
         lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes
     )
@@ -166,7 +167,7 @@ def numpy_esasrec(params, items):
 
 MODELS = {name: make_model(name) for name in ("bert4rec", "esasrec")}
 PARAMS = {name: make_params(model) for name, model in MODELS.items()}
-ENCODE = {name: jax.jit(partial(create.encode, m)) for name, m in MODELS.items()}
+ENCODE = {name: jax.jit(partial(Create.encode, m)) for name, m in MODELS.items()}
 WRITINGS = {"bert4rec": numpy_bert4rec, "esasrec": numpy_esasrec}
 both = pytest.mark.parametrize("name", ["bert4rec", "esasrec"])
 
@@ -247,7 +248,7 @@ def test_states_that_are_read_alone_are_those_of_all(name):
 
     @jax.jit
     def encode(params, read):
-        states = create.encode(model, params, params["item_table"], batch, read=read)
+        states = Create.encode(model, params, params["item_table"], batch, read=read)
         return states.reshape(len(batch.items), -1, WIDTH)
 
     everything = np.asarray(encode(params, None))
@@ -263,7 +264,7 @@ SEQUENCES = packing.training_sequences(TRAIN, LENGTH, MASK, hides=True)
 KEPT = {0: [3, 1, 7, 2], 2: [6, 9], 3: [6, 1, 2, 3, 7, 5, 11], 4: [12, 8, 10]}
 
 
-training_view = jax.jit(partial(create.training_view, MODELS["bert4rec"]))
+training_view = jax.jit(partial(Create.training_view, MODELS["bert4rec"]))
 
 
 def masked_batch(hidden, sequences=SEQUENCES):
@@ -347,14 +348,14 @@ def test_the_training_view_hides_targets_and_leaves_out_masks_after_histories():
     same = "targets", "positions", "users", "last", "weights"
     for name in same:
         np.testing.assert_array_equal(getattr(view, name), getattr(batch, name))
-    plain = create.training_view(MODELS["esasrec"], batch)
+    plain = Create.training_view(MODELS["esasrec"], batch)
     assert plain is batch  # the objective `next` hides nothing
 
 
 def test_the_query_view_ends_every_history_with_a_mask():
     six, seven = [3, 1, 7, 2, 5, 9], [4, 6, 1, 2, 3, 7, 5]
     batch = pack([followed(six)], [followed(seven)], [[5, MASK], [9, 8, 2, MASK]])
-    view = create.query_view(MODELS["bert4rec"], batch)
+    view = bert4rec.query_view(batch, MODELS["bert4rec"].mask)
     rows = [[*six, MASK], [*seven[1:], MASK], [5, MASK, 9, 8, 2, MASK, 0]]
     assert np.asarray(view.items).tolist() == rows
     for name in ("positions", "segments", "last"):
@@ -404,7 +405,7 @@ def test_queries_end_with_a_mask_after_the_newest_items():
         assert found.tolist() == [*newest, MASK]
     # And the state at the end, the one that is scored, is that of the [MASK].
     model, params = MODELS["bert4rec"], PARAMS["bert4rec"]
-    query = jax.jit(partial(create.query_vectors, model, by_graph=False))
+    query = jax.jit(partial(Create.query_vectors, model, by_graph=False))
     vectors = query(params, params["item_table"], batch)
     place = np.flatnonzero(batch.users == 2)[0]
     newest = [8, 9, 10, 11, 12, 1]
@@ -418,9 +419,9 @@ def test_queries_end_with_a_mask_after_the_newest_items():
 
 def make_inputs(config):
     """(model, params, graph, one batch) of the tiny log."""
-    model = settings.make_model(config, USERS, ITEMS)
+    model = build.make_model(config, USERS, ITEMS)
     rows, pairs, graph = feeds.make_graph(config, model, TRAIN, shards=1)
-    phase = settings.make_phases(config)[-1]
+    phase = build.make_phases(config)[-1]
     config.train.batch = 4
     config.train.mask = 0.4
     feed = feeds.Feed(config, model, phase, TRAIN, rows, pairs, shards=1)
@@ -432,13 +433,13 @@ def make_inputs(config):
 def test_the_state_that_bert4rec_aligns_is_the_chosen_one(bert_state):
     config = make_config("bert4rec", "ultragcn", bert_state=bert_state)
     model, params, graph, batch = make_inputs(config)
-    sequences, phase = batch.sequences, settings.make_phases(config)[-1]
+    sequences, phase = batch.sequences, build.make_phases(config)[-1]
 
     @jax.jit
     @jax.value_and_grad
     def alignment(params, batch, graph):
         args = params, batch, graph, jax.random.key(0)
-        return create.total_loss(model, phase, *args)[1]["align"]
+        return Create.loss(model, phase, *args)[1]["align"]
 
     value, slopes = alignment(params, batch, graph)
     # The whole history with a [MASK] after it, or the view of training before it.
@@ -477,8 +478,8 @@ def test_every_combination_of_encoders_and_alignment_has_its_losses(encoder, gra
     @jax.jit
     def run(params, batch, prepared):
         return [
-            create.total_loss(
-                *(model, settings.make_phases(config)[-1]),
+            Create.loss(
+                *(model, build.make_phases(config)[-1]),
                 *(params, batch, prepared, jax.random.key(0)),
             )
             for config, (model, *_) in zip(configs, inputs, strict=True)
@@ -544,7 +545,7 @@ def test_an_encoder_outside_the_package_runs(tmp_path, monkeypatch):
     config.train.update(batch=16, epochs=1)
     config.retrain.epochs = "none"
     config.seq.blocks = 5
-    encoder = settings.make_model(config, 40, 10).encoder
+    encoder = build.make_model(config, 40, 10).encoder
     assert type(encoder).__module__ == "toy_encoders.encoder" and encoder.blocks == 5
     result = experiment.train_and_evaluate(config, str(tmp_path / "run"))
     assert result["epochs"] == 1 and result["test"]["ndcg@10"] > 0
@@ -580,7 +581,7 @@ def test_a_module_that_is_no_encoder_is_an_input_error_in_one_line(
 def test_the_loss_of_hidden_items_reads_their_states_only():
     config = make_config("bert4rec", "none")
     config.seq.blocks = 1
-    phase = settings.make_phases(config)[-1]
+    phase = build.make_phases(config)[-1]
     model, params, graph, batch = make_inputs(config)
     targets = np.asarray(batch.sequences.targets)
     several, key = int((targets > 0).sum(1).max()), jax.random.key(0)
@@ -591,13 +592,13 @@ def test_the_loss_of_hidden_items_reads_their_states_only():
         def total(params):
             other = batch._replace(sequences=batch.sequences._replace(targets=targets))
             own = replace(model, mask_share=share)
-            return create.total_loss(own, phase, params, other, graph, key)[0]
+            return Create.loss(own, phase, params, other, graph, key)[0]
 
         return jax.value_and_grad(total)(params)
 
     def columns(share):
         own = replace(model, mask_share=share)
-        return create.hidden_columns(own, phase, jnp.asarray(targets))
+        return Create.hidden_columns(own, phase, jnp.asarray(targets))
 
     assert columns(0.5) is None
     enough = 0.01 if several <= 2 else 0.06
@@ -616,10 +617,10 @@ def test_the_loss_of_hidden_items_reads_their_states_only():
 
     @jax.jit
     def of_all_states(params, sequences, kept):
-        items, view = params["item_table"], create.training_view(model, sequences)
-        states = create.encode(model, params, items, view)
+        items, view = params["item_table"], Create.training_view(model, sequences)
+        states = Create.encode(model, params, items, view)
         learnt = sequences._replace(targets=kept)
-        return create.local_loss(model, states, items, learnt, None)
+        return model.local_loss(states, items, learnt, jax.random.key(0))
 
     expected = of_all_states(params, batch.sequences, kept)
     np.testing.assert_allclose(loss(targets, few)[0], expected, rtol=1e-6)
@@ -635,9 +636,9 @@ def test_aligning_every_position_of_bert4rec_skips_the_appended_masks():
 
     @jax.jit
     def align(batch):  # without another pass, so without parameters
-        view = create.training_view(model, batch)
-        _, aligned = create.masked_states(model, {}, None, batch, view, None, None)
-        return aligned, create.sequence_of_slot(aligned)
+        view = Create.training_view(model, batch)
+        _, aligned = Create.masked_states(model, {}, None, batch, view, None, None)
+        return aligned, transformer.sequence_of_slot(aligned)
 
     aligned, owner = jax.device_get(align(batch))
     real, items = aligned.segments.reshape(-1) > 0, batch.items

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from create_jax import (
+    build,
     curves,
     example,
     experiment,
@@ -25,7 +26,6 @@ from create_jax import (
 )
 from create_jax.configs import table
 from create_jax.errors import InputError
-from create_jax.models import create
 from create_jax.runs import load, per_query
 
 N_ITEMS = 30
@@ -176,7 +176,7 @@ def test_of_equal_scores_the_epoch_that_is_named_is_restored(
     scores = {"ndcg@10": 0.5}
     monkeypatch.setattr(train, "_validator", lambda *_: lambda *_: scores)
     opened = rundir.open_run(config, tmp_path)
-    phases = settings.make_phases(config)
+    phases = build.make_phases(config)
     parts = opened.split.train, opened.split.valid
     fitted = train.fit(opened.run, "select", phases, *parts)
     assert fitted.progress.best_epoch == 1
@@ -392,17 +392,15 @@ def joint_loss(log):
     @cache
     def of(**changes):
         config = make_config(log, "create", **changes)
-        settings.check(config)
+        build.check(config)
         train = protocol.load(config)
-        model = settings.make_model(config, train.n_users, train.n_items)
+        model = build.make_model(config, train.n_users, train.n_items)
         rows, pairs, graph = feeds.make_graph(config, model, train, shards=1)
-        phase = settings.make_phases(config)[-1]
+        phase = build.make_phases(config)[-1]
         feed = feeds.Feed(config, model, phase, train, rows, pairs, shards=1)
         batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
-        params, key = create.init(model, seed=0), jax.random.key(0)
-        loss = partial(
-            create.total_loss, model, phase, batch=batch, graph=graph, key=key
-        )
+        params, key = model.init(seed=0), jax.random.key(0)
+        loss = partial(model.loss, phase, batch=batch, graph=graph, key=key)
         (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         return float(value), [float(jnp.sum(g * g)) for g in jax.tree.leaves(grads)]
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from create_jax import baselines, evaluate, parallel, settings, steps
+from create_jax import baselines, build, evaluate, parallel, steps
 from create_jax.configs import table
 from create_jax.data import interactions
 from create_jax.data.graph import Pairs
 from create_jax.data.splits import Holdout
-from create_jax.models import create
 
 QUERIES, ITEMS, LONGEST, MAX_LEN = 53, 30, 14, 6
 
@@ -423,8 +422,8 @@ def test_random_lists_do_not_depend_on_devices():
 def test_a_graph_ranks_alike_on_one_device_and_on_eight():
     """Its propagation is split over the devices that split the queries."""
     config = table.get_config("lightgcn")
-    model = settings.make_model(config, QUERIES, ITEMS)
-    params = create.init(model, 0)
+    model = build.make_model(config, QUERIES, ITEMS)
+    params = model.init(0)
     users, items = HOLDOUT.users, HOLDOUT.log[HOLDOUT.begin]
     order = np.argsort(users)
     pairs = Pairs(users[order], items[order], np.arange(QUERIES + 1))

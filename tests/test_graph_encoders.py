@@ -12,11 +12,12 @@ import test_steps
 from create_jax.configs.common import get_config
 from jax import lax
 
-from create_jax import settings, steps
+from create_jax import build, steps
 from create_jax.data.graph import make_pairs
 from create_jax.data.interactions import Interactions
 from create_jax.errors import InputError
-from create_jax.models import create, hypergraph, signed
+from create_jax.models import hypergraph, signed
+from create_jax.models.alignment import Alignment
 from create_jax.models.graph_encoder import Draw, Shapes, Vectors
 from create_jax.models.signed import SignedBatch
 from create_jax.parallel import DATA
@@ -509,15 +510,16 @@ def test_eight_devices_give_the_step_of_one(monkeypatch, method, encoder, change
 
 
 def test_a_signed_graph_adds_all_squared_correlations_with_disinterest():
-    align = get_config("create_pone").align.to_dict() | {"orthogonality": 0.6}
-    model = SimpleNamespace(align=align, dim=D)
+    config = get_config("create_pone")
+    config.align.orthogonality = 0.6
+    align = Alignment.from_config(config.align)
     states, tables = normal(6, 20, D), (normal(7, 9, D), normal(8, ROWS, D))
     averse = normal(9, 9, D)
     users = np.array([3, 0, 8, 5, 1, 2])
     last = np.array([2, 5, 9, 12, 19, 0])
     weights = np.array([1, 1, 1, 1, 1, 0], np.float32)
     batch = SimpleNamespace(users=users, last=last, weights=weights)
-    loss = partial(create.alignment_loss, model, {"user_table": tables[0]}, states)
+    loss = partial(align.with_graph, {"user_table": tables[0]}, states)
     plain = loss(Vectors(*tables), batch)
     both = loss(Vectors(*tables, jnp.asarray(averse), tables[1]), batch)
     views = []
@@ -552,21 +554,21 @@ def refusal(check, *arguments):
 def test_propagated_items_need_an_encoder_that_propagates():
     both = dict(item_source__input="propagated", item_source__output="propagated")
     for encoder in ("signed", "hypergraph", "lightgcn"):
-        settings.check(configured("create", graph__encoder=encoder, **both))
+        build.check(configured("create", graph__encoder=encoder, **both))
     for encoder in ("ultragcn", "none"):
         config = configured("create", graph__encoder=encoder, **both)
-        assert "item_source is 'propagated'" in refusal(settings.check, config)
+        assert "item_source is 'propagated'" in refusal(build.check, config)
     alone = configured("create", graph__encoder="ultragcn", **both)
     alone.item_source.input = "ego"
-    assert "item_source is 'propagated'" in refusal(settings.check, alone)
+    assert "item_source is 'propagated'" in refusal(build.check, alone)
     alone.item_source.output = "ego"
-    settings.check(alone)
+    build.check(alone)
 
 
 @pytest.mark.parametrize("method", ["create_pone", "create_uni"])
 def test_both_of_the_followup_s_methods_propagate(method):
     config = configured(method)
-    settings.check(config)
+    build.check(config)
     assert config.item_source.to_dict() == {
         "input": "propagated",
         "output": "propagated",
@@ -579,33 +581,31 @@ RATED_LOG = make_log(RATED)  # from 1 to 5, some missing
 @pytest.mark.parametrize("method", ["create_pone", "signed"])
 def test_the_signed_graph_needs_ratings_on_both_sides(method):
     config = configured(method)
-    settings.check_log(config, RATED_LOG)
-    text = refusal(settings.check_log, config, RATED_LOG._replace(ratings=None))
+    build.check_log(config, RATED_LOG)
+    text = refusal(build.check_log, config, RATED_LOG._replace(ratings=None))
     assert "found no ratings in the log; the signed encoder needs likes" in text
     for liked_from in (1.5, 5.0):
         config.graph.signed.liked_from = liked_from
-        settings.check_log(config, RATED_LOG)
+        build.check_log(config, RATED_LOG)
     for liked_from in (0.5, 1.0, 5.5):
         config.graph.signed.liked_from = liked_from
-        text = refusal(settings.check_log, config, RATED_LOG)
+        text = refusal(build.check_log, config, RATED_LOG)
         assert f"config.graph.signed.liked_from is {liked_from}" in text
         assert "above 1 and at most 5" in text
 
 
 @pytest.mark.parametrize("method", ["create", "create_uni", "lightgcn", "sasrec"])
 def test_others_need_no_ratings(method):
-    settings.check_log(configured(method), RATED_LOG._replace(ratings=None))
+    build.check_log(configured(method), RATED_LOG._replace(ratings=None))
 
 
 def test_without_a_clock_only_the_order_is_used():
     order = dict(data__table__has_clock=False)
     alone = order | dict(split__kind="leave_one_out")
     for method in ("lightgcn", "create", "create_pone", "sasrec", "bt_sr"):
-        settings.check(configured(method, **alone))
-        text = refusal(settings.check, configured(method, **order))
+        build.check(configured(method, **alone))
+        text = refusal(build.check, configured(method, **order))
         assert "has_clock is False, but split.kind=global_temporal needs" in text
     for method in ("create_uni", "hypergraph"):
-        text = refusal(settings.check, configured(method, **alone))
+        text = refusal(build.check, configured(method, **alone))
         assert "has_clock is False, but the hypergraph encoder needs" in text
-        text = refusal(settings.check, configured(method, **order))
-        assert "split.kind=global_temporal and the hypergraph encoder" in text

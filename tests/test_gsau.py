@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from create_jax import losses, settings
+from create_jax import build, losses
 from create_jax.configs import table
 from create_jax.models import lightgcn
 
@@ -77,9 +77,9 @@ def test_uniformity_of_four_devices_is_that_of_the_whole():
 
 def test_the_method_is_both_encoders_without_warm_up_or_twins():
     config = table.get_config("gsau")
-    settings.check(config)
-    (phase,) = settings.make_phases(config)
+    build.check(config)
+    (phase,) = build.make_phases(config)
     assert (phase.local, phase.w_global, phase.w_align) == (1.0, 1.0, 0.0)
-    model = settings.make_model(config, n_users=5, n_items=7)
-    assert model.graph is lightgcn and model.local["kind"] == "gsau"
+    model = build.make_model(config, n_users=5, n_items=7)
+    assert model.graph is lightgcn and model.local.func is losses.NEXT_ITEM["gsau"]
     assert model.graph_settings["loss"] == "alignment_uniformity"

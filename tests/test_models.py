@@ -10,10 +10,11 @@ import pytest
 from create_jax.configs.common import get_config
 from jax.extend.random import threefry_2x32
 
-from create_jax import losses, settings
+from create_jax import build, losses
 from create_jax.data.graph import EdgeBatch, Pairs
 from create_jax.data.packing import Batch
-from create_jax.models import create, transformer
+from create_jax.models import transformer
+from create_jax.models.create import Create
 
 USERS, ITEMS, LENGTH = 6, 12, 7
 
@@ -24,14 +25,14 @@ def make_model(method="create", encoder="ultragcn", heads=2, blocks=1, **align):
     config.seq.update(blocks=blocks, heads=heads, dropout=0.0, max_len=LENGTH)
     config.graph.encoder = encoder
     config.align.update(align)
-    settings.check(config)
-    return settings.make_model(config, USERS, ITEMS)
+    build.check(config)
+    return build.make_model(config, USERS, ITEMS)
 
 
 def make_params(model):
     """All weights large: at the usual 0.02 the blocks hardly do anything."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: create.init(model, 0))
+    shapes = jax.eval_shape(lambda: model.init(0))
     params = jax.tree.map(
         lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes
     )
@@ -83,7 +84,7 @@ PARAMS = make_params(SASREC)
 @jax.jit
 def encoded(params, batch):
     """States [rows, slots, D]."""
-    states = create.encode(SASREC, params, params["item_table"], batch)
+    states = Create.encode(SASREC, params, params["item_table"], batch)
     return states.reshape(*batch.items.shape, -1)
 
 
@@ -130,7 +131,7 @@ def numpy_sasrec(params, items, heads):
 def test_sasrec_is_the_uneven_pre_norm_block(heads):
     model = make_model("sasrec", heads=heads, blocks=2)
     params = make_params(model)
-    encode = jax.jit(partial(create.encode, model))
+    encode = jax.jit(partial(Create.encode, model))
     found = np.asarray(encode(params, params["item_table"], BATCH))
     for (_, history), last in zip((A, B, S, C, E), BATCH.last.tolist(), strict=False):
         expected = numpy_sasrec(params, history[:-1], heads)
@@ -190,8 +191,8 @@ def test_packing_does_not_change_the_loss_or_its_gradients():
     def with_slopes(params, batch):
         def loss(params):
             table = params["item_table"]
-            states = create.encode(SASREC, params, table, batch)
-            return create.local_loss(SASREC, states, table, batch, None)
+            states = Create.encode(SASREC, params, table, batch)
+            return SASREC.local_loss(states, table, batch, jax.random.key(0))
 
         return jax.value_and_grad(loss)(params)
 
@@ -214,12 +215,12 @@ def test_packing_does_not_change_the_loss_or_its_gradients():
 def test_dropout_acts_in_training_only():
     config = get_config("sasrec")
     config.model.dim, config.seq.blocks = 8, 1
-    model = settings.make_model(config, USERS, ITEMS)
+    model = build.make_model(config, USERS, ITEMS)
     params = make_params(model)
 
     @partial(jax.jit, static_argnums=0)
     def encode(train, key):
-        return create.encode(
+        return Create.encode(
             model, params, params["item_table"], BATCH, train=train, key=key
         )
 
@@ -231,13 +232,13 @@ def test_dropout_acts_in_training_only():
 
 def test_a_large_catalogue_is_scored_in_parts_with_the_same_loss():
     states = encoded(PARAMS, BATCH).reshape(-1, SASREC.dim)
+    inputs = states, PARAMS["item_table"], BATCH, jax.random.key(0)
     values, loops = [], []
     for changes in ({}, {"whole_items": ITEMS - 1, "item_chunk": 5}):
-        model = replace(SASREC, local=SASREC.local | changes)
-        loss = jax.jit(partial(create.local_loss, model))
-        traced = loss.trace(states, PARAMS["item_table"], BATCH, None)
-        loops.append(str(traced.jaxpr).count("scan"))
-        values.append(loss(states, PARAMS["item_table"], BATCH, None))
+        model = replace(SASREC, local=partial(SASREC.local, **changes))
+        loss = jax.jit(model.local_loss)
+        loops.append(str(loss.trace(*inputs).jaxpr).count("scan"))
+        values.append(loss(*inputs))
     np.testing.assert_allclose(*values, rtol=1e-6)
     assert loops[1] > loops[0]
 
@@ -260,8 +261,8 @@ def test_the_user_table_does_not_matter_for_recommendations(encoder):
 
     @partial(jax.jit, static_argnames="by_graph")
     def query(params, graph, batch, by_graph):
-        source, items = create.query_tables(model, params, graph, by_graph=by_graph)
-        found = create.query_vectors(model, params, source, batch, by_graph=by_graph)
+        source, items = Create.query_tables(model, params, graph, by_graph=by_graph)
+        found = Create.query_vectors(model, params, source, batch, by_graph=by_graph)
         return found, items
 
     other = params | {"user_table": params["user_table"] + 1}
@@ -274,7 +275,7 @@ def test_the_user_table_does_not_matter_for_recommendations(encoder):
     changed, _ = query(other, graph, BATCH, by_graph=True)
     assert by_graph.shape == vectors.shape
     assert (by_graph != changed).any()  # whereas the graph's own scores need it
-    found = jax.jit(partial(create.graph_vectors, model))(params, graph)
+    found = jax.jit(partial(Create.graph_vectors, model))(params, graph)
     np.testing.assert_allclose(by_graph, found.users[BATCH.users], rtol=1e-6)
 
 
@@ -283,7 +284,7 @@ def test_groups_start_the_same_in_every_model():
 
     @jax.jit
     def init(seed):
-        return [create.init(make_model(method), seed) for method in methods]
+        return [make_model(method).init(seed) for method in methods]
 
     alone, joint, graph = init(3)
     assert set(alone) == {"item_table", "sequence"}
@@ -298,9 +299,9 @@ def test_groups_start_the_same_in_every_model():
 
 
 def alignment(model, params, graph, batch):
-    vectors = create.graph_vectors(model, params, graph)
-    states = create.encode(model, params, params["item_table"], batch)
-    return create.alignment_loss(model, params, states, vectors, batch)
+    vectors = Create.graph_vectors(model, params, graph)
+    states = Create.encode(model, params, params["item_table"], batch)
+    return model.align.with_graph(params, states, vectors, batch)
 
 
 def largest(tree):
@@ -371,7 +372,7 @@ def owners_of_slots():
 
 
 def test_every_slot_knows_its_sequence():
-    sequence = jax.jit(create.sequence_of_slot)(MIXED)
+    sequence = jax.jit(transformer.sequence_of_slot)(MIXED)
     users = MIXED.users[sequence].tolist()
     for found, owner in zip(users, owners_of_slots(), strict=True):
         assert owner is None or found == owner
@@ -380,7 +381,7 @@ def test_every_slot_knows_its_sequence():
 
 def states_of(model, params):
     """[slots, D] of BATCH."""
-    return jax.jit(partial(create.encode, model))(params, params["item_table"], BATCH)
+    return jax.jit(partial(Create.encode, model))(params, params["item_table"], BATCH)
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
@@ -403,12 +404,12 @@ def test_item_sources_choose_the_tables():
     config = get_config()
     config.graph.encoder = "lightgcn"
     config.item_source.update(input="ego", output="propagated")
-    model = settings.make_model(config, USERS, ITEMS)
+    model = build.make_model(config, USERS, ITEMS)
     params, propagated = {"item_table": 1}, 2
-    assert create.item_vectors(model, params, propagated) == (1, 2)
+    assert Create.item_vectors(model, params, propagated) == (1, 2)
     config.item_source.update(input="propagated", output="ego")
-    model = settings.make_model(config, USERS, ITEMS)
-    assert create.item_vectors(model, params, propagated) == (2, 1)
+    model = build.make_model(config, USERS, ITEMS)
+    assert Create.item_vectors(model, params, propagated) == (2, 1)
 
 
 def test_the_lightgcn_loss_is_bpr_on_propagated_and_decay_on_ego_vectors():
@@ -417,8 +418,8 @@ def test_the_lightgcn_loss_is_bpr_on_propagated_and_decay_on_ego_vectors():
     u, i, j = np.array([0, 4, 5]), np.array([1, 3, 9]), np.array([6, 2, 11])
     weights = np.array([1, 1, 0], np.float32)
     batch = EdgeBatch(u, i, j, weights)
-    vectors = jax.jit(partial(create.graph_vectors, model))(params, graph)
-    loss = jax.jit(partial(create.global_loss, model))
+    vectors = jax.jit(partial(Create.graph_vectors, model))(params, graph)
+    loss = jax.jit(partial(Create.global_loss, model))
     found = loss(params, vectors, batch, graph)
     users, items = map(np.asarray, vectors[:2])
     gap = (users[u] * items[i]).sum(1) - (users[u] * items[j]).sum(1)

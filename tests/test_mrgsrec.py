@@ -12,12 +12,12 @@ import test_steps
 from create_jax.configs.common import get_config
 from jax.sharding import AxisType
 
-from create_jax import evaluate, feeds, losses, optim, settings, steps
+from create_jax import build, evaluate, feeds, losses, methods, optim, steps
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
 from create_jax.errors import InputError
-from create_jax.models import mrgsrec
+from create_jax.models.mrgsrec import MRGSRec
 from create_jax.parallel import DATA
 from create_jax.steps import Phase
 
@@ -61,19 +61,19 @@ def make_config(**changes):
         }
         | {name.replace("__", "."): value for name, value in changes.items()}
     )
-    settings.check(config)
+    build.check(config)
     return config
 
 
 def make_model(mask="causal", blocks=2):
     config = make_config(mrgsrec__user_token_mask=mask, seq__blocks=blocks)
-    return settings.make_model(config, USERS, ITEMS)
+    return build.make_model(config, USERS, ITEMS)
 
 
 def make_params(model, seed=0):
     """All weights large: at the usual 0.02 the blocks hardly do anything."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: mrgsrec.init(model, 0))
+    shapes = jax.eval_shape(lambda: model.init(0))
     params = jax.tree.map(
         lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes
     )
@@ -247,7 +247,7 @@ both = pytest.mark.parametrize("mask", MASKS)
 MODELS = {(m, b): make_model(m, b) for m in MASKS for b in (1, 2)}
 PARAMS = make_params(MODELS["causal", 2])  # blocks that a model lacks are not read
 ENCODE = {
-    name: jax.jit(lambda params, batch, m=m: mrgsrec.encode(m, params, batch)[0])
+    name: jax.jit(lambda params, batch, m=m: MRGSRec.encode(m, params, batch)[0])
     for name, m in MODELS.items()
 }
 PACKED = pack(
@@ -293,8 +293,8 @@ def test_a_query_is_the_fused_user_and_scores_the_table_itself():
     @jax.jit
     def ask(params, graph, batch):
         common = dict(by_graph=False)
-        source, table = mrgsrec.query_tables(model, params, graph, **common)
-        return mrgsrec.query_vectors(model, params, source, batch, **common), table
+        source, table = MRGSRec.query_tables(model, params, graph, **common)
+        return MRGSRec.query_vectors(model, params, source, batch, **common), table
 
     fused, table = ask(PARAMS, graph, PACKED)
     np.testing.assert_array_equal(table, PARAMS["item_table"])
@@ -446,7 +446,7 @@ def test_all_item_ranking_in_four_parts_is_the_whole():
 def test_normalised_lightgcn_is_the_mean_of_ego_and_unit_layers(layers, unit):
     changes = {"graph.lightgcn.layers": layers, "graph.lightgcn.normalise": unit}
     config = make_config(**changes)
-    model = settings.make_model(config, USERS, ITEMS)
+    model = build.make_model(config, USERS, ITEMS)
     _, _, graph = feeds.make_graph(config, model, LOG, shards=1)
 
     @jax.jit
@@ -474,8 +474,8 @@ def test_normalised_lightgcn_is_the_mean_of_ego_and_unit_layers(layers, unit):
 
 def make_inputs(config, shards=1):
     """(model, phase, graph, the first step's batch) of the log."""
-    model = settings.make_model(config, USERS, ITEMS)
-    (phase,) = settings.make_phases(config)
+    model = build.make_model(config, USERS, ITEMS)
+    (phase,) = build.make_phases(config)
     rows, pairs, graph = feeds.make_graph(config, model, LOG, shards)
     feed = feeds.Feed(config, model, phase, LOG, rows, pairs, shards)
     assert feed.steps == 1
@@ -493,7 +493,7 @@ def test_the_loss_is_the_weighted_sum_of_the_second_writings():
     @partial(jax.value_and_grad, has_aux=True)
     def run(params, batch, graph):
         args = params, batch, graph, jax.random.key(0)
-        return mrgsrec.total_loss(model, phase, *args)
+        return MRGSRec.loss(model, phase, *args)
 
     def second(params):
         parts = numpy_parts(model, params)
@@ -532,7 +532,7 @@ def test_the_published_weights_and_a_loss_without_alignment():
     @jax.jit
     def run(params, batch, graph):
         args = params, batch, graph, jax.random.key(0)
-        return [mrgsrec.total_loss(*own[:2], *args) for own in inputs]
+        return [MRGSRec.loss(*own[:2], *args) for own in inputs]
 
     (total, parts), (less, fewer) = run(params, inputs[0][3], inputs[0][2])
     weights = {"local": 1.0, "global": 0.1, "fused": 0.5, "align": 0.05}
@@ -614,8 +614,8 @@ def test_a_training_sequence_is_all_but_the_newest_item_and_a_token():
 
 def test_the_feed_gives_these_sequences_and_no_pairs():
     config = make_config(**{"train.batch": 9, "train.chunk": 2})
-    model = settings.make_model(config, USERS, ITEMS)
-    (phase,) = settings.make_phases(config)
+    model = build.make_model(config, USERS, ITEMS)
+    (phase,) = build.make_phases(config)
     assert phase.w_global > 0  # other methods would get pairs
     rows, pairs, _ = feeds.make_graph(config, model, LOG, shards=1)
     feed = feeds.Feed(config, model, phase, LOG, rows, pairs, shards=1)
@@ -688,26 +688,26 @@ OTHERS = {  # what CREATE may do and this system does not
 
 
 def test_the_config_is_the_published_one():
-    assert OTHERS.keys() == mrgsrec.FIXED.keys()
+    assert OTHERS.keys() == methods.METHODS["mrgsrec"].fixed.keys()
     config = get_config("mrgsrec")
-    settings.check(config)
+    build.check(config)
     assert config.graph.encoder == "lightgcn" and config.graph.lightgcn.layers == 1
     assert config.graph.lightgcn.normalise
     assert (config.seq.blocks, config.seq.heads, config.seq.feed_forward) == (2, 2, 4)
     assert (config.model.dim, config.seq.dropout) == (64, 0.3)
     assert config.mrgsrec.user_token_mask == "causal"
     assert (config.align.kind, config.align.temperature) == ("infonce", 1.0)
-    (phase,) = settings.make_phases(config)
+    (phase,) = build.make_phases(config)
     assert phase == Phase("joint", config.train.epochs, 1.0, 0.1, 0.05)
     assert config.loss.w_fused == 0.5
-    model = settings.make_model(config, USERS, ITEMS)
-    assert model.system is mrgsrec and not mrgsrec.READS_EDGES
+    model = build.make_model(config, USERS, ITEMS)
+    assert type(model) is MRGSRec and not model.reads_edges
     assert (model.mask, model.n_rows, model.objective) == (TOKEN, ITEMS + 2, "next")
     assert model.graph_settings["normalise"] and model.graph_settings["layers"] == 1
     # Nobody else has unit layers or a user token.
     assert not get_config("lightgcn").graph.lightgcn.normalise
-    other = settings.make_model(get_config("create"), USERS, ITEMS)
-    assert other.mask == 0 and other.system.READS_EDGES
+    other = build.make_model(get_config("create"), USERS, ITEMS)
+    assert other.mask == 0 and other.reads_edges
 
 
 @pytest.mark.parametrize(
@@ -726,10 +726,10 @@ def test_what_cannot_work_is_an_input_error(key, value, reason):
 
 
 def test_parameters_begin_with_the_tables_of_create():
-    model = settings.make_model(make_config(), USERS, ITEMS)
-    params = jax.eval_shape(lambda: mrgsrec.init(model, 0))
+    model = build.make_model(make_config(), USERS, ITEMS)
+    params = jax.eval_shape(lambda: model.init(0))
     names = "item_table", "user_table"
-    other = settings.make_model(make_config(method="create"), USERS, ITEMS)
+    other = build.make_model(make_config(method="create"), USERS, ITEMS)
     tables, others = jax.jit(
         lambda: [
             {name: m.system.init(m, 0)[name] for name in names} for m in (model, other)
@@ -757,10 +757,10 @@ def test_parameters_begin_with_the_tables_of_create():
 )
 def test_every_parameter_is_trained(changes):
     config = make_config(**changes)
-    model = settings.make_model(config, USERS, ITEMS)
-    (phase,) = settings.make_phases(config)
-    shapes = jax.eval_shape(lambda: mrgsrec.init(model, 0))
-    assert set(shapes) <= set(mrgsrec.groups_of(model, phase))
+    model = build.make_model(config, USERS, ITEMS)
+    (phase,) = build.make_phases(config)
+    shapes = jax.eval_shape(lambda: model.init(0))
+    assert set(shapes) <= set(model.trained_groups(phase))
 
 
 def test_an_alignment_with_projectors_runs_or_is_refused():
@@ -769,7 +769,7 @@ def test_an_alignment_with_projectors_runs_or_is_refused():
     except InputError:
         return
     model, phase, graph, batch = make_inputs(config)
-    params = jax.eval_shape(lambda: mrgsrec.init(model, 0))
-    loss = partial(mrgsrec.total_loss, model, phase)
+    params = jax.eval_shape(lambda: model.init(0))
+    loss = partial(MRGSRec.loss, model, phase)
     total, _ = jax.eval_shape(loss, params, batch, graph, jax.random.key(0))
     assert total.shape == ()

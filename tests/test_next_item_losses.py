@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from create_jax.configs.common import get_config
 
-from create_jax import losses, settings
+from create_jax import build, losses
 from create_jax.data.packing import Batch
-from create_jax.models import create
+from create_jax.models.create import Create
 
 ITEMS, D = 9, 4
 TARGETS = np.array([3, 0, 9, 1, 1, 0, 7])
@@ -264,11 +264,11 @@ def test_every_kind_of_loss_is_reached_from_the_config():
         config = get_config("sasrec")
         config.model.dim = D
         config.loss.update(own)
-        models.append(settings.make_model(config, 2, ITEMS))
+        models.append(build.make_model(config, 2, ITEMS))
 
     @jax.jit
     def run(states, table, key):
-        return [create.local_loss(m, states, table, batch, key) for m in models]
+        return [Create.local_loss(m, states, table, batch, key) for m in models]
 
     found = np.array(run(STATES, TABLE, jax.random.key(0)))
     assert np.isfinite(found).all()

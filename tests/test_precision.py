@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_steps import JOINT, LOG, make_config, prepare
 
-from create_jax import evaluate, optim, parallel, settings, steps
+from create_jax import build, evaluate, optim, parallel, steps
 from create_jax.data.splits import Holdout
 from create_jax.models.transformer import random_words
 
@@ -57,8 +57,8 @@ def test_ranking_has_the_highest_precision():
         offsets=np.arange(n + 1),
         candidates=np.arange(LOG.n_items + 1) > 0,
     )
-    model = settings.make_model(config, n, LOG.n_items)
-    params = model.system.init(model, 0)
+    model = build.make_model(config, n, LOG.n_items)
+    params = model.init(0)
     score = evaluate.model_scores(model, by_graph=False)
     evaluator = evaluate.make_evaluator(config, holdout, score, mesh)
     assert precisions(evaluator.lower(params, ())) == {"HIGHEST"}

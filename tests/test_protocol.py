@@ -2,13 +2,13 @@
 
 import pytest
 
-from create_jax import config_file, protocol, settings
+from create_jax import build, config_file, methods, protocol, settings
 from create_jax.errors import InputError
 
 
 def make(changes, method=None):
     config = config_file.make("table", changes, method)
-    settings.check(config)
+    build.check(config)
     return config
 
 
@@ -48,7 +48,7 @@ BY_USER = {"split.validation": "by_user"}
 BY_ROW = ("lightgcn", "ultragcn", "signed", "hypergraph", "mrgsrec", "selfgnn", "svd")
 
 
-@pytest.mark.parametrize("method", settings.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_no_selection_on_users_without_a_trained_row(method):
     if method in BY_ROW:
         with pytest.raises(InputError, match=f"split.validation .* {method} ranks by"):

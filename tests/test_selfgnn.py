@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from create_jax import feeds, settings
+from create_jax import build, feeds, methods
 from create_jax.configs import table
 from create_jax.data.interactions import Interactions
 from create_jax.errors import InputError
 from create_jax.models import selfgnn
+from create_jax.models.selfgnn import SelfGNN
 
 USERS, ITEMS, INTERVALS = 4, 6, 3
 # Users' items with their times, 0..8: three intervals of three.
@@ -40,15 +41,15 @@ def case():
     config.model.dim = 4
     config.seq.update(blocks=2, heads=2, dropout=0.0, max_len=5)
     config.graph.selfgnn.intervals = INTERVALS
-    settings.check(config)
+    build.check(config)
     log = make_log()
-    model = settings.make_model(config, USERS, ITEMS)
+    model = build.make_model(config, USERS, ITEMS)
     rows, pairs, graph = feeds.make_graph(config, model, log, 1)
-    (phase,) = settings.make_phases(config)
+    (phase,) = build.make_phases(config)
     feed = feeds.Feed(config, model, phase, log, rows, pairs, 1)
     batch = feed.batch(feed.plan(0), 0)
     assert batch.edges is None
-    shapes = jax.eval_shape(lambda: selfgnn.init(model, 0))
+    shapes = jax.eval_shape(lambda: model.init(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes
@@ -74,7 +75,7 @@ def test_intervals_are_of_equal_length_in_any_unit(monkeypatch, scale):
 
 def test_intervals_are_dense_layers_summed(case):
     model, _, params, graph, _ = case
-    found = jax.jit(partial(selfgnn.encode_intervals, model))(params, graph)
+    found = jax.jit(partial(SelfGNN.encode_intervals, model))(params, graph)
     for t in range(INTERVALS):
         a = np.zeros((USERS + ITEMS + 1,) * 2)
         for u, rows in enumerate(ROWS):
@@ -95,10 +96,10 @@ def test_intervals_are_dense_layers_summed(case):
 def test_a_query_is_the_user_and_the_summed_attention_of_its_history(case):
     """Written out for each user alone, without packing."""
     model, _, params, graph, batch = case
-    source, items = jax.jit(partial(selfgnn.query_tables, model, by_graph=False))(
+    source, items = jax.jit(partial(SelfGNN.query_tables, model, by_graph=False))(
         params, graph
     )
-    found = jax.jit(partial(selfgnn.query_vectors, model, by_graph=False))(
+    found = jax.jit(partial(SelfGNN.query_vectors, model, by_graph=False))(
         params, source, batch.sequences
     )
     own, items = params["sequence"], np.asarray(items, np.float64)
@@ -127,7 +128,7 @@ def test_a_query_is_the_user_and_the_summed_attention_of_its_history(case):
 
 def test_long_term_vectors_depend_on_the_order_of_the_intervals(case):
     model, _, params, graph, _ = case
-    intervals = selfgnn.encode_intervals(model, params, graph)
+    intervals = SelfGNN.encode_intervals(model, params, graph)
     long_term = jax.jit(partial(selfgnn.long_term, params))
     assert long_term(intervals).shape == (USERS + ITEMS + 1, 4)
     assert not np.allclose(long_term(intervals), long_term(intervals[::-1]))
@@ -135,12 +136,12 @@ def test_long_term_vectors_depend_on_the_order_of_the_intervals(case):
 
 def test_the_loss_reaches_every_parameter_and_its_parts_add_up(case):
     model, phase, params, graph, batch = case
-    loss = partial(selfgnn.total_loss, model, phase)
+    loss = partial(SelfGNN.loss, model, phase)
     slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, parts), grads = slope(params, batch, graph, jax.random.key(0))
     expected = parts["local"] + 1e-6 * parts["global"] + 1e-2 * parts["decay"]
     np.testing.assert_allclose(total, expected, rtol=1e-6)
-    assert set(grads) == set(selfgnn.groups_of(model, phase))
+    assert set(grads) == set(model.trained_groups(phase))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         name = jax.tree_util.keystr(path)
         # Softmax does not see the keys' bias.
@@ -152,9 +153,9 @@ def test_the_score_gap_of_the_gate_gets_no_gradient(case):
     model, phase, params, graph, batch = case
 
     def selves(params):
-        return selfgnn.total_loss(
-            model, phase, params, batch, graph, jax.random.key(0)
-        )[1]["global"]
+        return SelfGNN.loss(model, phase, params, batch, graph, jax.random.key(0))[1][
+            "global"
+        ]
 
     def attention(params):
         return params["memory"]["attention"]["output"]["bias"]
@@ -168,22 +169,26 @@ def test_the_score_gap_of_the_gate_gets_no_gradient(case):
 def test_its_graph_is_for_it_alone():
     config = table.get_config("create")
     config.graph.encoder = "selfgnn"
-    with pytest.raises(InputError, match="selfgnn for that method, and for no other"):
-        settings.check(config)
+    with pytest.raises(InputError, match="'selfgnn'; expected one of none, lightgcn"):
+        build.check(config)
 
 
-@pytest.mark.parametrize("key", sorted(selfgnn.FIXED))
+METHOD = methods.METHODS["selfgnn"]
+
+
+@pytest.mark.parametrize("key", sorted(METHOD.fixed))
 def test_settings_that_it_does_not_read_are_refused(key):
     config = table.get_config("selfgnn")
-    settings.check(config)
+    build.check(config)
     others = {
         "align.kind": "infonce",
+        "graph.encoder": "lightgcn",
         "align.partner": "same_target",
         "loss.local": "bce",
         "seq.encoder": "bert4rec",
     }
-    value = others.get(key, 3 if isinstance(selfgnn.FIXED[key], int) else "propagated")
+    value = others.get(key, 3 if isinstance(METHOD.fixed[key], int) else "propagated")
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=f"config.{key} is .*, for selfgnn"):
-        settings.check(config)
+        build.check(config)

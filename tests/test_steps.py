@@ -12,7 +12,7 @@ from create_jax.configs.common import get_config
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from create_jax import feeds, optim, parallel, settings, steps
+from create_jax import build, feeds, optim, parallel, steps
 from create_jax.checkpoint import Checkpoints
 from create_jax.data.interactions import Interactions
 from create_jax.parallel import DATA
@@ -57,13 +57,13 @@ def make_config(method="create", encoder="ultragcn", dropout=0.0, **changes):
         }
         | changes
     )
-    settings.check(config)
+    build.check(config)
     return config
 
 
 def prepare(config, phase, shards):
     """(model, feed, graph) of a phase."""
-    model = settings.make_model(config, USERS, ITEMS)
+    model = build.make_model(config, USERS, ITEMS)
     rows, pairs, graph = feeds.make_graph(config, model, LOG, shards)
     feed = feeds.Feed(config, model, phase, LOG, rows, pairs, shards)
     return model, feed, graph
@@ -261,7 +261,7 @@ AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # conftest.py
 def make_run(config, phase, mesh, options=None):
     """(first states by seed, one dispatch (state, epoch, chunk), the feed behind it).
 
-    Groups that two models share start the same, as in `create.init`.
+    Groups that two models share start the same, as in `Create.init`.
 
     Args:
       options: of the compiler, where they are not this suite's.
@@ -313,7 +313,7 @@ def test_create_without_graph_weights_is_sasrec_bit_for_bit():
                 "train.chunk": 5,
             },
         )
-        (phase,) = settings.make_phases(config)
+        (phase,) = build.make_phases(config)
         fresh, run, feed = make_run(config, phase, mesh_of(1), AS_USERS)
         assert feed.steps == 5
         state, start = fresh(), jax.device_get(fresh().params)
@@ -363,7 +363,7 @@ def test_sixteen_steps_are_eight_a_restart_and_eight_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("encoder", ["ultragcn", "lightgcn"])
 def test_warm_up_leaves_the_transformer_as_it_was(encoder):
     config = make_config(encoder=encoder, **{"warmup.epochs": 1})
-    warmup, joint = settings.make_phases(config)
+    warmup, joint = build.make_phases(config)
     assert (warmup.name, warmup.epochs) == ("warmup", 1)
     assert (warmup.local, warmup.w_align) == (0, 0)
     assert (joint.local, joint.w_global, joint.w_align) == (1, 0.1, 0.2)
@@ -383,7 +383,7 @@ def test_warm_up_leaves_the_transformer_as_it_was(encoder):
 
 def test_a_step_draws_its_own_dropout():
     config = make_config("sasrec", dropout=0.5)
-    (phase,) = settings.make_phases(config)
+    (phase,) = build.make_phases(config)
     model, feed, graph = prepare(config, phase, 1)
     batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
     state = random_state(model, KEEP)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from create_jax import config_file, settings, train, tune
+from create_jax import config_file, methods, settings, train, tune
 from create_jax.configs import table
 from create_jax.errors import InputError, StorageError
 
@@ -294,7 +294,7 @@ def test_what_another_dimension_turns_on_may_be_tuned(config):
         tune.make_space(config)
 
 
-@pytest.mark.parametrize("method", settings.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_reads_the_space_of_its_config(method):
-    if method not in settings.MODEL_FREE:
+    if methods.find(method).kind != "free":
         assert tune.make_space(table.get_config(method))

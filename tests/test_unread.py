@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from create_jax import config_file, feeds, settings
+from create_jax import build, config_file, feeds, losses, settings
 from create_jax.data.interactions import Interactions
 from create_jax.errors import InputError
 from create_jax.unread import unread, without_effect
@@ -21,10 +21,18 @@ LOG = Interactions(
 )
 
 
+NAMES = settings.ONE_OF | {
+    "loss.local": losses.NEXT_ITEM,
+    "align.kind": losses.ALIGNMENTS,
+    "graph.encoder": build.GRAPH_ENCODERS,
+    "seq.encoder": build.SEQUENCE_ENCODERS,
+}
+
+
 def other(key, value):
     """Another value of a setting, within its range."""
     if isinstance(value, str):
-        return next(x for x in settings.ONE_OF.get(key, ("a", "b")) if x != value)
+        return next(x for x in NAMES.get(key, ("a", "b")) if x != value)
     if isinstance(value, float):
         return 0.05 + value / 2
     return not value if isinstance(value, bool) else value + 1
@@ -32,18 +40,16 @@ def other(key, value):
 
 def traced(config) -> str:
     """The programs of all phases of a tiny run and the arrays they are fed."""
-    model = settings.make_model(config, 12, 9)
+    model = build.make_model(config, 12, 9)
     rows, pairs, graph = feeds.make_graph(config, model, LOG, shards=1)
-    init, params = jax.make_jaxpr(
-        lambda: model.system.init(model, 0), return_shape=True
-    )()
+    init, params = jax.make_jaxpr(lambda: model.init(0), return_shape=True)()
     phases = [str(init)]
-    for phase in settings.make_phases(config):
+    for phase in build.make_phases(config):
         feed = feeds.Feed(config, model, phase, LOG, rows, pairs, 1)
         batch = jax.tree.map(lambda x: x[0], feed.batch(feed.plan(0), 0))
 
         def loss(params, batch, graph, key, phase=phase):
-            return model.system.total_loss(model, phase, params, batch, graph, key)
+            return model.loss(phase, params, batch, graph, key)
 
         program = jax.make_jaxpr(loss)(params, batch, graph, jax.random.key(0))
         phases.append((phase, str(program), jax.tree.map(np.ndarray.tolist, batch)))
@@ -90,7 +96,13 @@ def told(changes, methods, mode="train"):
     ],
 )
 def test_a_choice_that_nothing_reads_is_refused(key, method):
-    value = {"seq.encoder": "bert4rec"}.get(key) or settings.ONE_OF[key][1]
+    values = {
+        "seq.encoder": "bert4rec",
+        "graph.encoder": "lightgcn",
+        "loss.local": "sce",
+        "align.kind": "infonce",
+    }
+    value = values.get(key, "propagated")
     with pytest.raises(
         InputError, match=f"config.{key} is .*{method} does not read it"
     ):

@@ -20,7 +20,8 @@ import numpy as np
 from create_jax import evaluate, optim, parallel, steps
 from create_jax.data import graph as graphs
 from create_jax.data.splits import Holdout
-from create_jax.models import create, lightgcn, ultragcn
+from create_jax.models import lightgcn, ultragcn
+from create_jax.models.create import Create
 from create_jax.models.graph_encoder import Draw
 
 K = 20
@@ -86,18 +87,15 @@ def main() -> None:
     pairs = graphs.Pairs(*train, offsets)
     print(f"{n_users:,} users, {n_items:,} items, {len(train[0]):,} training pairs")
 
-    model = create.Model(
-        system=create,
+    model = Create(
         n_users=n_users,
         n_items=n_items,
         dim=own["dim"],
         encoder=None,
-        objective="next",
-        token=False,
         graph=ENCODERS[flags.encoder],
         graph_settings=own["graph"],
-        align={"projector_dims": ()},
-        local={},
+        local=None,
+        align=None,
         item_std=own["std"],
         user_std=own["std"],
     )

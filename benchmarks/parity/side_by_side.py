@@ -47,7 +47,7 @@ from rectools.models.nn.transformers.ligr import LiGRLayers
 from torch.nn.functional import cross_entropy
 
 from benchmarks.parity import bert4rec, histories, rectools_net
-from create_jax import config_file, evaluate, parallel, protocol, settings, train
+from create_jax import build, config_file, evaluate, parallel, protocol, train
 from create_jax.data import splits
 from create_jax.data.interactions import take
 from create_jax.rundir import Run
@@ -75,7 +75,7 @@ def make_config(flags):
         lr=LEARNING_RATE, b2=0.999 if flags.method == "bert4rec" else 0.98
     )
     config.checkpoint.seconds = 1e9
-    settings.check(config)
+    build.check(config)
     return config
 
 
@@ -101,7 +101,7 @@ def ours(config, log, holdout):
         workdir = Path(directory)
         lines = JsonLines(workdir / "metrics.jsonl")
         run = Run(config, workdir, mesh, lines)
-        phases = settings.make_phases(config)
+        phases = build.make_phases(config)
         fitted = train.fit(run, "fixed", phases, log, None)
     found = rank(config, holdout, mesh, fitted.score, fitted.params, **fitted.reads)
     return found, fitted.progress.seconds["train"]

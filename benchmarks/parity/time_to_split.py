@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from flax.linen import initializers
 
-from create_jax import config_file, evaluate, parallel, protocol, settings, train
+from create_jax import build, config_file, evaluate, parallel, protocol, train
 from create_jax.data import splits
 from create_jax.data.interactions import take
 from create_jax.models import sasrec
@@ -80,7 +80,7 @@ def main() -> None:
     config.model.dim = 64
     config.train.update(batch=256, epochs=300, patience=10)
     config.eval.candidates = "all"
-    settings.check(config)
+    build.check(config)
     log = protocol.load(config)
     past, test = cut(log, QUANTILE)
     learned, asked = cut(past, QUANTILE)
@@ -99,7 +99,7 @@ def main() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         lines = JsonLines(workdir / "metrics.jsonl")
         run = Run(config, workdir, parallel.make_mesh(), lines)
-        fitted = train.fit(run, "select", settings.make_phases(config), learned, valid)
+        fitted = train.fit(run, "select", build.make_phases(config), learned, valid)
         evaluator = evaluate.make_evaluator(config, test, fitted.score, run.mesh)
         found = evaluator.run(fitted.params, fitted.graph()).metrics
         rows.append([found[name] for name in NAMES])

@@ -17,7 +17,7 @@ import optax
 from jax.experimental import sparse
 
 from benchmarks.speed.phase import prepare
-from create_jax import evaluate, feeds, losses, optim, parallel, protocol, settings
+from create_jax import build, evaluate, feeds, losses, optim, parallel, protocol
 from create_jax import steps as stepping
 from create_jax.configs import quickstart
 from create_jax.data import packing
@@ -101,8 +101,8 @@ def seeds() -> dict:
     config = quickstart.get_config("sasrec")
     config.split.validation = "none"
     train = protocol.make_split(config, protocol.load(config)).refit
-    model = settings.make_model(config, train.n_users, train.n_items)
-    (phase,) = settings.make_phases(config)
+    model = build.make_model(config, train.n_users, train.n_items)
+    (phase,) = build.make_phases(config)
     feed = feeds.Feed(config, model, phase, train, None, None, 1)
     tx = optim.make(**config.optim.to_dict())
     batches = [feed.batch(feed.plan(epoch), 0) for epoch in range(4)]
@@ -211,8 +211,8 @@ def evaluation() -> dict:
     split = protocol.make_split(config, protocol.load(config))
     holdout, mesh = split.test["last"], parallel.make_mesh()
     log = split.refit
-    model = settings.make_model(config, log.n_users, log.n_items)
-    params = parallel.place(mesh, model.system.init(model, 0))
+    model = build.make_model(config, log.n_users, log.n_items)
+    params = parallel.place(mesh, model.init(0))
     score, found = evaluate.model_scores(model, by_graph=False), {}
     for name, lists in (("ranks", False), ("ranks and lists", True)):
         evaluator = evaluate.make_evaluator(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from create_jax import feeds, optim, parallel, settings, steps
+from create_jax import build, feeds, optim, parallel, steps
 
 
 class Prepared(NamedTuple):
@@ -28,10 +28,10 @@ class Prepared(NamedTuple):
 
 def prepare(config, train) -> Prepared:
     """The only phase of a config (no warm-up) on the rows `train`."""
-    settings.check(config)
+    build.check(config)
     mesh = parallel.make_mesh()
-    model = settings.make_model(config, train.n_users, train.n_items)
-    (phase,) = settings.make_phases(config)
+    model = build.make_model(config, train.n_users, train.n_items)
+    (phase,) = build.make_phases(config)
     rows, pairs, graph = feeds.make_graph(config, model, train, mesh.size)
     feed = feeds.Feed(config, model, phase, train, rows, pairs, mesh.size)
     graph = parallel.place(mesh, graph, steps.graph_specs(graph))

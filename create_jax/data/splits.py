@@ -19,6 +19,7 @@ VALIDATIONS = {
     "global_temporal": ("by_time", "last_train_item", "by_user", "none"),
     "leave_one_out": ("last_train_item", "none"),
 }
+NEED_CLOCK = ("global_temporal",)  # times that say more than what came before what
 
 
 class Holdout(NamedTuple):

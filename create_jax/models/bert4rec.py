@@ -1,8 +1,13 @@
-"""BERT4Rec (Sun et al. 2019): both directions, masked items; full cross-entropy."""
+"""BERT4Rec (Sun et al. 2019): both directions, masked items; full cross-entropy.
 
+Below the encoder stands what every encoder with the objective `masked` is shown.
+"""
+
+import math
 from functools import partial
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from create_jax.models.transformer import (
     Attention,
@@ -53,3 +58,43 @@ class Encoder(nn.Module):
             outer = dense(width, name=f"feed_forward_out_{block}")(inner)
             x = norm(name=f"feed_forward_norm_{block}")(a + drop(outer))
         return x
+
+
+def hidden_columns(targets, share: float):
+    """[R, M] the columns of a row's targets, then others: the states that L_local
+    reads where a share of the items is hidden. None = all T.
+
+    M is six deviations above the mean. Of a row with more (one of 10^8) the last ones
+    are not learnt from.
+    """
+    length = targets.shape[1]
+    deviation = math.sqrt(length * share * (1 - share))
+    most = math.ceil(length * share + 6 * deviation)
+    if most >= length:
+        return None
+    return jnp.argsort(targets == 0, axis=1, stable=True)[:, :most]
+
+
+def training_view(batch, mask: int):
+    """What the encoder reads to learn: the history with the targets hidden and without
+    a [MASK] after it, which only queries have. mask: the id of [MASK]."""
+    segments = jnp.where(batch.items == mask, 0, batch.segments)
+    items = jnp.where(batch.targets > 0, mask, batch.items)
+    return batch._replace(items=items, segments=segments)
+
+
+def query_view(batch, mask: int):
+    """Every history with a [MASK] at its end, as a query is posed: one that fills its
+    row, and has none, gives its oldest item for it."""
+    newest = batch.items[:, -1:]
+    full = batch.positions[:, -1:] == batch.items.shape[1] - 1
+    full &= newest != mask
+    shifted = jnp.concatenate([batch.items[:, 1:], jnp.full_like(newest, mask)], axis=1)
+    return batch._replace(items=jnp.where(full, shifted, batch.items))
+
+
+def ends_in_view(batch, view, mask: int):
+    """The training view with `last` at the newest item of each history, which ends
+    there before its [MASK]."""
+    followed = batch.items.reshape(-1)[batch.last] == mask
+    return view._replace(last=batch.last - (followed & (batch.weights > 0)))

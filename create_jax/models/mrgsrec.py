@@ -10,32 +10,21 @@ every item, carries the next item back to the position that must predict it
 (`user_token_mask: leaky`). `causal` hides it from the items. Edge dropout is left out.
 """
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from create_jax import losses
-from create_jax.models import create
+from create_jax.models.system import System
 from create_jax.models.transformer import (
     Attention,
     Dropout,
     initializer,
     segment_mask,
+    sequence_of_slot,
 )
-
-READS_EDGES = False
-OBJECTIVE = "next"
-# Settings of CREATE that this system decides itself: anything else is refused.
-FIXED = {
-    "seq.encoder": "sasrec",
-    "warmup.epochs": 0,
-    "item_source.input": "ego",
-    "item_source.output": "ego",
-    "align.partner": "graph",
-    "align.positions": "all",
-    "align.user_source": "propagated",
-    "align.stop_grad": "none",
-}
 
 
 class Encoder(nn.Module):
@@ -97,97 +86,102 @@ class Fusion(nn.Module):
         return nn.Dense(width, name="out")(x)
 
 
-def init(model: create.Model, seed: int) -> dict:
-    """Parameters; the tables as in CREATE."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    params = create.init_tables(model, keys)
-    x, empty = jnp.zeros((1, 1, model.dim)), jnp.zeros((1, 1), jnp.int32)
-    variables = model.encoder.init(keys[1], x, empty, empty, empty > 0, False)
-    fusion = Fusion(model.encoder.feed_forward).init(keys[3], x[0], x[0])
-    params |= create.init_projectors(model, keys[3])
-    return params | {"sequence": variables["params"], "fusion": fusion["params"]}
+@dataclass(frozen=True)
+class MRGSRec(System):
+    """w_fused: weight of F. token_chunk: tokens whose scores exist at once."""
 
+    w_fused: float = 0.5
+    token_chunk: int = 512
 
-def groups_of(model: create.Model, phase) -> list[str]:
-    """Everything is trained at once, but projectors only by an alignment."""
-    groups = ["item_table", "user_table", "graph", "sequence", "fusion"]
-    return [*groups, "projectors"] if phase.w_align else groups
+    @classmethod
+    def from_config(cls, config, sequence, **fields) -> "MRGSRec":
+        fields["encoder"] = Encoder(**fields["encoder"], **config.mrgsrec.to_dict())
+        own = dict(w_fused=config.loss.w_fused, token_chunk=config.loss.token_chunk)
+        return cls(token=True, **own, **fields)
 
+    @property
+    def fusion(self) -> Fusion:
+        return Fusion(self.encoder.feed_forward)
 
-def encode(model: create.Model, params: dict, batch, *, train=False, key=None):
-    """States [R * T, D] of packed items and user tokens, and the owners of slots."""
-    shape, owner = batch.items.shape, create.sequence_of_slot(batch)
-    is_token = batch.items == model.mask
-    users = params["user_table"][batch.users[owner]].reshape(*shape, -1)
-    x = jnp.where(is_token[..., None], users, params["item_table"][batch.items])
-    length = batch.positions.reshape(-1)[batch.last][owner].reshape(shape)
-    states = model.encoder.apply(
-        {"params": params["sequence"]},
-        x,
-        jnp.maximum(length - 1 - batch.positions, 0),
-        batch.segments,
-        is_token,
-        train,
-        rngs={"dropout": key} if train else None,
-    )
-    return states.reshape(-1, model.dim), owner
+    def init(self, seed: int) -> dict:
+        """The tables as in CREATE."""
+        keys = jax.random.split(jax.random.key(seed), 4)
+        params = self.init_tables(keys)
+        x, empty = self.first_slots()
+        variables = self.encoder.init(keys[1], x, empty, empty, empty > 0, False)
+        params |= self.align.init(keys[3], self.dim)
+        fusion = self.fusion.init(keys[3], x[0], x[0])["params"]
+        return params | {"sequence": variables["params"], "fusion": fusion}
 
+    def trained_groups(self, phase) -> list[str]:
+        """Everything is trained at once, but projectors only by an alignment."""
+        groups = ["item_table", "user_table", "graph", "sequence", "fusion"]
+        return [*groups, "projectors"] if phase.w_align else groups
 
-def fuse(model: create.Model, params: dict, tokens, users):
-    """[B, D] token outputs and graph users -> [B, D] fused users."""
-    fusion = Fusion(model.encoder.feed_forward)
-    return fusion.apply({"params": params["fusion"]}, tokens, users)
-
-
-def total_loss(model: create.Model, phase, params, batch, graph, key, axis_name=None):
-    """L and its parts; G and F are means over positions and all items of
-    -log s(target - item), of the graph user on propagated items and of the fused user
-    on the items of the table."""
-    vectors = create.graph_vectors(model, params, graph, axis_name)
-    batch = batch.sequences
-    states, owner = encode(model, params, batch, train=True, key=key)
-    local = create.local_loss(model, states, vectors.items, batch, key, axis_name)
-    users = vectors.users[batch.users]
-    fused = fuse(model, params, states[batch.last], users)
-    targets = batch.targets.reshape(-1)
-    common = dict(n_items=model.n_items, axis_name=axis_name)
-    common["token_chunk"] = model.local["token_chunk"]
-    parts = {
-        "local": local,
-        "global": losses.all_item_ranking(
-            users[owner], vectors.items, targets, **common
-        ),
-        "fused": losses.all_item_ranking(
-            fused[owner], params["item_table"], targets, **common
-        ),
-    }
-    weights = {
-        "local": phase.local,
-        "global": phase.w_global,
-        "fused": model.local["w_fused"],
-    }
-    if phase.w_align:
-        weights["align"] = phase.w_align
-        real = (targets > 0).astype(states.dtype)
-        parts["align"] = create.compare(
-            model, params, states, users[owner], real, axis_name
+    def encode(self, params: dict, batch, *, train=False, key=None):
+        """States [R * T, D] of packed items and user tokens, and owners of slots."""
+        shape, owner = batch.items.shape, sequence_of_slot(batch)
+        is_token = batch.items == self.mask
+        users = params["user_table"][batch.users[owner]].reshape(*shape, -1)
+        x = jnp.where(is_token[..., None], users, params["item_table"][batch.items])
+        length = batch.positions.reshape(-1)[batch.last][owner].reshape(shape)
+        states = self.encoder.apply(
+            {"params": params["sequence"]},
+            x,
+            jnp.maximum(length - 1 - batch.positions, 0),
+            batch.segments,
+            is_token,
+            train,
+            rngs={"dropout": key} if train else None,
         )
-    return sum(weights[name] * value for name, value in parts.items()), parts
+        return states.reshape(-1, self.dim), owner
 
+    def fuse(self, params: dict, tokens, users):
+        """[B, D] token outputs and graph users -> [B, D] fused users."""
+        return self.fusion.apply({"params": params["fusion"]}, tokens, users)
 
-def queries_read_graph(model: create.Model, *, by_graph: bool) -> bool:
-    return True
+    def loss(self, phase, params, batch, graph, key, axis_name=None):
+        """G and F are means over positions and all items of -log s(target - item), of
+        the graph user on propagated items and of the fused user on the items of the
+        table."""
+        vectors = self.graph_vectors(params, graph, axis_name)
+        batch = batch.sequences
+        states, owner = self.encode(params, batch, train=True, key=key)
+        local = self.local_loss(states, vectors.items, batch, key, axis_name)
+        users = vectors.users[batch.users]
+        fused = self.fuse(params, states[batch.last], users)
+        targets = batch.targets.reshape(-1)
+        common = dict(
+            n_items=self.n_items, token_chunk=self.token_chunk, axis_name=axis_name
+        )
+        parts = {
+            "local": local,
+            "global": losses.all_item_ranking(
+                users[owner], vectors.items, targets, **common
+            ),
+            "fused": losses.all_item_ranking(
+                fused[owner], params["item_table"], targets, **common
+            ),
+        }
+        weights = {
+            "local": phase.local,
+            "global": phase.w_global,
+            "fused": self.w_fused,
+        }
+        if phase.w_align:
+            weights["align"] = phase.w_align
+            real = (targets > 0).astype(states.dtype)
+            parts["align"] = self.align.compare(
+                params, states, users[owner], real, axis_name
+            )
+        return sum(weights[name] * value for name, value in parts.items()), parts
 
+    def query_tables(self, params, graph, *, by_graph: bool, axis_name=None):
+        """The graph's users, and the item table to score on."""
+        vectors = self.graph_vectors(params, graph, axis_name)
+        return (params, vectors.users), params["item_table"]
 
-def query_tables(
-    model: create.Model, params: dict, graph, *, by_graph: bool, axis_name=None
-):
-    """The graph's users, and the item table to score on."""
-    vectors = create.graph_vectors(model, params, graph, axis_name)
-    return (params, vectors.users), params["item_table"]
-
-
-def query_vectors(model: create.Model, params: dict, source, batch, *, by_graph: bool):
-    """The fused user [B, D]."""
-    states, _ = encode(model, params, batch)
-    return fuse(model, params, states[batch.last], source[1][batch.users])
+    def query_vectors(self, params, source, batch, *, by_graph: bool):
+        """The fused user [B, D]."""
+        states, _ = self.encode(params, batch)
+        return self.fuse(params, states[batch.last], source[1][batch.users])

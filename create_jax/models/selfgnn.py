@@ -11,6 +11,8 @@ negative for each pair, the newest training item as the positive, the gate as a 
 of a linear map, the norms over the rows of the batch; no edge dropout.
 """
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,26 +21,20 @@ import numpy as np
 from create_jax import losses
 from create_jax.data.graph import make_pairs
 from create_jax.data.interactions import take
-from create_jax.models import create, lightgcn
+from create_jax.models import lightgcn
 from create_jax.models.propagation import product
-from create_jax.models.transformer import Attention, initializer, segment_mask
+from create_jax.models.system import System
+from create_jax.models.transformer import (
+    Attention,
+    apply_encoder,
+    initializer,
+    segment_mask,
+    sequence_of_slot,
+)
 
-OBJECTIVE = "next"
-READS_EDGES = False
 PROPAGATES = False  # its vectors are no graph encoder's of CREATE
 NEEDS = ("clock",)
 MEMORY_HEADS = 16
-# Settings of CREATE that this system decides itself: anything else is refused.
-FIXED = {
-    "seq.encoder": "sasrec",
-    "seq.feed_forward": 1,
-    "warmup.epochs": 0,
-    "item_source.input": "ego",
-    "item_source.output": "ego",
-    "align.kind": "none",
-    "align.partner": "graph",
-    "loss.local": "ce",
-}
 
 
 def leaky(x):
@@ -93,114 +89,120 @@ def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1):
     )
 
 
-def init(model: create.Model, seed: int) -> dict:
-    """Tables of each interval [T, U, D] and [T, V, D], the memory, the attention."""
-    keys = jax.random.split(jax.random.key(seed), 5)
-    count = model.graph_settings["intervals"]
-    users = jax.random.normal(keys[0], (count, model.n_users, model.dim))
-    items = jax.random.normal(keys[1], (count, model.n_rows, model.dim))
-    x, empty = jnp.zeros((1, 1, model.dim)), jnp.zeros((1, 1), jnp.int32)
-    gate = nn.Dense(1).init(keys[4], jnp.zeros((1, 3 * model.dim)))
-    return {
-        "user_table": model.user_std * users,
-        "item_table": (model.item_std * items).at[:, 0].set(0.0),
-        "memory": Memory().init(keys[2], jnp.zeros((1, count, model.dim)))["params"],
-        "sequence": model.encoder.init(keys[3], x, empty, empty, False)["params"],
-        "gate": gate["params"],
-    }
-
-
-def groups_of(model: create.Model, phase) -> list[str]:
-    """Everything is trained at once."""
-    return ["user_table", "item_table", "memory", "sequence", "gate"]
-
-
-def encode_intervals(model: create.Model, params: dict, graph, axis_name=None):
-    """[T, U + V, D]: sums over layers of E^(k+1) = E^(k) + leakyReLU(A_t E^(k))."""
-    found = []
-    for users, items, matrix in zip(
-        params["user_table"], params["item_table"], graph, strict=True
-    ):
-        x = total = jnp.concatenate([users, items])
-        for _ in range(model.graph_settings["layers"]):
-            x = x + leaky(product(x, matrix, axis_name))
-            total += x
-        found.append(total)
-    return jnp.stack(found)
-
-
 def long_term(params: dict, intervals):
     """[T, N, D] -> [N, D]."""
     return Memory().apply({"params": params["memory"]}, intervals.swapaxes(0, 1))
 
 
-def attend(model: create.Model, params, items, batch, train=False, key=None):
-    """[B, D] leakyReLU of the attention summed over each packed history."""
-    states = create.encode(model, params, items, batch, train=train, key=key)
-    owner = create.sequence_of_slot(batch)
-    real = batch.segments.reshape(-1) > 0
-    owner = jnp.where(real, owner, len(batch.users))
-    total = jax.ops.segment_sum(states, owner, len(batch.users) + 1)
-    return leaky(total[:-1])
+@dataclass(frozen=True)
+class SelfGNN(System):
+    """Its graph module is this one; of the config's losses it reads none."""
 
+    @classmethod
+    def from_config(cls, config, sequence, **fields) -> "SelfGNN":
+        fields["encoder"] = Encoder(**fields["encoder"])
+        return cls(**fields)
 
-def total_loss(model: create.Model, phase, params, batch, graph, key, axis_name=None):
-    """Hinge(u.i + a.i) + decay * norms + ssl * the personalised self-supervision."""
-    settings, batch = model.graph_settings, batch.sequences
-    intervals = encode_intervals(model, params, graph, axis_name)
-    vectors = long_term(params, intervals)
-    users, items = vectors[: model.n_users], vectors[model.n_users :]
-    weights = batch.weights
-    u = users[batch.users]
-    query = u + attend(model, params, items, batch, True, key)
-    target = batch.targets.reshape(-1)[batch.last]
-    draws = jax.random.split(jax.random.fold_in(key, 4), 3)
-    negative = jax.random.randint(draws[0], target.shape, 1, model.n_items + 1)
-    gap = jnp.sum(query * (items[target] - items[negative]), -1)
-    hinge = losses.weighted_mean(jax.nn.relu(1 - gap), weights, axis_name)
+    def init(self, seed: int) -> dict:
+        """Tables of each interval [T, U, D], [T, V, D], the memory, the attention."""
+        keys = jax.random.split(jax.random.key(seed), 5)
+        count = self.graph_settings["intervals"]
+        users = jax.random.normal(keys[0], (count, self.n_users, self.dim))
+        items = jax.random.normal(keys[1], (count, self.n_rows, self.dim))
+        x, empty = jnp.zeros((1, 1, self.dim)), jnp.zeros((1, 1), jnp.int32)
+        gate = nn.Dense(1).init(keys[4], jnp.zeros((1, 3 * self.dim)))
+        return {
+            "user_table": self.user_std * users,
+            "item_table": (self.item_std * items).at[:, 0].set(0.0),
+            "memory": Memory().init(keys[2], jnp.zeros((1, count, self.dim)))["params"],
+            "sequence": self.encoder.init(keys[3], x, empty, empty, False)["params"],
+            "gate": gate["params"],
+        }
 
-    # Two items of the user's history, and what each interval makes of them.
-    length = batch.positions.reshape(-1)[batch.last] + 1
-    places = [
-        batch.last - jnp.floor(jax.random.uniform(draw, length.shape) * length)
-        for draw in draws[1:]
-    ]
-    flat = batch.items.reshape(-1)
-    first, second = (flat[place.astype(jnp.int32)] for place in places)
-    short_users = intervals[:, : model.n_users][:, batch.users]  # [T, B, D]
-    short_items = intervals[:, model.n_users :]
-    gaps = jnp.sum(short_users * (short_items[:, first] - short_items[:, second]), -1)
-    long_gap = jnp.sum(u * (items[first] - items[second]), -1)
-    both = jnp.broadcast_to(u, short_users.shape)
-    features = jnp.concatenate([both, short_users, both * short_users], -1)
-    gate = jax.nn.sigmoid(nn.Dense(1).apply({"params": params["gate"]}, features))
-    gate = gate[..., 0] * jax.lax.stop_gradient(long_gap)
-    selves = jax.nn.relu(1 - gate * gaps).mean(0)
-    selves = losses.weighted_mean(selves, weights, axis_name)
+    def trained_groups(self, phase) -> list[str]:
+        """Everything is trained at once."""
+        return ["user_table", "item_table", "memory", "sequence", "gate"]
 
-    user_rows = params["user_table"][:, batch.users]
-    item_rows = params["item_table"][:, target]
-    norms = 0.5 * jnp.sum(user_rows**2 + item_rows**2, (0, 2))
-    decay = losses.weighted_mean(norms, weights, axis_name)
-    parts = {"local": hinge, "global": selves, "decay": decay}
-    total = hinge + settings["self_weight"] * selves + settings["decay"] * decay
-    return total, parts
+    def encode_intervals(self, params: dict, graph, axis_name=None):
+        """[T, U + V, D]: sums over layers of E^(k+1) = E^(k) + leakyReLU(A_t E^(k))."""
+        found = []
+        for users, items, matrix in zip(
+            params["user_table"], params["item_table"], graph, strict=True
+        ):
+            x = total = jnp.concatenate([users, items])
+            for _ in range(self.graph_settings["layers"]):
+                x = x + leaky(product(x, matrix, axis_name))
+                total += x
+            found.append(total)
+        return jnp.stack(found)
 
+    def attend(self, params, items, batch, train=False, key=None):
+        """[B, D] leakyReLU of the attention summed over each packed history."""
+        states = apply_encoder(
+            self.encoder,
+            params["sequence"],
+            items[batch.items],
+            batch,
+            train=train,
+            key=key,
+        )
+        owner = sequence_of_slot(batch)
+        real = batch.segments.reshape(-1) > 0
+        owner = jnp.where(real, owner, len(batch.users))
+        total = jax.ops.segment_sum(states, owner, len(batch.users) + 1)
+        return leaky(total[:-1])
 
-def queries_read_graph(model: create.Model, *, by_graph: bool) -> bool:
-    return True
+    def loss(self, phase, params, batch, graph, key, axis_name=None):
+        """Hinge(u.i + a.i) + decay * norms + ssl * personalised self-supervision."""
+        settings, batch = self.graph_settings, batch.sequences
+        intervals = self.encode_intervals(params, graph, axis_name)
+        vectors = long_term(params, intervals)
+        users, items = vectors[: self.n_users], vectors[self.n_users :]
+        weights = batch.weights
+        u = users[batch.users]
+        query = u + self.attend(params, items, batch, True, key)
+        target = batch.targets.reshape(-1)[batch.last]
+        draws = jax.random.split(jax.random.fold_in(key, 4), 3)
+        negative = jax.random.randint(draws[0], target.shape, 1, self.n_items + 1)
+        gap = jnp.sum(query * (items[target] - items[negative]), -1)
+        hinge = losses.weighted_mean(jax.nn.relu(1 - gap), weights, axis_name)
 
+        # Two items of the user's history, and what each interval makes of them.
+        length = batch.positions.reshape(-1)[batch.last] + 1
+        places = [
+            batch.last - jnp.floor(jax.random.uniform(draw, length.shape) * length)
+            for draw in draws[1:]
+        ]
+        flat = batch.items.reshape(-1)
+        first, second = (flat[place.astype(jnp.int32)] for place in places)
+        short_users = intervals[:, : self.n_users][:, batch.users]  # [T, B, D]
+        short_items = intervals[:, self.n_users :]
+        gaps = jnp.sum(
+            short_users * (short_items[:, first] - short_items[:, second]), -1
+        )
+        long_gap = jnp.sum(u * (items[first] - items[second]), -1)
+        both = jnp.broadcast_to(u, short_users.shape)
+        features = jnp.concatenate([both, short_users, both * short_users], -1)
+        gate = jax.nn.sigmoid(nn.Dense(1).apply({"params": params["gate"]}, features))
+        gate = gate[..., 0] * jax.lax.stop_gradient(long_gap)
+        selves = jax.nn.relu(1 - gate * gaps).mean(0)
+        selves = losses.weighted_mean(selves, weights, axis_name)
 
-def query_tables(
-    model: create.Model, params: dict, graph, *, by_graph: bool, axis_name=None
-):
-    """Long-term users and items."""
-    vectors = long_term(params, encode_intervals(model, params, graph, axis_name))
-    users, items = vectors[: model.n_users], vectors[model.n_users :]
-    return (users, items), items
+        user_rows = params["user_table"][:, batch.users]
+        item_rows = params["item_table"][:, target]
+        norms = 0.5 * jnp.sum(user_rows**2 + item_rows**2, (0, 2))
+        decay = losses.weighted_mean(norms, weights, axis_name)
+        parts = {"local": hinge, "global": selves, "decay": decay}
+        total = hinge + settings["self_weight"] * selves + settings["decay"] * decay
+        return total, parts
 
+    def query_tables(self, params, graph, *, by_graph: bool, axis_name=None):
+        """Long-term users and items."""
+        vectors = long_term(params, self.encode_intervals(params, graph, axis_name))
+        users, items = vectors[: self.n_users], vectors[self.n_users :]
+        return (users, items), items
 
-def query_vectors(model: create.Model, params: dict, source, batch, *, by_graph: bool):
-    """u + leakyReLU(attention over the history), [B, D]."""
-    users, items = source
-    return users[batch.users] + attend(model, params, items, batch)
+    def query_vectors(self, params, source, batch, *, by_graph: bool):
+        """u + leakyReLU(attention over the history), [B, D]."""
+        users, items = source
+        return users[batch.users] + self.attend(params, items, batch)

@@ -1,5 +1,6 @@
 """Attention over packed rows, shared by the sequence encoders."""
 
+import inspect
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -36,6 +37,43 @@ def segment_mask(segments: jax.Array, causal: bool, read=None) -> jax.Array:
     if causal:
         mask &= (keys if read is None else read)[..., None] >= keys
     return mask[:, None]
+
+
+def sequence_of_slot(batch) -> jax.Array:
+    """[R * T] which of the B sequences owns each slot (any, where the slot is empty).
+
+    Slots of a sequence are contiguous and end at `last`.
+    """
+    n_slots = batch.items.size
+    ends = jnp.where(batch.weights > 0, batch.last, n_slots)
+    order = jnp.argsort(ends)
+    place = jnp.searchsorted(ends[order], jnp.arange(n_slots))
+    return order[jnp.minimum(place, len(order) - 1)]
+
+
+def apply_encoder(encoder, params, x, batch, *, read=None, train=False, key=None):
+    """States of an encoder over packed item vectors.
+
+    Args:
+      encoder: Linen module; without an argument `read` it makes all states.
+      x: [R, T, D]; batch: of the same rows.
+      read: [R, M] columns, if only their states are wanted.
+
+    Returns:
+      [R * T, D], or [R * M, D].
+    """
+    takes_read = "read" in inspect.signature(type(encoder).__call__).parameters
+    states = encoder.apply(
+        {"params": params},
+        x,
+        batch.positions,
+        batch.segments,
+        train,
+        *([read] if takes_read else []),
+        rngs={"dropout": key} if train else None,
+    )
+    states = states if takes_read else pick(states, read)
+    return states.reshape(-1, x.shape[-1])
 
 
 def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.speed.phase import prepare
 from benchmarks.speed.sides import worker
-from create_jax import evaluate, settings, steps
+from create_jax import build, evaluate, steps
 from create_jax.configs import common
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
@@ -49,7 +49,7 @@ def make_config(spec: dict, data: worker.Data):
         # Xavier, as RecBole starts.
         config.model.user_std = (2 / (data.n_users + 1 + spec["dim"])) ** 0.5
         config.model.item_std = (2 / (data.n_items + 1 + spec["dim"])) ** 0.5
-    settings.check(config)
+    build.check(config)
     return config
 
 
