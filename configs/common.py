@@ -67,6 +67,8 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "candidates": "all",  # rank all items, or those seen in training: train
                 "filter_seen": True,  # hide the history from the ranking
                 "ks": (10, 100),
+                # More than ndcg, recall and mrr: ("your.module.metric", ...).
+                "metrics": (),
                 "select_by": "ndcg@10",  # validation metric that stops and selects (27)
                 "batch": 256,  # queries a step
                 "every": 1,  # epochs between validations

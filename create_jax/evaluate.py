@@ -77,7 +77,7 @@ class Evaluator:
       score: (params, graph) -> (Queries of one step -> [B, V] scores); what all queries
         share, a propagation say, is made in the first call. Candidates of equal scores
         come in the order of `holdout.places`.
-      ks: cut-offs of the metrics.
+      ks: cut-offs of the metrics. measures: the metrics, by name.
       max_len: slots of a history that a sequence encoder reads, the newest items.
       filter_seen: do not rank the items of the history.
       whole: the score reads whole histories (`set_seen`).
@@ -96,6 +96,7 @@ class Evaluator:
         mesh,
         *,
         ks,
+        measures=metrics.METRICS,
         max_len: int,
         filter_seen: bool,
         whole: bool = False,
@@ -106,6 +107,7 @@ class Evaluator:
         chunk: int = 32,
     ):
         self.holdout, self.score, self.mesh, self.ks = holdout, score, mesh, tuple(ks)
+        self.measures = measures
         self.filter_seen, self.keep_lists = filter_seen, keep_lists
         self.several = len(holdout.targets) > holdout.n_queries
         n_columns = len(holdout.candidates)
@@ -240,11 +242,14 @@ class Evaluator:
                 some[top[:, :k]] = True
                 if self.several:
                     asked = holdout.targets_of(number)
-                    for name, found in metrics.from_lists(top, *asked, k).items():
+                    of = metrics.from_lists(top, *asked, k, self.measures)
+                    for name, found in of.items():
                         values[k].setdefault(name, np.zeros(n))[number] = found
         means = {}
         for some, k in zip(shown, self.ks, strict=True):
-            found = values[k] if self.several else metrics.from_ranks(ranks, k)
+            found = values[k]
+            if not self.several:
+                found = metrics.from_ranks(ranks, k, self.measures)
             means |= {name: float(value.mean()) for name, value in found.items()}
             if self.top_k:
                 means[f"coverage@{k}"] = metrics.coverage(some)
@@ -353,6 +358,7 @@ def make_evaluator(
     """An Evaluator under the config's rules; `rules` go before them."""
     asked = {
         "ks": config.eval.ks,
+        "measures": metrics.chosen(config.eval),
         "max_len": config.seq.max_len,
         "filter_seen": config.eval.filter_seen,
         "batch": config.eval.batch,

@@ -1,28 +1,77 @@
-"""Ranking metrics: one value per query, averaged last (docs/protocol.md#metrics)."""
+"""Ranking metrics: one value per query, averaged last (docs/protocol.md#metrics).
+
+A metric is a function (hits, n_targets) -> [Q] of Q queries at one cut-off k:
+
+hits: [Q, k] bool, whether the item at each place of the list is a target.
+n_targets: [Q] distinct targets, at least one.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
+from create_jax import named
 
-def from_ranks(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """One target per query: NDCG, Recall (= hit) and MRR at k, [Q] each.
+
+def ndcg(hits: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
+    """DCG / the ideal DCG of min(k, targets) hits."""
+    k = hits.shape[1]
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    ideal = np.concatenate([[0], np.cumsum(discount)])[np.minimum(n_targets, k)]
+    return hits @ discount / ideal
+
+
+def recall(hits: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
+    """Hits / targets; of one target the hit rate."""
+    return hits.sum(1) / n_targets
+
+
+def mrr(hits: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
+    """1 / place of the first hit, 0 without one."""
+    return np.max(hits / np.arange(1, hits.shape[1] + 1), axis=1)
+
+
+METRICS = {"ndcg": ndcg, "recall": recall, "mrr": mrr}
+
+
+def chosen(rules: Mapping) -> dict[str, Callable]:
+    """Ours, and those that the config's `eval` names by a dotted path, by the last part
+    of it; their settings are `eval.<name>.<argument>`.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    found = dict(METRICS)
+    for name in rules["metrics"]:
+        what = "function (hits [Q, k], n_targets [Q]) -> [Q]"
+        metric = named.find("eval.metrics", name, METRICS, what)
+        given = named.arguments(rules, name, metric)
+        found[named.last(name)] = partial(metric, **given) if given else metric
+    return found
+
+
+def from_ranks(
+    ranks: np.ndarray, k: int, metrics: Mapping[str, Callable] = METRICS
+) -> dict[str, np.ndarray]:
+    """One target per query: every metric at k, [Q] each.
 
     ranks: [Q] how many candidates stand before the target, 0 = first.
     """
-    hit = ranks < k
-    return {
-        f"ndcg@{k}": np.where(hit, 1 / np.log2(ranks + 2.0), 0.0),
-        f"recall@{k}": hit.astype(np.float64),
-        f"mrr@{k}": np.where(hit, 1 / (ranks + 1.0), 0.0),
-    }
+    # Of one target a metric has k + 1 values: one for each place, and for a miss.
+    hits, ones = np.eye(k + 1, k, dtype=bool), np.ones(k + 1, np.int64)
+    places = np.minimum(ranks, k)
+    return {f"{name}@{k}": of(hits, ones)[places] for name, of in metrics.items()}
 
 
 def from_lists(
-    top: np.ndarray, targets: np.ndarray, offsets: np.ndarray, k: int
+    top: np.ndarray,
+    targets: np.ndarray,
+    offsets: np.ndarray,
+    k: int,
+    metrics: Mapping[str, Callable] = METRICS,
 ) -> dict[str, np.ndarray]:
-    """One or more targets per query, from top lists.
-
-    Recall = hits / targets; NDCG = DCG / ideal DCG of min(k, targets) hits; MRR = of
-    the first hit.
+    """One or more targets per query, from top lists: every metric at k, [Q] each.
 
     Args:
       top: [Q, >= k] item ids, best first, 0 = nothing.
@@ -35,15 +84,10 @@ def from_lists(
     wanted = np.unique(query * n_ids + targets)
     keys = np.arange(len(top))[:, None] * n_ids + top
     place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-    hits = (wanted[place] == keys) & (top > 0)  # [Q, k]
+    hits = (wanted[place] == keys) & (top > 0)
+    hits = np.pad(hits, ((0, 0), (0, k - hits.shape[1])))  # of a small catalogue
     distinct = np.bincount(wanted // n_ids, minlength=len(top))
-    discount = 1 / np.log2(np.arange(2, k + 2))
-    ideal = np.concatenate([[0], np.cumsum(discount)])[np.minimum(distinct, k)]
-    return {
-        f"ndcg@{k}": hits @ discount[: top.shape[1]] / ideal,
-        f"recall@{k}": hits.sum(1) / distinct,
-        f"mrr@{k}": np.max(hits / np.arange(1, top.shape[1] + 1), axis=1),
-    }
+    return {f"{name}@{k}": of(hits, distinct) for name, of in metrics.items()}
 
 
 def coverage(shown: np.ndarray) -> float:

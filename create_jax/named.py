@@ -30,7 +30,7 @@ SECTIONS = {
     "loss.local": "loss",
 }
 # Arguments of functions that are no settings: the package fills them in.
-GIVEN = ("axis_name", "n_items", "rows", "k_core", "drop_repeats", "counts")
+GIVEN = ("axis_name", "n_items", "k_core", "drop_repeats", "counts")
 
 
 def find(key: str, name: str, ours: Mapping, what: str = "function"):
@@ -85,7 +85,7 @@ def own_settings(thing) -> dict:
 def section_of(section: Mapping, name: str) -> Mapping:
     """The settings of a thing in a section of a config."""
     own = section.get(last(name))
-    return own if isinstance(own, Mapping) else {}
+    return own if isinstance(own, Mapping | ConfigDict) else {}
 
 
 def arguments(section: Mapping, name: str, thing, renamed: Mapping = {}) -> dict:

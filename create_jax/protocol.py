@@ -1,28 +1,30 @@
 """From a config to the questions asked: one protocol, stamped on every number."""
 
-import importlib
+from types import ModuleType
 
+from create_jax import named
 from create_jax.data import interactions, sources, splits
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
 
-SPLITS = {
-    "global_temporal": splits.global_temporal,
-    "leave_one_out": splits.leave_one_out,
-}
+
+def find_loader(name: str) -> ModuleType:
+    """The module that loads a log."""
+    what = "module with load(path, *, k_core, drop_repeats, counts)"
+    return named.find("data.loader", name, sources.LOADERS, what)
 
 
 def load(config) -> Interactions:
     """The raw log of `config.data`, by the loader module of that name."""
     data = config.data
-    loader = importlib.import_module(f"create_jax.data.{data.loader}")
-    log = loader.load(
+    form = named.section_of(data.to_dict(), data.loader)
+    log = find_loader(data.loader).load(
         _locate(data),
         k_core=data.k_core,
         drop_repeats=data.drop_repeats,
         counts=list(data.counts),
-        **_table_form(data.table) if data.loader == "table" else {},
+        **_table_form(data.table) if data.loader == "table" else form,
     )
     if config.split.ties == "random":
         log = interactions.shuffle_ties(log, config.split.seed)
@@ -46,6 +48,8 @@ def _table_form(table) -> dict:
 
 
 def _locate(data) -> str:
+    if "." in data.loader:
+        return data.path  # its loader knows what to do without one
     if data.loader != "table":
         return sources.locate(data.name, data.path)
     if not data.path:
@@ -58,34 +62,33 @@ def _locate(data) -> str:
 
 def titles(config) -> dict[str, str]:
     """Names of items by external id, where the data set has them."""
-    loader = importlib.import_module(f"create_jax.data.{config.data.loader}")
+    loader = find_loader(config.data.loader)
     return loader.titles() if hasattr(loader, "titles") else {}
 
 
 def make_split(config, log: Interactions) -> Split:
     """Train, validation and test parts of `log` under the config's protocol."""
-    kind, split, rules = config.split.kind, config.split, config.eval
-    quantiles = {}
-    if kind == "global_temporal":
-        quantiles = {"q_test": split.q_test, "q_val": split.q_val}
-    return SPLITS[kind](
-        log,
-        validation=splits.validation_of(kind, split.validation),
-        target=rules.target,
-        targets=rules.targets,
-        seed=split.seed,
-        cold_items=rules.cold_items,
-        candidates=rules.candidates,
-        history=rules.history,
-        places=interactions.places_of(log.item_ids),
-        **quantiles,
-    )
+    kind, rules = config.split.kind, config.eval
+    split = named.find("split.kind", kind, splits.SPLITS)
+    own = named.arguments(config.split.to_dict(), kind, split)
+    given = {
+        "validation": splits.validation_of(kind, config.split.validation),
+        "seed": config.split.seed,
+        "target": rules.target,
+        "targets": rules.targets,
+        "cold_items": rules.cold_items,
+        "candidates": rules.candidates,
+        "history": rules.history,
+        "places": interactions.places_of(log.item_ids),
+    }
+    return split(log, **own | given)
 
 
 def stamp(config) -> dict:
     """Every switch that decides what a metric means; part of every result."""
     rules = config.eval.to_dict()
-    rules = {k: v for k, v in rules.items() if k not in ("batch", "every", "targets")}
+    for other in ("batch", "every", "targets", "metrics"):
+        del rules[other]
     data = config.data
     filters = {"k_core": data.k_core, "drop_repeats": data.drop_repeats}
     return as_done({**config.split.to_dict(), **rules, **filters})
@@ -100,7 +103,7 @@ def as_done(stamp: dict) -> dict:
         if kind == "leave_one_out" and done["validation"] != "none":
             done["validation"] = "last_train_item"  # whatever was asked for
     without = {
-        "q_test": kind == "leave_one_out",
+        "q_test": "q_test" not in splits.READS.get(kind, ()),
         "q_val": done.get("validation") != "by_time",
         "select_by": done.get("validation") == "none",
     }

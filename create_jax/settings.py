@@ -6,16 +6,20 @@ What can only be said of a model is checked by `build`.
 import json
 from functools import partial
 
-from create_jax import methods
-from create_jax.data.splits import NEED_CLOCK, TARGETS, VALIDATIONS, validation_of
+from create_jax import methods, metrics, named, protocol
+from create_jax.data.splits import (
+    NEED_CLOCK,
+    SPLITS,
+    TARGETS,
+    VALIDATIONS,
+    validation_of,
+)
 from create_jax.errors import InputError
 from create_jax.errors import bad_setting as _bad
 
 ONE_OF = {
-    "data.loader": ("amazon", "movielens", "movietweetings", "yambda", "table"),
     "data.table.format": ("auto", "csv", "jsonl", "parquet"),
     "data.table.time_unit": ("auto", "s", "ms", "us", "ns", "iso"),
-    "split.kind": ("global_temporal", "leave_one_out"),
     "split.validation": ("auto", *VALIDATIONS["global_temporal"]),
     "split.ties": ("file", "random"),
     "eval.target": TARGETS,
@@ -80,7 +84,7 @@ AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.sec
 # fingerprint of the data says whether it matters.
 CHANGE_NO_NUMBER = (
     *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch"),
-    *("eval.targets", "compare", "example", "seeds"),
+    *("eval.targets", "eval.metrics", "compare", "example", "seeds"),
 )
 # For a config.json from before a setting was there: what its absence means, and the
 # name of now of a setting that had another.
@@ -88,6 +92,7 @@ OLD_DEFAULTS: dict[str, object] = {
     "model.precision": "highest",  # on CPUs, where all that was kept is from
     "model.random": "threefry2x32",
     "eval.targets": ["last", "first", "random", "successive"],
+    "eval.metrics": [],
 }
 OLD_NAMES: dict[str, str] = {}
 
@@ -139,6 +144,8 @@ def check(config) -> None:
     """Raises InputError for the first value that cannot work."""
     value = partial(read, config)
     method = methods.find(config.method)
+    protocol.find_loader(config.data.loader)
+    named.find("split.kind", config.split.kind, SPLITS)
     for key, allowed in ONE_OF.items():
         if value(key) not in allowed:
             raise _bad(key, value(key), "one of " + ", ".join(allowed))
@@ -166,9 +173,8 @@ def check(config) -> None:
         raise _bad("eval.targets", targets, expected)
     if not config.eval.ks or any(k < 1 for k in config.eval.ks):
         raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
-    names = [
-        f"{metric}@{k}" for metric in ("ndcg", "recall", "mrr") for k in config.eval.ks
-    ]
+    known = metrics.chosen(config.eval)
+    names = [f"{metric}@{k}" for metric in known for k in config.eval.ks]
     if config.eval.select_by not in names:
         raise _bad(
             "eval.select_by", config.eval.select_by, "one of " + ", ".join(names)
@@ -202,7 +208,7 @@ def no_clock(what: str) -> InputError:
 def _check_validation(config) -> None:
     """Refuses what a split cannot do, and a selection on users who are not trained."""
     kind, validation = config.split.kind, config.split.validation
-    possible = ("auto", *VALIDATIONS[kind])
+    possible = ("auto", *VALIDATIONS.get(kind, VALIDATIONS["global_temporal"]))
     if validation not in possible:
         expected = f"one of {', '.join(possible)}, with split.kind={kind}"
         raise _bad("split.validation", validation, expected)

@@ -52,6 +52,13 @@ SOURCES = {
     ),
 }
 
+# A loader: a module with load(path, *, k_core, drop_repeats, counts, its settings) ->
+# Interactions, and perhaps titles() -> names of items by external id.
+LOADERS = {
+    name: f"create_jax.data.{name}"
+    for name in ("amazon", "movielens", "movietweetings", "yambda", "table")
+}
+
 # Users, items, interactions: Table 1 of the paper.
 TABLE_1 = {
     "beauty": (22_363, 12_101, 198_502),

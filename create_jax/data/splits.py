@@ -19,6 +19,8 @@ VALIDATIONS = {
     "global_temporal": ("by_time", "last_train_item", "by_user", "none"),
     "leave_one_out": ("last_train_item", "none"),
 }
+# Settings of the config's `split` that not every kind reads.
+READS = {"global_temporal": ("q_test", "q_val")}
 NEED_CLOCK = ("global_temporal",)  # times that say more than what came before what
 
 
@@ -70,8 +72,10 @@ class Split(NamedTuple):
 
 
 def validation_of(kind: str, validation: str) -> str:
-    """The validation that is done where `auto` is asked for."""
-    return VALIDATIONS[kind][0] if validation == "auto" else validation
+    """The validation that is done where `auto` is asked for; what a split of somebody
+    else makes of `auto` is its own matter."""
+    ours = validation == "auto" and kind in VALIDATIONS
+    return VALIDATIONS[kind][0] if ours else validation
 
 
 def known_items(log: Interactions) -> np.ndarray:
@@ -191,14 +195,14 @@ def global_temporal(
     past = take(log, ~late)
     if validation == "by_time":
         held = past.times > _quantile(past.times, q_val)
-        train, asked = take(past, ~held), past
+        train = take(past, ~held)
     elif validation == "last_train_item":
-        train, asked, held = _last_of(past, np.ones(past.n_users, bool))
+        train, held = _last_of(past, np.ones(past.n_users, bool))
     elif validation == "by_user":
-        train, asked, held = _without_users(past, seed)
+        train, held = _without_users(past, seed)
     else:
-        train, asked, held = past, None, None
-    return _split(log, past, late, train, asked, held, seed=seed, **rules)
+        train, held = past, None
+    return assemble(log, past, late, train, held, seed=seed, **rules)
 
 
 def _quantile(times: np.ndarray, q: float) -> int:
@@ -225,36 +229,55 @@ def leave_one_out(log: Interactions, *, validation: str, **rules) -> Split:
             "data.k_core, keep repeats (data.drop_repeats=False) or split.kind="
             "global_temporal"
         )
-    past, _, late = _last_of(log, counts >= 3)
-    if validation == "none":
-        train, asked, held = past, None, None
-    else:
-        train, asked, held = _last_of(past, counts >= 3)
-    return _split(log, past, late, train, asked, held, **rules)
+    past, late = _last_of(log, counts >= 3)
+    train, held = past, None
+    if validation != "none":
+        train, held = _last_of(past, counts >= 3)
+    return assemble(log, past, late, train, held, **rules)
 
 
 def _last_of(log, which):
-    """Holds out the last row of `which` users with at least two rows."""
+    """(the log without the last row of `which` users with at least two, [R] bool which
+    rows these are)."""
     counts = np.bincount(log.users, minlength=log.n_users)
     last = np.cumsum(counts) - 1
     held = np.zeros(len(log.users), bool)
     held[last[which & (counts >= 2)]] = True
-    return take(log, ~held), log, held
+    return take(log, ~held), held
 
 
 def _without_users(log, seed, n_users=1024):
-    """Holds out the last row of random users, none of whose rows train."""
+    """(the log without random users, [R] bool the last row of each)."""
     counts = np.bincount(log.users, minlength=log.n_users)
     eligible = np.flatnonzero(counts >= 2)
     rng = np.random.default_rng((seed, 0x75736572))
     chosen = np.zeros(log.n_users, bool)
     chosen[rng.permutation(eligible)[: min(n_users, len(eligible) // 2)]] = True
-    _, _, held = _last_of(log, chosen)
-    return take(log, ~chosen[log.users]), log, held
+    _, held = _last_of(log, chosen)
+    return take(log, ~chosen[log.users]), held
 
 
-def _split(log, past, late, train, asked, held, *, target, targets=REPORTED, **rules):
-    """Tests on the `late` rows after `past`, selects on `held` ones after `train`."""
+def assemble(
+    log: Interactions,
+    past: Interactions,
+    late: np.ndarray,
+    train: Interactions,
+    held: np.ndarray | None,
+    *,
+    target: str,
+    targets=REPORTED,
+    **rules,
+) -> Split:
+    """The Split that tests on the `late` rows of the log and selects on the `held` ones
+    of its past.
+
+    Args:
+      late: [R] bool; of each user the last ones. past: the log without them.
+      train: the rows of the past to learn from before the selection.
+      held: [P] bool, rows of the past; None = nothing is selected.
+      target: of the test and of the validation; targets: others to test beside it.
+      rules: of `hold_out`.
+    """
     known = known_items(past)
     tests = {
         name: hold_out(log, late, known, target=name, **rules)
@@ -268,8 +291,8 @@ def _split(log, past, late, train, asked, held, *, target, targets=REPORTED, **r
             "use a longer log or, with global_temporal, lower split.q_test"
         )
     valid = None
-    if asked is not None:
-        valid = hold_out(asked, held, known_items(train), target=target, **rules)
+    if held is not None:
+        valid = hold_out(past, held, known_items(train), target=target, **rules)
         if valid.n_queries == 0:
             raise InputError(
                 "no validation query left after the split; with by_time, lower "
@@ -307,3 +330,8 @@ def _ties_share(log):
     """Share of rows that carry the same time as the row before them of that user."""
     same = (np.diff(log.users) == 0) & (np.diff(log.times) == 0)
     return round(float(same.sum() / len(log.users)), 6)
+
+
+# A split: (log, *, validation, settings of its own, **rules) -> Split, made with
+# `assemble`. Settings are `split.<argument>`, or `split.<name>.<argument>`.
+SPLITS = {"global_temporal": global_temporal, "leave_one_out": leave_one_out}

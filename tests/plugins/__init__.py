@@ -1,0 +1,1 @@
+"""One of every sort that a config may name, made outside the package."""
