@@ -199,8 +199,6 @@ METHODS = {
     "poprnd": _free(),
     "random": _free(),
 }
-# Not trained, and ranks by counts alone.
-COUNTING = ("mostpop", "poprnd", "random")
 
 
 def find(name: str, key: str = "method") -> Method:

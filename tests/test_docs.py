@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from create_jax import config_file, settings
+from create_jax import config_file, methods
 from create_jax.configs import common
 
 ROOT = Path(__file__).parents[1]
@@ -216,7 +216,7 @@ def test_a_stated_default_of_a_method_is_its_own():
 
 
 def test_every_method_has_its_place():
-    missing = [m for m in settings.METHODS if f"`{m}`" not in read(MODELS)]
+    missing = [m for m in methods.METHODS if f"`{m}`" not in read(MODELS)]
     assert missing == []
 
 
@@ -283,7 +283,7 @@ def test_what_a_page_names_exists(path):
             assert exists(span), span
     for name, method in re.findall(r"--config=(\w+)(?::(\w+))?(?![\w/.])", text):
         assert name in (*config_file.names(), "NAME", "FILE"), name
-        assert method in (*settings.METHODS, "METHOD", ""), method
+        assert method in (*methods.METHODS, "METHOD", ""), method
 
 
 @each(PAGES)

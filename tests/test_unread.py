@@ -98,7 +98,7 @@ def told(changes, methods, mode="train"):
 def test_a_choice_that_nothing_reads_is_refused(key, method):
     values = {
         "seq.encoder": "bert4rec",
-        "graph.encoder": "lightgcn",
+        "graph.encoder": "signed",
         "loss.local": "sce",
         "align.kind": "infonce",
     }
