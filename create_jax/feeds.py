@@ -8,6 +8,7 @@ import numpy as np
 
 from create_jax.data import graph as graphs
 from create_jax.data import packing
+from create_jax.data.streams import stream
 from create_jax.models.graph_encoder import Draw
 from create_jax.steps import Phase, StepBatch
 
@@ -70,7 +71,7 @@ class Feed:
         return plan, hidden, edges, views
 
     def _views(self, epoch):
-        rng = np.random.default_rng((self.seed, epoch, 0x76696577))
+        rng = stream("view", self.seed, epoch)
         return packing.same_target(
             self.train, self.sequences, self.config.seq.max_len, rng
         )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from create_jax.data.interactions import Interactions, take
+from create_jax.data.streams import stream
 
 
 class Pairs(NamedTuple):
@@ -100,7 +101,7 @@ def shuffled_pass(pairs: Pairs, negatives: tuple[int, int], draw) -> EdgeBatch:
         again; one of the graph alone fills up with pairs of weight 0, at the ends of
         the batches.
     """
-    rng = np.random.default_rng((draw.seed, draw.epoch, 0x65646765))
+    rng = stream("edge", draw.seed, draw.epoch)
     n_pairs, wanted = len(pairs.users), draw.steps * draw.size
     order = np.resize(rng.permutation(n_pairs), wanted)
     order = order.reshape(draw.size, draw.steps).T
@@ -121,7 +122,7 @@ def uniform_users(pairs: Pairs, draw, known: Pairs | None = None) -> EdgeBatch:
       draw: graph_encoder.Draw; with `owners`, users are drawn from these.
       known: pairs that no negative may be; None = `pairs`.
     """
-    rng = np.random.default_rng((draw.seed, draw.epoch, 0x75696A))
+    rng = stream("uij", draw.seed, draw.epoch)
     shape = draw.steps, draw.size
     users = _draw_users(pairs, draw.owners, shape, rng)
     items = one_of_each(pairs, users, rng)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from create_jax.data.interactions import Interactions
+from create_jax.data.streams import stream
 
 DRAWN = 2**18  # float64 numbers drawn at once
 
@@ -109,7 +110,7 @@ def training_sequences(
 
 def hide(sequences: Sequences, probability: float, seed: int, epoch: int) -> np.ndarray:
     """[slots of all sequences] bool: which items BERT4Rec hides in an epoch."""
-    rng = np.random.default_rng((seed, epoch, 0x68696465))
+    rng = stream("hide", seed, epoch)
     hidden = np.empty(sequences.lengths.sum(), bool)
     for part in np.split(hidden, range(DRAWN, len(hidden), DRAWN)):
         part[:] = rng.random(len(part)) < probability
@@ -209,9 +210,9 @@ def plan_epoch(lengths: np.ndarray, layout: Layout, seed: int, epoch: int) -> Pl
 def _draws(seed: int, epoch: int):
     """Generators for the attempts of an epoch. The last is the first deal by which
     `make_layout` chose the rows: there is room for it."""
-    yield np.random.default_rng((seed, epoch, 0x7061636B))
+    yield stream("pack", seed, epoch)
     for attempt in range(1, 30):
-        yield np.random.default_rng((seed, epoch, 0x7061636B, attempt))
+        yield stream("pack", seed, epoch, attempt=attempt)
     yield np.random.default_rng((0, 0))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from create_jax.data.interactions import Interactions, take
 from create_jax.data.packing import count_within
+from create_jax.data.streams import stream
 from create_jax.errors import InputError
 
 TARGETS = ("last", "first", "random", "successive", "all")
@@ -250,7 +251,7 @@ def _without_users(log, seed, n_users=1024):
     """(the log without random users, [R] bool the last row of each)."""
     counts = np.bincount(log.users, minlength=log.n_users)
     eligible = np.flatnonzero(counts >= 2)
-    rng = np.random.default_rng((seed, 0x75736572))
+    rng = stream("user", seed)
     chosen = np.zeros(log.n_users, bool)
     chosen[rng.permutation(eligible)[: min(n_users, len(eligible) // 2)]] = True
     _, held = _last_of(log, chosen)

@@ -16,6 +16,7 @@ import numpy as np
 
 from create_jax import losses
 from create_jax.data import graph as graphs
+from create_jax.data.streams import stream
 from create_jax.errors import InputError
 from create_jax.models import lightgcn
 from create_jax.models.graph_encoder import Vectors
@@ -117,7 +118,7 @@ def batches(rows, pairs, settings: dict, draw) -> SignedBatch:
     edges = edges._replace(weights=likes.astype(np.float32))
     if not len(disliked.users):
         return SignedBatch(*edges, edges.items, np.zeros_like(edges.weights))
-    rng = np.random.default_rng((draw.seed, draw.epoch, 0x6469736C))
+    rng = stream("disl", draw.seed, draw.epoch)
     items = graphs.one_of_each(disliked, edges.users, rng)
     has = np.diff(disliked.offsets)[edges.users] > 0
     return SignedBatch(*edges, items, has.astype(np.float32))
