@@ -433,7 +433,8 @@ def _of_samples(kind: str):
         shared_negatives=True,
         gbce_t=0.75,
     ):
-        # Not by the whole step: that learns much more slowly (benchmarks/parity/PARITY.md).
+        # Not by the whole step: that learns much more slowly
+        # (benchmarks/parity/PARITY.md).
         parts = len(targets) if shared_negatives else targets.size
         drawn = jax.random.randint(key, (parts, negatives), 1, n_items + 1)
         own = dict(kind=kind, gbce_t=gbce_t, n_items=n_items, axis_name=axis_name)
