@@ -100,12 +100,15 @@ def _data_and_selection(flat: dict) -> list[str]:
     return off
 
 
+def _other_sections(flat: dict, section: str, own: str) -> list[str]:
+    """The sections inside a section that are of other names than `own`."""
+    parts = [key.split(".") for key in flat if key.startswith(f"{section}.")]
+    names = {part[1] for part in parts if len(part) > 2}
+    return [f"{section}.{name}." for name in names - {named.last(own)}]
+
+
 def _graph(flat: dict, method) -> list[str]:
-    """The sections of other graph encoders."""
-    own = named.last(method.graph or flat["graph.encoder"])
-    parts = [key.split(".") for key in flat if key.startswith("graph.")]
-    sections = {part[1] for part in parts if len(part) > 2}
-    off = [f"graph.{name}." for name in sections - {own}]
+    off = _other_sections(flat, "graph", method.graph or flat["graph.encoder"])
     if flat["graph.lightgcn.loss"] != "alignment_uniformity":
         off.append("graph.lightgcn.gamma")
     return off
@@ -113,7 +116,7 @@ def _graph(flat: dict, method) -> list[str]:
 
 def _losses(flat: dict, method) -> list[str]:
     kind = flat["loss.local"]
-    off = [f"loss.{name}." for name in ("gsau", "sce") if name != kind]
+    off = _other_sections(flat, "loss", kind)
     if kind != "gbce":
         off.append("loss.gbce_t")
     if kind not in ("sampled", "gbce", "bce"):
