@@ -731,9 +731,7 @@ def test_parameters_begin_with_the_tables_of_create():
     names = "item_table", "user_table"
     other = build.make_model(make_config(method="create"), USERS, ITEMS)
     tables, others = jax.jit(
-        lambda: [
-            {name: m.system.init(m, 0)[name] for name in names} for m in (model, other)
-        ]
+        lambda: [{name: m.init(0)[name] for name in names} for m in (model, other)]
     )()
     assert set(params) == {"item_table", "user_table", "sequence", "fusion"}
     assert params["item_table"].shape == (ITEMS + 2, WIDTH)
