@@ -559,8 +559,9 @@ def test_an_encoder_outside_the_package_runs(tmp_path, monkeypatch):
     "name, source, reason",
     [
         ("nowhere_at_all.encoder", None, "No module named 'nowhere_at_all'"),
-        ("unheard_of", None, "No module named 'create_jax.models.unheard_of'"),
-        ("lightgcn", None, "no attribute 'OBJECTIVE'"),
+        ("unheard_of", None, "a module with OBJECTIVE and Encoder"),
+        ("lightgcn", None, "a module with OBJECTIVE and Encoder"),
+        ("create_jax.models.lightgcn", None, "OBJECTIVE is None"),
         ("no_class.encoder", 'OBJECTIVE = "next"', "no attribute 'Encoder'"),
         ("odd_aim.encoder", 'OBJECTIVE = "guess"', "OBJECTIVE is 'guess'"),
     ],
