@@ -39,6 +39,7 @@ def made_anew(tmp_path_factory):
     return out
 
 
+@pytest.mark.services  # 45 seconds of resamples
 def test_tables_are_those_of_the_files(made_anew):
     for name, original in (
         ("report.md", ROOT / "results/report.md"),
@@ -51,6 +52,7 @@ def test_tables_are_those_of_the_files(made_anew):
         assert (made_anew / name).read_text() == original.read_text(), name
 
 
+@pytest.mark.services
 def test_the_text_has_only_numbers_of_the_tables(made_anew):
     blocks = r"<!-- report:\w+ -->.*?<!-- /report -->"
     text = re.sub(blocks, "", PAGE.read_text(), flags=re.DOTALL)
