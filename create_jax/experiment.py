@@ -25,7 +25,11 @@ def train_and_evaluate(config, workdir: str) -> dict:
     opened = rundir.open_run(config, directory)
     result = read_json(directory / "result.json")
     if result is not None:
-        say(f"{directory} holds a finished run")
+        rundir.check_result(directory, result)
+        say(
+            f"{directory} holds a finished run: its result as it was; --mode=evaluate "
+            "ranks anew, another --workdir trains anew"
+        )
         return result
     with rundir.hold(directory):
         rundir.mark(directory, config, opened.facts["data"], FREE_TO_CHANGE)

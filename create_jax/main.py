@@ -86,12 +86,13 @@ def main(argv: list[str]) -> None:
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    from create_jax import build, example, experiment, protocol, report, tune
+    from create_jax import build, example, experiment, protocol, report, rundir, tune
 
     build.check(config)
     if _MODE.value == "describe":
         log = protocol.load(config)
         facts = protocol.describe(config, log, protocol.make_split(config, log))
+        rundir.warn_of_odd_times(config, facts["data"])
         print(json.dumps(facts, indent=2))
     elif _MODE.value == "evaluate":
         runs = runs_of([config.method])
@@ -148,7 +149,7 @@ def say_without_effect(flats: list[dict]) -> None:
 def workdir(config) -> str:
     """--workdir, or a directory named after what runs; methods and seeds never share
     one."""
-    if _WORKDIR.value is None:
+    if not _WORKDIR.value:
         file = config_flags.get_config_filename(FLAGS["config"]).split(":")[0]
         return f"runs/{Path(file).stem}-{config.method}-{config.seed}"
     return _apart(_WORKDIR.value, config)

@@ -46,6 +46,7 @@ def chosen(rules: Mapping) -> dict[str, Callable]:
     for name in rules["metrics"]:
         what = "function (hits [Q, k], n_targets [Q]) -> [Q]"
         metric = named.find("eval.metrics", name, METRICS, what)
+        named.check_call("eval.metrics", name, metric, 2)
         given = named.arguments(rules, name, metric)
         found[named.last(name)] = partial(metric, **given) if given else metric
     return found

@@ -82,6 +82,18 @@ def own_settings(thing) -> dict:
     }
 
 
+def check_call(key: str, name: str, thing, n_arguments: int, **given) -> None:
+    """Raises InputError where a function does not take so many arrays and what the
+    package gives it by name: before training, not after."""
+    try:
+        signature = inspect.signature(thing)
+        signature.bind(*[None] * n_arguments, **own_settings(thing), **given)
+    except TypeError as error:
+        expected = f"a function of {n_arguments} arrays and {', '.join(given)}"
+        expected = expected if given else f"a function of {n_arguments} arrays"
+        raise bad_setting(key, name, f"{expected} ({error})") from None
+
+
 def section_of(section: Mapping, name: str) -> Mapping:
     """The settings of a thing in a section of a config."""
     own = section.get(last(name))

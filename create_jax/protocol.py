@@ -6,13 +6,16 @@ from create_jax import named
 from create_jax.data import interactions, sources, splits
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
-from create_jax.errors import InputError
+from create_jax.errors import InputError, bad_setting
 
 
 def find_loader(name: str) -> ModuleType:
     """The module that loads a log."""
     what = "module with load(path, *, k_core, drop_repeats, counts)"
-    return named.find("data.loader", name, sources.LOADERS, what)
+    found = named.find("data.loader", name, sources.LOADERS, what)
+    if not callable(getattr(found, "load", None)):
+        raise bad_setting("data.loader", name, f"a {what}")
+    return found
 
 
 def load(config) -> Interactions:

@@ -77,8 +77,9 @@ def table(results: list[dict]) -> str:
     several seeds, mean and sample deviation. Results of one protocol and log."""
     first = results[0]
     ks = first["protocol"]["ks"]
-    names = [f"{column}@{k}" for k in ks for column in COLUMNS]
-    names = [name for name in names if name in first["test"]]
+    usual = [f"{column}@{k}" for k in ks for column in COLUMNS]
+    names = [name for name in usual if name in first["test"]]
+    names += [name for name in first["test"] if name not in usual]
     head = ["method", "target", *names]
     methods = list(dict.fromkeys(result["method"] for result in results))
     rows = [

@@ -64,9 +64,26 @@ def open_run(config, directory: Path) -> Opened:
         f"{data['train_interactions']:,} to learn from, "
         f"{data['test_queries']:,} test queries"
     )
+    warn_of_odd_times(config, data)
     warn_of_hidden_targets(config, data)
     lines = JsonLines(directory / "metrics.jsonl")
     return Opened(Run(config, directory, parallel.make_mesh(), lines), split, facts)
+
+
+def warn_of_odd_times(config, data: dict) -> None:
+    """Numbers whose size says seconds of 1970 are more often days, dates or places."""
+    own, last = config.data.table, data.get("times", ("", ""))[1]
+    if (
+        config.data.loader == "table"
+        and own.time_unit == "auto"
+        and "1970" <= last < "1971"
+    ):
+        print(
+            "warning: all times lie in 1970, as their size says seconds; if they are "
+            "days, dates or another unit, convert them, and if they only say what came "
+            "before what, add --config.data.table.has_clock=False",
+            file=sys.stderr,
+        )
 
 
 def warn_of_hidden_targets(config, data: dict) -> None:
@@ -99,9 +116,27 @@ def mark(directory: Path, config, data: dict, free: tuple[str, ...]) -> None:
 def _begun(directory: Path) -> dict | None:
     """What a directory is a run of; None as long as nothing was trained in it: then it
     may become a run of something else."""
-    if any(next(directory.glob(work), None) for work in WORK):
-        return read_json(directory / "config.json")
-    return None
+    work = next((path for name in WORK for path in directory.glob(name)), None)
+    if work is None:
+        return None
+    started = read_json(directory / "config.json")
+    if started is None:
+        raise InputError(
+            f"{directory} holds {work.name} and no config.json, so that nobody knows "
+            "of which config and data; bring it back or choose another --workdir"
+        )
+    return started
+
+
+def check_result(directory: Path, result) -> None:
+    """Raises InputError for a result.json that is none of ours."""
+    if not isinstance(result, dict) or not {"method", "test", "protocol"} <= set(
+        result
+    ):
+        raise InputError(
+            f"{directory / 'result.json'}: found JSON that is no result of a run; "
+            "bring it back as it was, or choose another --workdir"
+        )
 
 
 def refuse_other_data(directory: Path, data: dict) -> None:

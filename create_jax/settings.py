@@ -171,8 +171,15 @@ def check(config) -> None:
     if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
         expected = ", ".join(TARGETS) + ", each once, as in ('last', 'first')"
         raise _bad("eval.targets", targets, expected)
-    if not config.eval.ks or any(k < 1 for k in config.eval.ks):
-        raise _bad("eval.ks", list(config.eval.ks), "a list of cut-offs of 1 or more")
+    ks, counts = config.eval.ks, config.data.counts
+    whole = all(type(k) is int and k >= 1 for k in ks)
+    if not ks or not whole or len(set(ks)) < len(ks):
+        raise _bad(
+            "eval.ks", ks, "different whole numbers of 1 or more, as in (10, 100)"
+        )
+    if len(counts) not in (0, 3) or not all(type(n) is int for n in counts):
+        expected = "three whole numbers (users, items, interactions), or ()"
+        raise _bad("data.counts", counts, expected)
     known = metrics.chosen(config.eval)
     names = [f"{metric}@{k}" for metric in known for k in config.eval.ks]
     if config.eval.select_by not in names:
@@ -248,7 +255,13 @@ def seeds(config) -> list[int]:
     given = config.seeds
     if len(given) == 1 and isinstance(given[0], tuple | list):
         given = given[0]  # the command line wraps a list into a tuple
-    whole = all(isinstance(seed, int) and seed >= 0 for seed in given)
-    if not whole or len(set(given)) < len(given):
-        raise _bad("seeds", config.seeds, "different whole numbers from 0")
+    expected = "from 0 and below 2**32, which is what generators take"
+    if not all(_is_seed(seed) for seed in given) or len(set(given)) < len(given):
+        raise _bad("seeds", config.seeds, f"different whole numbers {expected}")
+    if not _is_seed(config.seed):
+        raise _bad("seed", config.seed, f"a whole number {expected}")
     return list(given) or [config.seed]
+
+
+def _is_seed(value) -> bool:
+    return type(value) is int and 0 <= value < 2**32

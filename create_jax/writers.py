@@ -122,7 +122,8 @@ def read_json(path: Path):
         return None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read as JSON ({error}); delete it to run again"
+            f"{path}: cannot be read as JSON ({error}); bring it back as it was, or "
+            "choose another --workdir"
         ) from None
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from create_jax import losses
+from create_jax.errors import InputError
+from create_jax.models import alignment
 
 USERS, D = 7, 5
 WEIGHTS = np.array([1, 1, 1, 0, 1, 1, 1], np.float32)
@@ -189,3 +191,8 @@ def test_nwj_of_four_symbols_by_hand():
     many = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
     best = max(bound(many, many, 1 / f) for f in (0.5, 1.0, np.log(4), 2.0, 3.0))
     assert 0.6 < best < np.log(4)
+
+
+def test_a_function_of_another_signature_is_refused_before_training():
+    with pytest.raises(InputError, match="a function of 3 arrays and axis_name"):
+        alignment.find("json.dumps")

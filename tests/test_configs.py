@@ -196,3 +196,22 @@ def test_a_wheel_has_every_package_and_the_configs_inside():
     folders = {path.relative_to(ROOT) for path in folders if "__" not in path.name}
     assert {".".join(path.parts) for path in folders} == set(setup["packages"])
     assert setup["package-dir"] == {"create_jax.configs": "configs"}
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *[("seed", value) for value in (-1, 2**32, True, 1.0, "0")],
+        *[("seeds", (0, 2**32)), ("seeds", (True,))],
+        *[("eval.ks", value) for value in (("a",), (1.5, 10), (10, 10), (True,))],
+        *[("data.counts", value) for value in ((1, 2), ("a",), (1, 2, "3"))],
+    ],
+)
+def test_numbers_of_another_kind_are_refused(key, value):
+    config = common.get_config("sasrec")
+    section, _, name = key.rpartition(".")
+    place = config[section] if section else config
+    with place.ignore_type():
+        place[name] = value
+    with pytest.raises(InputError, match=rf"config\.{key} is"):
+        settings.check(config)

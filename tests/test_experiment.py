@@ -3,6 +3,7 @@
 import pytest
 
 from create_jax import config_file, experiment, rundir
+from create_jax.configs import table
 from create_jax.errors import InputError
 from create_jax.steps import Phase
 from create_jax.writers import write_json
@@ -53,3 +54,24 @@ def test_a_run_continues_under_what_does_the_same(tmp_path, method, old, new, di
         return
     with pytest.raises(InputError, match=differs):
         rundir.refuse_other_config(tmp_path, new, rundir.FREE_TO_CHANGE)
+
+
+def test_work_without_its_config_is_nobody_s(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(InputError, match="result.json and no config.json"):
+        rundir.refuse_other_data(tmp_path, {"fingerprint": "0"})
+
+
+@pytest.mark.parametrize("result", [[], {}, "text", {"method": "sasrec"}])
+def test_json_that_is_no_result_is_refused(tmp_path, result):
+    with pytest.raises(InputError, match="no result of a run"):
+        rundir.check_result(tmp_path, result)
+
+
+def test_times_of_1970_are_named(capsys):
+    config = table.get_config("mostpop")
+    data = {"times": ["1970-01-04T00:00:00", "1970-12-26T00:00:00"]}
+    rundir.warn_of_odd_times(config, data)
+    assert "has_clock=False" in capsys.readouterr().err
+    rundir.warn_of_odd_times(config, {"times": ["1970-01-04", "2017-01-01"]})
+    assert not capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import FAST
 
 from create_jax import main
 
@@ -26,7 +27,7 @@ def in_child(folder, arguments, most_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     os.environ.pop("CREATE_JAX_DATA", None)
     # One device, and no optimization: as conftest.py.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = FAST
     jax.config.update("jax_disable_most_optimizations", True)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), stream)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from conftest import FAST
 
 from create_jax import main
 
@@ -48,7 +49,7 @@ def in_child(workdir, log, cache):
         os.dup2(output, stream)
     os.chdir(ROOT)
     # All runs execute the same programs, whatever made them: compiled once, fast.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = FAST
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import polars as pl
 import pytest
+from conftest import KNOWS_EMITTERS
 from create_jax.configs.common import get_config
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -255,7 +256,7 @@ def test_what_is_shared_by_a_step_is_not_split():
 
 # --- stretches of training ------------------------------------------------------------
 
-AS_USERS = {"xla_cpu_use_fusion_emitters": True}  # conftest.py
+AS_USERS = {"xla_cpu_use_fusion_emitters": True} if KNOWS_EMITTERS else {}
 
 
 def make_run(config, phase, mesh, options=None):

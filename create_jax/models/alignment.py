@@ -130,4 +130,7 @@ class Alignment:
 def find(kind: str) -> Callable | None:
     """The loss of `align.kind`, None for none."""
     table = {"none": None, **losses.ALIGNMENTS}
-    return named.find("align.kind", kind, table, "function of two views")
+    found = named.find("align.kind", kind, table, "function of two views")
+    if found is not None:
+        named.check_call("align.kind", kind, found, 3, axis_name=None)
+    return found

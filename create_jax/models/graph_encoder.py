@@ -4,7 +4,8 @@
 - NEEDS: parts of a log it cannot do without, of `ratings` and `clock`.
 - prepare(rows, pairs, n_rows, settings, shards) -> arrays of the graph.
 - init(key, shapes, settings) -> its own parameters beside the two tables, {} = none.
-- encode(params, graph, settings, axis_name) -> Vectors.
+- encode(params, graph, settings, axis_name) -> Vectors. params: `user_table` [U, D],
+  `item_table` [V, D] (row 0 is padding) and, unless {}, what `init` gave as `graph`.
 - batches(rows, pairs, settings, draw) -> what `loss` reads, stacked [S, ...].
 - loss(params, vectors, batch, graph, settings, axis_name) -> L_global.
 
