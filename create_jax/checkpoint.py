@@ -93,7 +93,8 @@ class Checkpoints:
           like: a state of the same shapes, placed as the restored one shall be.
 
         Raises:
-          StorageError: one cannot be read for another reason, or all are damaged.
+          StorageError: one cannot be read for another reason, or holds other arrays
+            than `like`, or all are damaged.
         """
         damaged = []
         for step in sorted(self.manager.all_steps(), reverse=True):
@@ -121,7 +122,7 @@ class Checkpoints:
         """(state, progress) of one step, None = the newest.
 
         Raises:
-          StorageError: it is not there, or cannot be read.
+          StorageError: it is not there, cannot be read, or holds other arrays.
         """
         steps = self.manager.all_steps()
         step = max(steps, default=None) if step is None else step
@@ -153,6 +154,13 @@ class Checkpoints:
             reason = _damage(error, place) if place.is_dir() else None
             if reason:
                 raise Damaged(reason) from None
+            other = _other_form(place / "state", abstract)
+            if other:
+                raise StorageError(
+                    f"{place}: this checkpoint is of another version of the method "
+                    f"({other}); train again into another --workdir, or go on with the "
+                    "version that made it"
+                ) from None
             raise StorageError(
                 f"{place}: the checkpoint could not be read ({_reason(error)}); "
                 "nothing was changed: once that is mended, the same command goes on"
@@ -226,6 +234,27 @@ def _damage(error, place: Path) -> str | None:
             return found[0]
         error = error.__cause__
     return None
+
+
+def _other_form(place: Path, like) -> str | None:
+    """The first array of a checkpoint that is not as in `like`, if its list of arrays
+    can be read."""
+    try:
+        stored = ocp.StandardCheckpointer().metadata(place).item_metadata.tree
+    except Exception:  # orbax raises many types; the error before this one says why
+        return None
+    found, expected = _shapes(stored), _shapes(like)
+    names = sorted(found | expected, key=lambda name: name.startswith("opt_state"))
+    for name in names:
+        has, wanted = (shapes.get(name, "none") for shapes in (found, expected))
+        if has != wanted:
+            return f"{name}: found {has}, expected {wanted}"
+    return None
+
+
+def _shapes(tree) -> dict[str, list[int]]:
+    arrays = ocp.tree.to_flat_dict(tree, sep=".")
+    return {name: list(x.shape) for name, x in arrays.items() if hasattr(x, "shape")}
 
 
 def _cannot_save(directory, error):

@@ -2,12 +2,15 @@
 
 import json
 import os
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from create_jax import optim
 from create_jax.checkpoint import Checkpoints
 from create_jax.errors import StorageError
 
@@ -138,6 +141,46 @@ def test_what_is_no_damage_stops_and_changes_nothing(saved, monkeypatch, error):
         checkpoints.restore_latest(state(0))
     checkpoints.close()
     assert contents(saved) == before
+
+
+def trained(rows, **others):
+    """The state of a method with an item table of some rows, and others beside it."""
+    params = {"item_table": jnp.ones((rows, 4)), **others}
+    return {"params": params, "opt_state": optim.init(optax.adam(0.1), params)}
+
+
+TOKEN = {"token": jnp.ones(4)}
+
+
+@pytest.mark.parametrize(
+    "old, new, what",
+    [
+        (
+            trained(9),
+            trained(8, **TOKEN),
+            r"item_table: found \[9, 4\], expected \[8, 4\]",
+        ),
+        (trained(9), trained(8), r"item_table: found \[9, 4\], expected \[8, 4\]"),
+        (trained(8), trained(8, **TOKEN), r"token: found none, expected \[4\]"),
+        (trained(8, **TOKEN), trained(8), r"token: found \[4\], expected none"),
+    ],
+    ids=["row and no token", "row", "no token", "token"],
+)
+def test_a_checkpoint_of_another_version_of_a_method_is_no_damage(
+    tmp_path, old, new, what
+):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, old, progress(1))
+    checkpoints.wait()
+    before = contents(tmp_path)
+    for restore in (checkpoints.restore_latest, partial(checkpoints.restore, 1)):
+        with pytest.raises(StorageError, match=f"params.{what}") as caught:
+            restore(new)
+        assert str(tmp_path / "1") in str(caught.value)
+        assert "train again into another --workdir" in str(caught.value)
+    assert same(checkpoints.restore(1, old)[0], old)
+    checkpoints.close()
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("names", ["*", "*.ocdbt", "_METADATA", "[_m]*"])
