@@ -290,8 +290,7 @@ class Evaluator:
 
     def _step(self, scores, catalogue, queries):
         bias, places, order = catalogue
-        # A special row after the items is no candidate.
-        scores = scores[:, : len(bias)] + bias
+        scores = scores + bias
         if self.filter_seen:
             scores = set_seen(queries, scores, -jnp.inf)
         target = queries.targets[:, None]

@@ -133,7 +133,8 @@ def in_float64(params):
 def numpy_bert4rec(params, items):
     """docs/models.md#bert4rec: one sequence, embedding norm, two post-norm blocks."""
     p = in_float64(params["sequence"])
-    x = in_float64(params["item_table"])[items] + p["positions"][: len(items)]
+    table = np.vstack([in_float64(params["item_table"]), in_float64(params["token"])])
+    x = table[items] + p["positions"][: len(items)]  # MASK is the row behind the items
     x = numpy_norm(p["embedding_norm"], x, 1e-12)
     for block in range(2):
         attended = numpy_attention(p[f"attention_{block}"], x, 2, causal=False)
@@ -193,7 +194,8 @@ def batch_for(name):
 def test_encoders_are_the_second_writing(name, small):
     """Small inputs show the epsilon of the norms, large weights the form of GELU."""
     scale = {"bert4rec": 1e-4, "esasrec": 5e-3}[name] if small else 1.0
-    params = PARAMS[name] | {"item_table": scale * PARAMS[name]["item_table"]}
+    inputs = PARAMS[name].keys() & {"item_table", "token"}
+    params = PARAMS[name] | {group: scale * PARAMS[name][group] for group in inputs}
     own = dict(params["sequence"], positions=scale * params["sequence"]["positions"])
     for block in range(2):
         layer = f"feed_forward_in_{block}"
@@ -458,10 +460,58 @@ def test_the_state_that_bert4rec_aligns_is_the_chosen_one(bert_state):
     views = jnp.array(expected, jnp.float32), jnp.array(users)
     second = losses.barlow_twins(*views, jnp.ones(len(users)))
     np.testing.assert_allclose(value, second, rtol=1e-4)
-    for group in ("item_table", "sequence", "user_table"):
+    for group in ("item_table", "token", "sequence", "user_table"):
         leaves = jax.tree.leaves(slopes[group])
         assert all(np.isfinite(leaf).all() for leaf in leaves)
         assert max(np.abs(leaf).max() for leaf in leaves) > 1e-5
+
+
+# --- [MASK] ---------------------------------------------------------------------------
+
+
+def test_the_mask_is_a_parameter_behind_the_table():
+    model, keys = MODELS["bert4rec"], jax.random.split(jax.random.key(5), 4)
+    params = model.init_tables(keys)
+    drawn = model.item_std * jax.random.normal(keys[0], (ITEMS + 2, WIDTH))
+    np.testing.assert_array_equal(params["item_table"], drawn[:-1].at[0].set(0.0))
+    np.testing.assert_array_equal(params["token"], drawn[-1])
+    assert model.n_rows == MASK == model.mask == ITEMS + 1
+    assert "token" in PARAMS["bert4rec"] and "token" not in PARAMS["esasrec"]
+    assert MODELS["esasrec"].mask == 0
+
+
+def test_vectors_are_rows_of_the_table_and_the_token_at_the_mask():
+    model, ids = MODELS["bert4rec"], np.array([[3, MASK, 0], [MASK, ITEMS, 3]])
+    table, token = (PARAMS["bert4rec"][name] for name in ("item_table", "token"))
+    weights = np.random.default_rng(0).normal(size=(2, 3, WIDTH)).astype(np.float32)
+
+    @jax.value_and_grad
+    def apart(both):
+        return jnp.sum(weights * model.look_up(both[0], ids, both[1]))
+
+    @jax.value_and_grad
+    def together(both):
+        return jnp.sum(weights * jnp.vstack(both)[ids])
+
+    found, expected = apart((table, token)), together((table, token))
+    np.testing.assert_array_equal(model.look_up(table, ids, token)[0, 1], token)
+    for one, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_the_mask_has_no_node_and_learns_with_the_transformer():
+    config = make_config("bert4rec", "lightgcn")
+    with_mask, without = (make_model(name, "lightgcn") for name in MODELS)
+    graphs = [
+        feeds.make_graph(config, model, TRAIN, shards=1)[2]
+        for model in (with_mask, without)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *graphs)
+    warmup, joint = build.make_phases(config)
+    assert "token" not in with_mask.trained_groups(warmup)
+    assert "token" in with_mask.trained_groups(joint)
 
 
 @pytest.mark.parametrize("graph", ["lightgcn", "ultragcn"])

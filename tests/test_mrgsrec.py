@@ -702,7 +702,7 @@ def test_the_config_is_the_published_one():
     assert config.loss.w_fused == 0.5
     model = build.make_model(config, USERS, ITEMS)
     assert type(model) is MRGSRec and not model.reads_edges
-    assert (model.mask, model.n_rows, model.objective) == (TOKEN, ITEMS + 2, "next")
+    assert (model.mask, model.n_rows, model.objective) == (TOKEN, ITEMS + 1, "next")
     assert model.graph_settings["normalise"] and model.graph_settings["layers"] == 1
     # Nobody else has unit layers or a user token.
     assert not get_config("lightgcn").graph.lightgcn.normalise
@@ -733,8 +733,9 @@ def test_parameters_begin_with_the_tables_of_create():
     tables, others = jax.jit(
         lambda: [{name: m.init(0)[name] for name in names} for m in (model, other)]
     )()
+    # The token is the user's row: there is no other.
     assert set(params) == {"item_table", "user_table", "sequence", "fusion"}
-    assert params["item_table"].shape == (ITEMS + 2, WIDTH)
+    assert params["item_table"].shape == (ITEMS + 1, WIDTH)
     assert (tables["item_table"][0] == 0).all()
     assert params["user_table"].shape == (USERS, WIDTH)
     assert params["sequence"]["positions"].shape == (LENGTH, WIDTH)

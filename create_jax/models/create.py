@@ -1,9 +1,10 @@
 """CREATE: one item table under two encoders (docs/models.md#create).
 
-Parameters are a dict of groups: `item_table` [V, D], `sequence` (the transformer),
-`user_table` [U, D], `graph` (what else the graph encoder has) and `projectors`. SASRec
-alone is this model without a graph; the graph encoders alone are it without a sequence
-encoder. Row 0 of the item table is padding, rows 1..I are the items.
+Parameters are a dict of groups: `item_table` [I + 1, D], `sequence` (the transformer),
+`token` [D] ([MASK], of encoders that hide items), `user_table` [U, D], `graph` (what
+else the graph encoder has) and `projectors`. SASRec alone is this model without a
+graph; the graph encoders alone are it without a sequence encoder. Row 0 of the item
+table is padding, rows 1..I are the items.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ class Create(System):
         if sequence is not None:
             fields["encoder"] = sequence.Encoder(**fields["encoder"])
             fields["objective"] = sequence.OBJECTIVE
-            fields["token"] = sequence.OBJECTIVE == "masked"
             fields["mask_share"] = config.train.mask
         else:
             fields["encoder"] = None
@@ -105,7 +105,7 @@ class Create(System):
     def trained_groups(self, phase) -> list[str]:
         groups = ["item_table"]
         if phase.local:
-            groups.append("sequence")
+            groups += ["sequence", "token"]
         if self._uses_graph(phase):
             groups += ["user_table", "graph"]
         if phase.w_align:
@@ -120,7 +120,8 @@ class Create(System):
     def encode(self, params, table, batch, *, read=None, train=False, key=None):
         """States of packed sequences: [R, T] -> [R * T, D], or of the columns `read`
         [R, M] of each row -> [R * M, D]."""
-        x, own = table[batch.items], params["sequence"]
+        x = self.look_up(table, batch.items, params.get("token"))
+        own = params["sequence"]
         settings = dict(read=read, train=train, key=key)
         return apply_encoder(self.encoder, own, x, batch, **settings)
 

@@ -97,7 +97,12 @@ class MRGSRec(System):
     def from_config(cls, config, sequence, **fields) -> "MRGSRec":
         fields["encoder"] = Encoder(**fields["encoder"], **config.mrgsrec.to_dict())
         own = dict(w_fused=config.loss.w_fused, token_chunk=config.loss.token_chunk)
-        return cls(token=True, **own, **fields)
+        return cls(**own, **fields)
+
+    @property
+    def mask(self) -> int:
+        """Of the user token. Its vector is the user's row, so no `token` is learnt."""
+        return self.n_items + 1
 
     @property
     def fusion(self) -> Fusion:
@@ -123,7 +128,7 @@ class MRGSRec(System):
         shape, owner = batch.items.shape, sequence_of_slot(batch)
         is_token = batch.items == self.mask
         users = params["user_table"][batch.users[owner]].reshape(*shape, -1)
-        x = jnp.where(is_token[..., None], users, params["item_table"][batch.items])
+        x = self.look_up(params["item_table"], batch.items, users)
         length = batch.positions.reshape(-1)[batch.last][owner].reshape(shape)
         states = self.encoder.apply(
             {"params": params["sequence"]},

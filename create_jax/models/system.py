@@ -31,8 +31,7 @@ class System:
       alignment and ranking always have the highest.
     random: JAX's name of the generator of dropout and of sampled negatives.
     objective: `next` item, or `masked` items, of which a share `mask_share` is hidden.
-    token: whether a special slot ends each sequence ([MASK], a user token); its id is
-      the row after the items.
+      [MASK], which stands for them and ends each history, is the group `token` [D].
     reads_edges: whether its loss reads batches of pairs beside the sequences.
     """
 
@@ -50,7 +49,6 @@ class System:
     random: str = "threefry2x32"
     objective: str = "next"
     mask_share: float = 0.0
-    token: bool = False
     reads_edges: ClassVar[bool] = False
 
     @classmethod
@@ -103,18 +101,23 @@ class System:
 
     @property
     def mask(self) -> int:
-        """Id of the special slot that ends each sequence, 0 = none."""
-        return self.n_items + 1 if self.token else 0
+        """Id of the special slot that ends each sequence, 0 = none. No row of the item
+        table has it (`look_up`)."""
+        return self.n_items + 1 if self.objective == "masked" else 0
 
     @property
     def n_rows(self) -> int:
-        """Of the item table: row 0 is padding, then the items, then the token."""
-        return self.n_items + 1 + self.token
+        """Of the item table: row 0 is padding, then the items."""
+        return self.n_items + 1
 
     def init_tables(self, keys) -> dict:
-        """The item table, and the parameters of the graph encoder."""
-        table = self.item_std * jax.random.normal(keys[0], (self.n_rows, self.dim))
-        params = {"item_table": table.at[0].set(0.0)}
+        """The item table, the token and the parameters of the graph encoder."""
+        masked = self.objective == "masked"
+        shape = self.n_rows + masked, self.dim
+        drawn = self.item_std * jax.random.normal(keys[0], shape)
+        params = {"item_table": drawn[: self.n_rows].at[0].set(0.0)}
+        if masked:
+            params["token"] = drawn[-1]
         if self.graph is None:
             return params
         users = jax.random.normal(keys[2], (self.n_users, self.dim))
@@ -124,6 +127,18 @@ class System:
         own_key = jax.random.fold_in(keys[2], 1)
         own = self.graph.init(own_key, shapes, self.graph_settings)
         return params | {"graph": own} if own else params
+
+    def look_up(self, table, ids, token=None) -> jax.Array:
+        """[..., D] rows of an item table, and where an id is `mask` the token.
+
+        Args:
+          ids: [...]. token: [D], or [..., D] one for each.
+        """
+        if not self.mask:
+            return table[ids]
+        special = ids == self.mask
+        rows = table[jnp.where(special, 0, ids)]
+        return jnp.where(special[..., None], token, rows)
 
     def graph_vectors(self, params: dict, graph, axis_name=None) -> Vectors:
         """Vectors of the graph encoder."""
