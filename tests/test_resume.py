@@ -108,6 +108,7 @@ def epochs_done(workdir):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.services  # a minute; .ci/run runs it
 def test_killed_runs_end_identically(start, uninterrupted, tmp_path):
     reference, cache = uninterrupted
     moments = random.Random(os.environ.get("KILL_SEED", "0"))
