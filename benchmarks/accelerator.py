@@ -731,9 +731,9 @@ class Worker:
     def lines(self, name: str, seconds: float) -> Iterator[dict]:
         """What the step says, to its end; the last line says so where it outlasts its
         limit or the process dies."""
+        began, line = time.monotonic(), {}  # before the timer, which ends it later
         timer = threading.Timer(seconds, self.kill)
         timer.start()
-        began, line = time.monotonic(), {}
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(name + "\n")
             self.process.stdin.flush()
