@@ -89,8 +89,7 @@ def check_call(key: str, name: str, thing, n_arguments: int, **given) -> None:
         signature = inspect.signature(thing)
         signature.bind(*[None] * n_arguments, **own_settings(thing), **given)
     except TypeError as error:
-        expected = f"a function of {n_arguments} arrays and {', '.join(given)}"
-        expected = expected if given else f"a function of {n_arguments} arrays"
+        expected = " and ".join([f"a function of {n_arguments} arrays", *given])
         raise bad_setting(key, name, f"{expected} ({error})") from None
 
 
