@@ -13,11 +13,14 @@ from create_jax.train import Fitted, Progress, fit
 from create_jax.writers import read_json, say
 
 
-def train_and_evaluate(config, workdir: str) -> dict:
+def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
     """Trains, selects, refits, tests once; returns the result and writes result.json.
 
     Running it again continues from the last checkpoint; a finished run returns its
     result, if it is one of these data.
+
+    Args:
+      profile: epoch of the first stage to trace, from 1; 0 = none.
     """
     build.check(config)
     directory = Path(workdir).absolute()
@@ -33,7 +36,8 @@ def train_and_evaluate(config, workdir: str) -> dict:
         return result
     with rundir.hold(directory):
         rundir.mark(directory, config, opened.facts["data"], FREE_TO_CHANGE)
-        fitted, selection = _select_and_refit(opened)
+        traced = opened._replace(run=opened.run._replace(profile=profile))
+        fitted, selection = _select_and_refit(traced)
         result, ranks = test(opened, fitted, selection)
         if jax.process_index() == 0:
             picture = directory / "curves.png"
@@ -103,7 +107,8 @@ def _select_and_refit(
     if retrain == "scaled":
         share = len(split.train.users) / len(split.refit.users)
     short = shorten(phases, chosen.progress.best_epoch, share)
-    return stage("refit", short, split.refit, None), chosen.progress
+    run = run._replace(profile=0)
+    return fit(run, "refit", short, split.refit, None, trains=trains), chosen.progress
 
 
 def shorten(phases, epochs: int, share: float = 1.0) -> list:

@@ -61,6 +61,13 @@ _SAVE = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a cluster (jax.distributed)."
 )
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    None,
+    "Of --mode=train: the epoch, from 1, of which two dispatches are traced into "
+    "<workdir>/profile.",
+    lower_bound=1,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -75,6 +82,8 @@ def main(argv: list[str]) -> None:
             f"--save goes with --mode=evaluate, found --mode={_MODE.value}; a trained "
             "run keeps its result in --workdir"
         )
+    if _PROFILE.value and _MODE.value != "train":
+        raise InputError(f"--profile goes with --mode=train, found {_MODE.value}")
     if FLAGS.verbosity < 0:
         logging.set_verbosity(logging.FATAL)  # orbax has much to say
     from create_jax import settings
@@ -105,7 +114,9 @@ def main(argv: list[str]) -> None:
     else:
         runs = runs_of([config.method, *config.compare])
         say_without_effect([settings.flatten(c.to_dict()) for c in runs])
-        report.show([experiment.train_and_evaluate(c, workdir(c)) for c in runs])
+        profile, train = {0: profiled(runs[0])}, experiment.train_and_evaluate
+        results = [train(c, workdir(c), profile.get(n, 0)) for n, c in enumerate(runs)]
+        report.show(results)
         if config.example:
             example.show(runs[0], workdir(runs[0]))
 
@@ -132,6 +143,22 @@ def runs_of(methods: list[str]) -> list:
             runs[-1].seed = seed
             build.check(runs[-1])
     return runs
+
+
+def profiled(config) -> int:
+    """--profile, an epoch that a run of this config may have; 0 = none is traced."""
+    from create_jax import build
+
+    if not _PROFILE.value:
+        return 0
+    trains = methods.find(config.method).kind != "free"
+    epochs = sum(phase.epochs for phase in build.make_phases(config)) if trains else 0
+    if _PROFILE.value > epochs:
+        raise InputError(
+            f"--profile={_PROFILE.value}: {config.method} trains for {epochs} epochs "
+            "at most, its warm-up among them; name one of these"
+        )
+    return _PROFILE.value
 
 
 def say_without_effect(flats: list[dict]) -> None:

@@ -31,12 +31,13 @@ NOTABLE = 0.01
 
 
 class Run(NamedTuple):
-    """What all stages of a run share."""
+    """What all stages of a run share. profile: the epoch to trace, from 1; 0 = none."""
 
     config: object
     workdir: Path
     mesh: object
     lines: JsonLines
+    profile: int = 0
 
 
 class Opened(NamedTuple):

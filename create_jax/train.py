@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from create_jax import build, evaluate, feeds, optim, parallel, steps
+from create_jax import build, evaluate, feeds, optim, parallel, speed, steps
 from create_jax.checkpoint import Checkpoints
 from create_jax.errors import InputError
 from create_jax.rundir import Run
@@ -77,7 +77,7 @@ def fit(
       trains: False: the stage is finished; it is read and nothing is written.
     """
     # The model. Its graph is made when first asked for.
-    config = run.config
+    config, clock = run.config, speed.Clock()
     model = build.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
     state = parallel.place(run.mesh, steps.init(model, tx, config.seed))
@@ -90,6 +90,12 @@ def fit(
     place, every = run.workdir / "checkpoints" / stage, config.checkpoint.seconds
     with closing(Checkpoints(place, every=every, read_only=not trains)) as checkpoints:
         state, progress = _continue(run, stage, checkpoints, state, trains)
+        if run.profile and progress.epoch >= run.profile:
+            raise InputError(
+                f"--profile={run.profile}: {run.workdir} is past that epoch of the "
+                f"stage {stage!r}, which goes on with epoch {progress.epoch + 1}; "
+                "choose a later one, or another --workdir"
+            )
         with _bar(stage, rules.total, progress) as bar:
             while not progress.finished:
                 # A phase begins: its batches, its program, perhaps a fresh optimizer.
@@ -97,15 +103,23 @@ def fit(
                 phase = _phase_at(phases, epoch)
                 if ready is None or ready.phase != phase:
                     ready = prepare(phase, graph, state, progress)
+                    work = speed.count(ready.feed, state.params)
                     begins = epoch == rules.last_from > 0 and progress.chunk == 0
                     if begins and config.warmup.reset_optimizer:
                         fresh = parallel.place(run.mesh, optim.init(tx, state.params))
                         state = state._replace(opt_state=fresh)
 
                 # The epoch, or what is left of it.
-                with _timed(progress.seconds, "train"):
+                wanted = run.workdir / "profile" if run.profile == epoch + 1 else None
+                chunks = ready.feed.chunks - progress.chunk
+                with (
+                    _timed(progress.seconds, "train"),
+                    speed.trace(ready.dispatch, wanted) as dispatch,
+                    clock.steps(),
+                ):
+                    now = ready._replace(dispatch=dispatch)
                     state, progress = run_epoch(
-                        ready, state, progress, checkpoints, bar
+                        now, state, progress, checkpoints, bar, clock
                     )
                 step, metrics, early = int(state.step), {}, False
 
@@ -119,6 +133,7 @@ def fit(
 
                 # The record; the best so far, and whether this was the last epoch.
                 line = _line(stage, ready, step, progress, metrics)
+                line |= clock.line(ready, chunks, work)
                 run.lines.write(line)
                 bar.update(epoch + 1 - bar.n)
                 bar.set_postfix_str(_brief(line, rules.select_by), refresh=False)
@@ -126,6 +141,12 @@ def fit(
                 due, better = checkpoints.due(), progress.best_epoch == epoch + 1
                 if due or better or progress.finished:
                     checkpoints.save(step, state, asdict(progress))
+
+        if run.profile > progress.epoch:
+            say(
+                f"no trace: {stage} ended with epoch {progress.epoch}, before "
+                f"--profile={run.profile}"
+            )
 
         # The parameters of the best epoch, where there is one.
         checkpoints.wait()
@@ -230,7 +251,7 @@ def _phase_at(phases, epoch):
 # --- an epoch -------------------------------------------------------------------------
 
 
-def run_epoch(ready: Ready, state, progress: Progress, checkpoints, bar):
+def run_epoch(ready: Ready, state, progress: Progress, checkpoints, bar, clock):
     """(state, progress) after all dispatches of an epoch, or those that are left.
 
     A batch is made while the dispatch before it runs. Saves between dispatches when it
@@ -246,7 +267,8 @@ def run_epoch(ready: Ready, state, progress: Progress, checkpoints, bar):
         bar.update(progress.epoch + chunk / feed.chunks - bar.n)
         if chunk + 1 < feed.chunks and checkpoints.due():
             progress, losses = _settle(progress, losses, before, ready), None
-            checkpoints.save(int(state.step), state, asdict(progress))
+            with clock.apart():
+                checkpoints.save(int(state.step), state, asdict(progress))
     return state, _settle(progress, losses, before, ready)
 
 

@@ -188,6 +188,22 @@ def save_of_a_training():
     return [config("table"), table("log.csv"), "--save=there"]
 
 
+def profile_past_the_end():
+    return [config("beauty"), "--config.train.epochs=20", "--profile=31"]
+
+
+def profile_of_what_nothing_trains():
+    return [config("beauty") + ":mostpop", "--profile=1"]
+
+
+def profile_of_no_epoch():
+    return [config("beauty"), "--profile=0"]
+
+
+def profile_of_a_ranking():
+    return [config("beauty"), "--profile=1", "--mode=evaluate"]
+
+
 def nothing_to_evaluate():
     return [config("table"), table("log.csv"), "--mode=evaluate"]
 
@@ -221,6 +237,10 @@ CASES = {
     stray_argument: ["train"],
     workdir_below_a_file: ["file/run", "--workdir"],
     save_of_a_training: ["--save goes with --mode=evaluate", "--mode=train"],
+    profile_past_the_end: ["--profile=31", "create trains for 30 epochs at most"],
+    profile_of_what_nothing_trains: ["--profile=1", "mostpop trains for 0 epochs"],
+    profile_of_no_epoch: ["--profile"],
+    profile_of_a_ranking: ["--profile", "--mode=train", "evaluate"],
     nothing_to_evaluate: ["no finished run", "--mode=train"],
 }
 
