@@ -16,6 +16,9 @@ from create_jax import configs, named
 from create_jax.configs import common
 from create_jax.errors import InputError
 
+# Settings that are tuples of words, which the command line may write as a,b.
+TUPLES = ("compare", "eval.targets", "eval.metrics")
+
 
 def names() -> list[str]:
     """The packaged configs, which `--config=NAME` finds from anywhere."""

@@ -34,6 +34,9 @@ class ConfigParser(flags.ArgumentParser):
         return "config"
 
 
+# Two or more words of letters, none of them a number: a,b or your.module,ndcg
+WORDS = re.compile(r"[^\W\d][\w.]*(,[^\W\d][\w.]*)+")
+
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -195,12 +198,21 @@ def _apart(place: str | None, config) -> str:
 def parse_flags(argv: list[str]) -> list[str]:
     """Flags, where a mistake is an InputError in one line."""
     try:
-        return FLAGS(argv)
+        return FLAGS([_quoted(option) for option in argv])
     except InputError:
         raise
     except Exception as error:  # config_flags raises many types for one kind of mistake
         text = " ".join(str(error).split())
         raise InputError(f"{text}; see python -m create_jax.main --help") from None
+
+
+def _quoted(option: str) -> str:
+    """--config.KEY=a,b with the quotes that a tuple of words has in Python."""
+    name, _, value = option.partition("=")
+    key = name.removeprefix("--config.")
+    if not WORDS.fullmatch(value) or key not in config_file.TUPLES:
+        return option
+    return f"{name}={tuple(value.split(','))}"
 
 
 def run() -> None:

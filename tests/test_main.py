@@ -285,10 +285,11 @@ def test_another_config_or_other_data_is_refused(command):
 
 
 def test_methods_to_compare_have_their_own_defaults(monkeypatch):
-    given = ["--config=beauty:svd", "--config.compare=('gsau', 'lightgcn')"]
+    given = ["--config=beauty:svd", "--config.compare=gsau,lightgcn"]
     given += ["--config.seeds=3,4", "--config.train.batch=64"]
     monkeypatch.setattr(sys, "argv", ["main", *given])
     main.parse_flags(sys.argv)
+    assert main.config_for().compare == ("gsau", "lightgcn")
     found = main.runs_of(["svd", "gsau", "lightgcn"])
     runs = {main.workdir(run): run for run in found}
     names = [f"{m}-{s}" for m in ("svd", "gsau", "lightgcn") for s in (3, 4)]
