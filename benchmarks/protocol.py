@@ -59,7 +59,7 @@ def open_cell(config, logs: dict) -> Opened:
     facts = protocol.describe(config, log, split) | program()
     split = split._replace(test={name: split.test[name] for name in TARGETS})
     run = Run(config, None, parallel.make_mesh(), None)
-    return Opened(run, split, facts)
+    return Opened(run, split, facts, log)
 
 
 def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:

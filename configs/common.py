@@ -45,6 +45,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                     "time_unit": "auto",  # s, ms, us, ns, iso; auto: by their size
                     # False: times, any numbers, only say what came before what.
                     "has_clock": True,
+                    "titles": "",  # of --mode=export: a file of columns id and title
                 },
             },
             "split": {
@@ -192,6 +193,8 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "chunk": 64,  # most steps of one dispatch
             },
             "retrain": {"epochs": "best"},  # scaled: as many steps a phase; none (28)
+            # all: at the end once more on every row, test rows too, for --mode=export.
+            "final": {"fit": "none"},
             "optim": {  # (25)
                 "lr": 1e-3,
                 "b1": 0.9,

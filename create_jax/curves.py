@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from create_jax.writers import whole
+from create_jax.files import whole
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""A run: select on validation, refit on everything up to the cut, test once."""
+"""A run: select on validation, refit on everything up to the cut, test once; then, for
+use, perhaps fit all rows."""
 
 import time
 from functools import partial
@@ -17,7 +18,7 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
     """Trains, selects, refits, tests once; returns the result and writes result.json.
 
     Running it again continues from the last checkpoint; a finished run returns its
-    result, if it is one of these data.
+    result, if it is one of these data, after the final fit if that is asked for.
 
     Args:
       profile: epoch of the first stage to trace, from 1; 0 = none.
@@ -33,17 +34,21 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
             f"{directory} holds a finished run: its result as it was; --mode=evaluate "
             "ranks anew, another --workdir trains anew"
         )
-        return result
+        if config.final.fit == "none":
+            return result
     with rundir.hold(directory):
         rundir.mark(directory, config, opened.facts["data"], FREE_TO_CHANGE)
         traced = opened._replace(run=opened.run._replace(profile=profile))
-        fitted, selection = _select_and_refit(traced)
-        result, ranks = test(opened, fitted, selection)
-        if jax.process_index() == 0:
-            picture = directory / "curves.png"
-            with curves.optional(picture):
-                curves.draw(opened.run.lines.path, picture, config.eval.select_by)
-        rundir.keep(directory, result, ranks)
+        fitted, selection = _select_and_refit(traced, trains=result is None)
+        if result is None:
+            result, ranks = test(opened, fitted, selection)
+            if jax.process_index() == 0:
+                picture = directory / "curves.png"
+                with curves.optional(picture):
+                    curves.draw(opened.run.lines.path, picture, config.eval.select_by)
+            rundir.keep(directory, result, ranks)
+        if config.final.fit == "all":
+            fit_all_rows(opened, selection)
     return result
 
 
@@ -93,7 +98,7 @@ def _select_and_refit(
     opened: Opened, *, trains: bool = True
 ) -> tuple[Fitted, Progress | None]:
     """The model to test, and the progress of the stage that chose its length."""
-    run, split, _ = opened
+    run, split = opened.run, opened.split
     if run.config.method in baselines.FITS:
         return baselines.fit(run, split)
     phases, retrain = build.make_phases(run.config), run.config.retrain.epochs
@@ -109,6 +114,26 @@ def _select_and_refit(
     short = shorten(phases, chosen.progress.best_epoch, share)
     run = run._replace(profile=0)
     return fit(run, "refit", short, split.refit, None, trains=trains), chosen.progress
+
+
+def fit_all_rows(
+    opened: Opened, selection: Progress | None, *, trains: bool = True
+) -> Fitted:
+    """The final fit, stage `final`: the method on every row of the log, test rows
+    included, for the epochs that validation chose. Nothing can measure it.
+
+    Args:
+      selection: the progress of the stage that chose the length, if one did.
+    """
+    run, split, log = opened.run, opened.split, opened.log
+    if run.config.method in baselines.FITS:
+        return baselines.fit(run, split._replace(refit=log))[0]
+    phases, share = build.make_phases(run.config), 1.0
+    if selection is not None:
+        if run.config.retrain.epochs == "scaled":
+            share = len(split.train.users) / len(log.users)
+        phases = shorten(phases, selection.best_epoch, share)
+    return fit(run, "final", phases, log, None, trains=trains)
 
 
 def shorten(phases, epochs: int, share: float = 1.0) -> list:

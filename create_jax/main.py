@@ -49,17 +49,21 @@ FLAGS["config"].parser = ConfigParser()  # finds packaged names, and says more
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "describe", "tune"],
+    ["train", "evaluate", "describe", "tune", "export"],
     "train: learn, select on validation, refit on train + validation, test once; "
     "evaluate: rank the test queries again with a finished run's parameters; "
     "describe: print the protocol and the counts of the data as JSON, train nothing; "
-    "tune: choose the settings of config.tune.space on validation, write a config.",
+    "tune: choose the settings of config.tune.space on validation, write a config; "
+    "export: write the model of a finished run into the file --out.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where a run lives; default runs/<config>-<method>-<seed>."
 )
 _SAVE = flags.DEFINE_string(
     "save", None, "Of --mode=evaluate: where to keep the result for create_jax.report."
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Of --mode=export: the file, as in --out=model.safetensors."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a cluster (jax.distributed)."
@@ -87,6 +91,11 @@ def main(argv: list[str]) -> None:
         )
     if _PROFILE.value and _MODE.value != "train":
         raise InputError(f"--profile goes with --mode=train, found {_MODE.value}")
+    if bool(_OUT.value) != (_MODE.value == "export"):
+        raise InputError(
+            f"--out=FILE goes with --mode=export, found --mode={_MODE.value} and "
+            f"--out={_OUT.value or ''}; for example --mode=export --out=model.safetensors"
+        )
     if FLAGS.verbosity < 0:
         logging.set_verbosity(logging.FATAL)  # orbax has much to say
     from create_jax import settings
@@ -98,7 +107,8 @@ def main(argv: list[str]) -> None:
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    from create_jax import build, example, experiment, protocol, report, rundir, tune
+    from create_jax import build, example, experiment, export, protocol, report, rundir
+    from create_jax import tune
 
     build.check(config)
     if _MODE.value == "describe":
@@ -111,6 +121,15 @@ def main(argv: list[str]) -> None:
         say_without_effect([settings.flatten(c.to_dict()) for c in runs])
         again = experiment.evaluate_again
         report.show([again(c, workdir(c), _apart(_SAVE.value, c)) for c in runs])
+    elif _MODE.value == "export":
+        runs = runs_of([config.method])
+        if len(runs) > 1:
+            raise InputError(
+                f"config.seeds is {tuple(config.seeds)}; one file holds one run: name "
+                "it with --config.seed="
+            )
+        say_without_effect([settings.flatten(runs[0].to_dict())])
+        export.export(runs[0], workdir(runs[0]), _OUT.value)
     elif _MODE.value == "tune":
         say_without_effect(tune.variants(config, tune.check(config)))
         tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")

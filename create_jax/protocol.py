@@ -4,6 +4,7 @@ from types import ModuleType
 
 from create_jax import named
 from create_jax.data import interactions, sources, splits
+from create_jax.data import titles as title_files
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
 from create_jax.errors import InputError, bad_setting
@@ -37,6 +38,7 @@ def load(config) -> Interactions:
 def _table_form(table) -> dict:
     """Columns of a file without a header are numbers, given as text."""
     form = table.to_dict()
+    del form["titles"]
     if not form["columns"]["rating"]:
         del form["columns"]["rating"]
     if not table.header:
@@ -64,9 +66,12 @@ def _locate(data) -> str:
 
 
 def titles(config) -> dict[str, str]:
-    """Names of items by external id, where the data set has them."""
+    """Names of items by external id: of `data.table.titles`, or of the data set where
+    it has them."""
+    if config.data.table.titles:
+        return title_files.read(config.data.table.titles)
     loader = find_loader(config.data.loader)
-    return loader.titles() if hasattr(loader, "titles") else {}
+    return loader.titles(_locate(config.data)) if hasattr(loader, "titles") else {}
 
 
 def make_split(config, log: Interactions) -> Split:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from create_jax.errors import InputError
-from create_jax.writers import whole
+from create_jax.files import whole
 
 FILE = "ranks.npz"
 

@@ -16,10 +16,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from create_jax import build, parallel, protocol, settings
+from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
 from create_jax.unread import unread
-from create_jax.writers import JsonLines, read_json, say, whole, write_json
+from create_jax.files import whole
+from create_jax.writers import JsonLines, read_json, say, write_json
 
 # Settings that may differ when a run, or a study, goes on.
 FREE_TO_CHANGE = (*settings.CHANGE_NO_NUMBER, "tune.")
@@ -42,11 +44,12 @@ class Run(NamedTuple):
 
 class Opened(NamedTuple):
     """A run with its data. facts: dataset, protocol and data parts of a result, and the
-    versions and commit of the program."""
+    versions and commit of the program. log: all rows of the split."""
 
     run: Run
     split: Split
     facts: dict
+    log: Interactions
 
 
 def open_run(config, directory: Path) -> Opened:
@@ -68,7 +71,8 @@ def open_run(config, directory: Path) -> Opened:
     warn_of_odd_times(config, data)
     warn_of_hidden_targets(config, data)
     lines = JsonLines(directory / "metrics.jsonl")
-    return Opened(Run(config, directory, parallel.make_mesh(), lines), split, facts)
+    run = Run(config, directory, parallel.make_mesh(), lines)
+    return Opened(run, split, facts, log)
 
 
 def warn_of_odd_times(config, data: dict) -> None:

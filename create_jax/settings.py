@@ -44,6 +44,7 @@ ONE_OF = {
     "mrgsrec.user_token_mask": ("causal", "leaky"),
     "warmup.eval": ("graph", "sequential"),
     "retrain.epochs": ("best", "scaled", "none"),
+    "final.fit": ("none", "all"),
 }
 RANGES = {
     "split.q_test": ("between 0 and 1", lambda x: 0 < x < 1),
@@ -84,7 +85,7 @@ AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.sec
 # fingerprint of the data says whether it matters.
 CHANGE_NO_NUMBER = (
     *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch"),
-    *("eval.targets", "eval.metrics", "compare", "example", "seeds"),
+    *("eval.targets", "eval.metrics", "compare", "example", "seeds", "final."),
 )
 # For a config.json from before a setting was there: what its absence means, and the
 # name of now of a setting that had another.

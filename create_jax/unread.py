@@ -34,6 +34,7 @@ NEVER_HIDE = ("sasrec", "esasrec", "own")
 BY_MODE = {
     "train": ("tune.",),
     "evaluate": ("tune.", "compare", "example"),
+    "export": ("tune.", "compare", "example"),
     "tune": ("seeds", "compare", "example", "retrain."),
 }
 

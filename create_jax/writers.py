@@ -1,41 +1,13 @@
-"""The files of a run's directory, written whole or not at all, by one process.
-
-Process 0 writes, and a resumed run writes on.
-"""
+"""The files of a run's directory, written by process 0; a resumed run writes on."""
 
 import json
-import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
 from create_jax.errors import InputError
-
-
-@contextmanager
-def whole(path: Path):
-    """A binary file that takes its place at `path` when all is written, or goes."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with _named(path), open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _named(path: Path):
-    """Errors of writing that say where: Python names no file when a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+from create_jax.files import named, write_text
 
 
 class JsonLines:
@@ -66,12 +38,12 @@ class JsonLines:
         """Args: record: with `stage` and `epoch`, and numbers by name."""
         if jax.process_index():
             return
-        with _named(self.path), open(self.path, "a") as file:
+        with named(self.path), open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
         if self.events is None:
             self.events = _open_events(self.path.parent / "tensorboard")
         if self.events:
-            with _named(self.path.parent / "tensorboard"):
+            with named(self.path.parent / "tensorboard"):
                 self.events(record)
 
 
@@ -101,12 +73,6 @@ def _open_events(directory: Path):
         writer.flush()
 
     return write
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    with whole(path) as file:
-        file.write(text.encode())
 
 
 def write_json(path: Path, value) -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from create_jax import curves
-from create_jax.writers import JsonLines, whole, write_text
+from create_jax.files import whole, write_text
+from create_jax.writers import JsonLines
 
 LINES = [
     {

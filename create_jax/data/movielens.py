@@ -12,7 +12,7 @@ from create_jax.data import table
 from create_jax.data.interactions import Interactions, from_frame
 from create_jax.errors import InputError
 
-FILE = "ratings.dat"
+FILE, TITLES = "ratings.dat", "movies.dat"
 LAYOUT = {
     "columns": {"user": 0, "item": 1, "time": 3, "rating": 2},
     "separator": "::",
@@ -57,3 +57,22 @@ def load(
             return from_frame(
                 table.read(file, source, **LAYOUT), source=source, **filters
             )
+
+
+def titles(path: str) -> dict[str, str]:
+    """The title and year of each movie by its id, from `movies.dat` in the zip or
+    beside the ratings; empty where there is none."""
+    place = Path(path)
+    try:
+        if place.suffix == ".zip":
+            with zipfile.ZipFile(place) as archive:
+                names = [n for n in archive.namelist() if n.endswith("/" + TITLES)]
+                data = archive.read(names[0]) if names else b""
+        else:
+            folder = place if place.is_dir() else place.parent
+            found = sorted(folder.rglob(TITLES))
+            data = found[0].read_bytes() if found else b""
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: {error}; expected the titles in {TITLES}") from error
+    rows = (line.split("::") for line in data.decode("latin-1").splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 3}

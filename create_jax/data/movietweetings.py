@@ -27,7 +27,7 @@ def load(
     return from_frame(frame, source=source, **filters)
 
 
-def titles() -> dict[str, str]:
+def titles(path: str = "") -> dict[str, str]:
     """The title and year of each packaged movie, by its external id."""
     with (FOLDER / "movies.dat.gz").open("rb") as file:
         lines = gzip.decompress(file.read()).decode().splitlines()

@@ -53,7 +53,7 @@ SOURCES = {
 }
 
 # A loader: a module with load(path, *, k_core, drop_repeats, counts, its settings) ->
-# Interactions, and perhaps titles() -> names of items by external id.
+# Interactions, and perhaps titles(path) -> names of items by external id.
 LOADERS = {
     name: f"create_jax.data.{name}"
     for name in ("amazon", "movielens", "movietweetings", "yambda", "table")

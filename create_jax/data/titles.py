@@ -1,0 +1,46 @@
+"""Titles of items in a file: CSV, JSON lines or Parquet with columns id and title."""
+
+from pathlib import Path
+
+import polars as pl
+
+from create_jax.errors import InputError, one_line
+
+
+def read(path: str) -> dict[str, str]:
+    """Titles by external id. Ids are taken as they are written; the last of an id
+    counts, and an id without a title has none.
+
+    Raises:
+      InputError: no such file, damaged, or without the two columns.
+    """
+    try:
+        frame = _frame(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}; expected a file of titles: check "
+            "--config.data.table.titles"
+        ) from None
+    except Exception as error:  # polars raises many types
+        raise InputError(
+            f"{path}: cannot be read ({one_line(error, 150)}); expected CSV, JSON lines "
+            "or Parquet with columns id and title"
+        ) from None
+    if not {"id", "title"} <= set(frame.columns):
+        raise InputError(
+            f"{path}: found columns {', '.join(frame.columns[:8])}; expected id and "
+            "title: rename them"
+        )
+    frame = frame.select(pl.col("id", "title").cast(pl.String)).drop_nulls()
+    return dict(frame.iter_rows())
+
+
+def _frame(path: str) -> pl.DataFrame:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start[:4] == b"PAR1":
+        return pl.read_parquet(path)
+    if start.lstrip()[:1] == b"{":
+        return pl.read_ndjson(path)
+    separator = "\t" if Path(path).suffix == ".tsv" else ","
+    return pl.read_csv(path, infer_schema=False, separator=separator)

@@ -1,0 +1,246 @@
+"""From a finished run to an artifact: `create_jax.main --mode=export --out=FILE`."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from create_jax import artifact, build, experiment, methods, parallel, protocol, steps
+from create_jax.artifact import Artifact, Texts, Users
+from create_jax.data import interactions
+from create_jax.errors import InputError, one_line
+from create_jax.models.create import Create
+from create_jax.recommender import Recommender, encoder_program
+from create_jax.writers import read_json, say
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+DRAWS = ("poprnd", "random")  # another list for each query, and no vectors
+GOLDEN = 10  # items of the query that an artifact carries with its answer
+
+
+def export(config, workdir: str, out: str) -> str:
+    """Writes the artifact of a finished run; returns its hash.
+
+    Its parameters are those of the final fit where the run has one, else those that
+    were tested.
+
+    Raises:
+      InputError: no finished run, or a method that cannot serve.
+    """
+    refuse(config)
+    directory = Path(workdir).absolute()
+    opened, fitted, selection = experiment.reopen(config, workdir)
+    log, rows = tested_rows(opened), "up to the cut, as tested"
+    final = (directory / "checkpoints" / "final").exists()
+    if config.final.fit == "all" and not final and fitted.progress.epoch:
+        raise InputError(
+            f"{directory}: this run has no final fit; add it with --mode=train "
+            "--config.final.fit=all, or export what was tested without that setting"
+        )
+    if config.final.fit == "all" or final:
+        fitted = experiment.fit_all_rows(opened, selection, trains=False)
+        log, rows = opened.log, "all"
+    made = make(opened, fitted, log)
+    result = read_json(directory / "result.json")
+    made = replace(made, manifest=manifest(opened, made, result, log, rows))
+    made = with_golden_query(opened, made)
+    digest = artifact.write(out, made)
+    size = Path(out).stat().st_size / 1e6
+    trained = np.count_nonzero(made.counts)
+    say(
+        f"{out}: {config.method} of {directory.name}, {trained:,} of "
+        f"{len(made.ids) - 1:,} items trained, rows {rows}; {size:,.1f} MB, "
+        f"{digest[:12]}"
+    )
+    return digest
+
+
+def refuse(config) -> None:
+    """Raises InputError for a method that cannot serve, and says why."""
+    reason, method = "", methods.find(config.method)
+    if config.method in DRAWS:
+        reason = "draws another list for each query and learns no vectors"
+    elif method.kind != "free" and not _serves(config):
+        reason = (
+            "makes a query of a user's row and its history together, in a system of its "
+            "own, and an artifact holds one or the other"
+        )
+    if reason:
+        raise InputError(
+            f"{config.method} cannot be exported: it {reason}; choose another method"
+        )
+
+
+def _serves(config) -> bool:
+    return build.make_model(config, 2, 2).__class__ is Create
+
+
+def tested_rows(opened) -> interactions.Interactions:
+    """The rows that the tested parameters learnt from."""
+    split = opened.split
+    selects = split.valid is not None and opened.run.config.retrain.epochs == "none"
+    free = methods.find(opened.run.config.method).kind == "free"
+    return split.train if selects and not free else split.refit
+
+
+# --- arrays ---------------------------------------------------------------------------
+
+
+def make(opened, fitted, log) -> Artifact:
+    """The artifact of a fitted method, its manifest but begun.
+
+    Args:
+      log: the rows that it learnt from.
+    """
+    config = opened.run.config
+    names = protocol.titles(config)
+    ids = ["", *log.item_ids.to_list()]
+    counts = np.bincount(log.items, minlength=len(ids)).astype(np.int64)
+    common = {
+        "ids": Texts.of(ids),
+        "counts": counts,
+        "titles": Texts.of(names.get(i, "") for i in ids) if names else None,
+    }
+    if config.method == "mostpop":
+        items = counts[:, None].astype(np.float32)
+        return Artifact({"query": "constant"}, items, **common)
+    if config.method == "svd":
+        items = np.asarray(fitted.params["items"])
+        return Artifact({"query": "sum"}, items, **common)
+    model = build.make_model(config, log.n_users, log.n_items)
+    source, items = query_tables(opened, model, fitted)
+    if not np.isfinite(items).all():
+        raise InputError("the item vectors are not finite; train with a lower optim.lr")
+    if model.encoder is None:
+        users = known_users(log, source)
+        return Artifact({"query": "user"}, items, **common, users=users)
+    params = jax.device_get(fitted.params)
+    parameters = {key: params[key] for key in ("sequence", "token") if key in params}
+    about = {"query": "encoder", "encoder": encoder_of(config, model)}
+    made = Artifact(about, items, **common, parameters=parameters)
+    if not np.array_equal(source, items):
+        made = replace(made, inputs=source)
+    return replace(made, program=program(made))
+
+
+def query_tables(opened, model, fitted) -> tuple[np.ndarray, np.ndarray]:
+    """What queries are made of, and the items they are scored with, as in ranking."""
+    graph = fitted.graph()
+
+    def run(params, graph):
+        with jax.default_matmul_precision("highest"):
+            by_graph = model.encoder is None
+            return model.query_tables(
+                params, graph, by_graph=by_graph, axis_name=parallel.DATA
+            )
+
+    specs = P(), steps.graph_specs(graph)
+    step = parallel.compile_step(run, opened.run.mesh, specs, P())
+    return jax.device_get(step(fitted.params, graph))
+
+
+def known_users(log, vectors: np.ndarray) -> Users:
+    """Those with a training row; others have vectors that nothing trained."""
+    sizes = np.bincount(log.users, minlength=log.n_users)
+    known = np.flatnonzero(sizes)
+    offsets = np.concatenate([[0], np.cumsum(sizes[known])])
+    names = log.user_ids.gather(known).to_list()
+    return Users(Texts.of(names), vectors[known], offsets, log.items)
+
+
+def encoder_of(config, model) -> dict:
+    """An encoder as its module and the fields it was made with."""
+    own = {
+        one.name: getattr(model.encoder, one.name)
+        for one in fields(model.encoder)
+        if one.init and one.name not in ("parent", "name")
+    }
+    module = build.sequence_module(config).__name__
+    return {"module": module, "settings": own, "max_len": config.seq.max_len}
+
+
+def program(made: Artifact) -> bytes | None:
+    """The encoder as JAX exports it, for any number of queries and items; None where
+    that cannot be, which is said."""
+    try:
+        import flatbuffers  # noqa: F401
+        from jax import export
+    except ImportError:
+        say(
+            "note: the artifact has no exported program, for which the extra `export` "
+            "is needed; our own encoders run without one"
+        )
+        return None
+    about = made.manifest["encoder"]
+    queries, rows = export.symbolic_shape("b, v")
+    shape = jax.ShapeDtypeStruct
+    arguments = (
+        jax.tree.map(lambda x: shape(x.shape, x.dtype), made.parameters),
+        shape((rows, made.items.shape[1]), jnp.float32),
+        shape((queries, about["max_len"]), jnp.int32),
+        shape((queries,), jnp.int32),
+    )
+    try:
+        run = jax.jit(encoder_program(about))
+        return bytes(export.export(run, platforms=PLATFORMS)(*arguments).serialize())
+    except Exception as error:  # somebody's encoder may need a known batch
+        say(
+            f"note: the artifact has no exported program ({one_line(error, 200)}); its "
+            "encoder runs from its module"
+        )
+        return None
+
+
+# --- the manifest ---------------------------------------------------------------------
+
+
+def manifest(opened, made: Artifact, result: dict, log, rows: str) -> dict:
+    """What the artifact is, in plain data (docs/recommend.md#the-manifest)."""
+    config = opened.run.config
+    settings = json.loads(json.dumps(config.to_dict()))
+    settings["data"]["path"] = ""  # a place on the machine of the training
+    last = log.times.max()
+    clock = config.data.table.has_clock
+    return made.manifest | {
+        "method": config.method,
+        "needs": "known user" if made.manifest["query"] == "user" else "history",
+        "dataset": result["dataset"],
+        "seed": config.seed,
+        "protocol": result["protocol"],
+        "metrics": result["test_by_target"],
+        "data": {
+            "fingerprint": result["data"]["fingerprint"],
+            "parent": None,
+            "rows": rows,
+            "interactions": len(log.users),
+            "items": log.n_items,
+            "trained_items": int(np.count_nonzero(made.counts)),
+            "last_seen": interactions.as_date(log, last) if clock else int(last),
+        },
+        "config": settings,
+        "versions": opened.facts["versions"],
+        "git": opened.facts["git"],
+    }
+
+
+def with_golden_query(opened, made: Artifact) -> Artifact:
+    """The artifact with a query and its answer, by which whoever loads it can tell that
+    it answers there as here."""
+    recommender = Recommender(made, trust=True)
+    if made.users is not None:
+        items, scores = recommender.recommend_users([0], GOLDEN)
+        golden = {"user": made.users.ids[0]}
+    else:
+        holdout = next(iter(opened.split.test.values()))
+        longest = np.argmax(holdout.end - holdout.begin)
+        history = holdout.log[holdout.begin[longest] : holdout.end[longest]]
+        history = recommender.known(history[-GOLDEN:])
+        items, scores = recommender.recommend([history], GOLDEN)
+        golden = {"history": history.tolist()}
+    left = items[0] > 0
+    golden |= {"items": items[0][left].tolist(), "scores": scores[0][left].tolist()}
+    return replace(made, manifest=made.manifest | {"golden": golden})

@@ -1,0 +1,35 @@
+"""Files that take their place whole, or not at all."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path):
+    """A binary file that takes its place at `path` when all is written, or goes."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with named(path), open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path):
+    """Errors of writing that say where: Python names no file when a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    with whole(path) as file:
+        file.write(text.encode())
