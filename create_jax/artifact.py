@@ -33,8 +33,8 @@ DTYPES = {
 class Texts(Sequence):
     """Texts as their UTF-8 bytes, one after the other.
 
-    data: [N] uint8. offsets: [V + 1] int64; text i is `data[offsets[i]:offsets[i + 1]]`.
-    order: [V] int32, the texts by their bytes.
+    data: [N] uint8. offsets: [V + 1] int64, where text i begins, and in
+    i + 1 ends. order: [V] int32, the texts by their bytes.
     """
 
     data: np.ndarray
@@ -254,7 +254,7 @@ def read(path: str | os.PathLike, *, check: bool = True) -> Artifact:
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}
-        tensors = _map(path)
+        tensors = _map(path) if "create_jax" in metadata else {}
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror or error}; expected a file that --mode=export "
@@ -275,8 +275,8 @@ def read(path: str | os.PathLike, *, check: bool = True) -> Artifact:
         version = manifest["format"]
         if version > FORMAT:
             raise InputError(
-                f"{path}: is of format {version}, this create_jax reads up to {FORMAT}; "
-                "update create_jax, or export it again with this one"
+                f"{path}: is of format {version}; this create_jax reads up to "
+                f"{FORMAT}: update create_jax, or export it again with this one"
             )
         if check and metadata["sha256"] != _digest(metadata["create_jax"], tensors):
             raise ValueError("its content is not that of its hash")

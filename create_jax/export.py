@@ -66,8 +66,8 @@ def refuse(config) -> None:
         reason = "draws another list for each query and learns no vectors"
     elif method.kind != "free" and not _serves(config):
         reason = (
-            "makes a query of a user's row and its history together, in a system of its "
-            "own, and an artifact holds one or the other"
+            "makes a query of a user's row and its history together, and an "
+            "artifact holds one or the other"
         )
     if reason:
         raise InputError(

@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     if bool(_OUT.value) != (_MODE.value == "export"):
         raise InputError(
             f"--out=FILE goes with --mode=export, found --mode={_MODE.value} and "
-            f"--out={_OUT.value or ''}; for example --mode=export --out=model.safetensors"
+            f"--out={_OUT.value or ''}; as in --mode=export --out=model.safetensors"
         )
     if FLAGS.verbosity < 0:
         logging.set_verbosity(logging.FATAL)  # orbax has much to say
@@ -107,8 +107,16 @@ def main(argv: list[str]) -> None:
 
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    from create_jax import build, example, experiment, export, protocol, report, rundir
-    from create_jax import tune
+    from create_jax import (
+        build,
+        example,
+        experiment,
+        export,
+        protocol,
+        report,
+        rundir,
+        tune,
+    )
 
     build.check(config)
     if _MODE.value == "describe":

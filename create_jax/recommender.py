@@ -344,6 +344,12 @@ class Recommender:
         The items of the history hold no ranks, also the one that is left out, if
         `hide_history`.
         """
+        return self.explain_all(history, [item], hide_history=hide_history)[0]
+
+    def explain_all(
+        self, history: Sequence[int], items: Sequence[int], *, hide_history: bool = True
+    ) -> list[Explanation]:
+        """The same of several items, of one batch of n + 1 queries."""
         known = self.known(history)
         if not len(known) or self.kind == "user":
             raise InputError(
@@ -360,13 +366,19 @@ class Recommender:
         if hide_history:
             allowed = allowed.copy()
             allowed[known] = False
-        scores = vectors @ self.artifact.items.T
-        own = scores[:, item].copy()
-        scores[:, ~allowed] = -np.inf
-        ranks = 1 + (scores > own[:, None]).sum(1)
-        empty = np.array([not len(query) for query in queries])
-        own[empty], ranks[empty] = np.nan, 0
-        return Explanation(float(own[0]), int(ranks[0]), read, own[1:], ranks[1:])
+        own = np.full((len(items), len(queries)), np.nan, np.float32)
+        ranks = np.zeros((len(items), len(queries)), np.int64)
+        for number, query in enumerate(queries):
+            if not len(query):
+                continue
+            scores = self.artifact.items @ vectors[number]
+            own[:, number] = scores[items]
+            scores = scores[allowed]
+            ranks[:, number] = [1 + (scores > s).sum() for s in own[:, number]]
+        return [
+            Explanation(float(s[0]), int(r[0]), read, s[1:], r[1:])
+            for s, r in zip(own, ranks, strict=True)
+        ]
 
     # --- names ------------------------------------------------------------------------
 
@@ -415,7 +427,9 @@ class Recommender:
             )
         found = users.ids.code_of(text)
         if found is None:
-            near = "; ".join(repr(users.ids[place]) for place in users.ids.nearest(text))
+            near = "; ".join(
+                repr(users.ids[place]) for place in users.ids.nearest(text)
+            )
             raise InputError(
                 f"no user {one_line(text, 80)!r} in the training data"
                 + (f"; nearest: {near}" if near else "")

@@ -29,8 +29,8 @@ import numpy as np
 from create_jax import curves
 from create_jax.claims import Claim, make_claims
 from create_jax.errors import InputError
-from create_jax.runs import System, by_section, common_targets, find_runs, load
 from create_jax.files import write_text
+from create_jax.runs import System, by_section, common_targets, find_runs, load
 
 COLUMNS = ("ndcg", "recall", "mrr", "coverage")
 PAPER_DATA = {

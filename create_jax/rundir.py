@@ -19,8 +19,8 @@ from create_jax import build, parallel, protocol, settings
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
 from create_jax.errors import InputError
-from create_jax.unread import unread
 from create_jax.files import whole
+from create_jax.unread import unread
 from create_jax.writers import JsonLines, read_json, say, write_json
 
 # Settings that may differ when a run, or a study, goes on.

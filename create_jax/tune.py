@@ -17,8 +17,8 @@ import jax
 
 from create_jax import build, methods, rundir, settings, train
 from create_jax.errors import InputError, StorageError
-from create_jax.unread import unread
 from create_jax.files import write_text
+from create_jax.unread import unread
 from create_jax.writers import JsonLines, read_json, say
 
 KINDS = ("log", "uniform", "integer", "choice")

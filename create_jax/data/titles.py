@@ -23,8 +23,8 @@ def read(path: str) -> dict[str, str]:
         ) from None
     except Exception as error:  # polars raises many types
         raise InputError(
-            f"{path}: cannot be read ({one_line(error, 150)}); expected CSV, JSON lines "
-            "or Parquet with columns id and title"
+            f"{path}: cannot be read ({one_line(error, 150)}); expected CSV, JSON "
+            "lines or Parquet with columns id and title"
         ) from None
     if not {"id", "title"} <= set(frame.columns):
         raise InputError(

@@ -1,0 +1,221 @@
+"""python -m create_jax.recommend FILE: asks an artifact of --mode=export.
+
+A history, a known user, or what is similar to an item, on the terminal. FILE is all
+that is needed: no config, no checkpoint, no log.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from create_jax.artifact import Artifact, read
+from create_jax.errors import InputError
+from create_jax.recommender import Recommender, check_k
+
+SHOWN = 3  # history items that explain an item
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after a line that says what is wrong."""
+    args = _parser().parse_args(argv)
+    try:
+        run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m create_jax.recommend", description=__doc__, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("file", help="an artifact of --mode=export")
+    add(
+        "--history",
+        action="append",
+        metavar="ITEMS",
+        help="ids or titles, oldest first; several with commas between, or the flag "
+        "again for each, as a title that has a comma needs",
+    )
+    add("--user", help="a user that the model was trained with")
+    add("--similar", metavar="ITEM", help="what is similar to an item (id or title)")
+    add("--k", type=int, help="items of a list: 1 to 1000; 10 unless given")
+    add("--exclude", metavar="FILE", help="ids that shall not come, one a line")
+    add("--allow", metavar="FILE", help="the only ids that may come, one a line")
+    add("--vectors", action="store_true", help="the query's vector, not its list")
+    add("--explain", action="store_true", help="how each item stands without others")
+    add(
+        "--hide_history",
+        type=_boolean,
+        metavar="true|false",
+        help="whether seen items do not come; as the model was measured unless given",
+    )
+    add("--trust", action="store_true", help="run the program that FILE carries")
+    return parser
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def run(args) -> None:
+    """One question to an artifact."""
+    asked = {"--history": args.history, "--user": args.user, "--similar": args.similar}
+    asked = [name for name, value in asked.items() if value is not None]
+    if len(asked) != 1:
+        raise InputError(
+            f"found {' and '.join(asked) or 'no question'}; expected one of --history, "
+            "--user and --similar; see --help"
+        )
+    check_k(args.k if args.k is not None else 10)
+    artifact = read(args.file)
+    recommender = Recommender(artifact, trust=args.trust)
+    if args.similar is not None:
+        show(artifact, *recommender.similar(recommender.code(args.similar), k_of(args)))
+        return
+    rules = rules_of(args, recommender)
+    if args.user is not None:
+        user = recommender.user(args.user)
+        if args.vectors:
+            print(json.dumps(artifact.users.vectors[user].tolist()))
+            return
+        items, scores = recommender.recommend_users([user], k_of(args), **rules)
+        show(artifact, items[0], scores[0])
+        return
+    history = codes_of(args.history, recommender)
+    if args.vectors:
+        print(json.dumps(recommender.vectors([history])[0].tolist()))
+        return
+    items, scores = recommender.recommend([history], k_of(args), **rules)
+    if not len(recommender.known(history)):
+        print("note: no known history: the most popular items", file=sys.stderr)
+    why = []
+    if args.explain:
+        hide = {"hide_history": rules["hide_history"]}
+        why = recommender.explain_all(history, items[0][items[0] > 0], **hide)
+    show(artifact, items[0], scores[0], why)
+
+
+def k_of(args) -> int:
+    return 10 if args.k is None else args.k
+
+
+def rules_of(args, recommender: Recommender) -> dict:
+    """Of `Recommender.recommend`: what may come and what may not."""
+    hide = args.hide_history
+    if hide is None:
+        hide = recommender.manifest["protocol"]["filter_seen"]
+    return {
+        "exclude": _list(args.exclude, recommender) if args.exclude else (),
+        "allow": _list(args.allow, recommender) if args.allow else None,
+        "hide_history": hide,
+    }
+
+
+def _list(path: str, recommender: Recommender) -> list[int]:
+    """The codes of a file of ids; unknown ones are counted and left out."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: {getattr(error, 'strerror', None) or error}; expected a text of "
+            "one id a line"
+        ) from None
+    wanted = [line.strip() for line in lines if line.strip()]
+    codes = [recommender.artifact.ids.code_of(line) for line in wanted]
+    unknown = [line for line, code in zip(wanted, codes, strict=True) if code is None]
+    if unknown:
+        print(
+            f"note: {path}: {len(unknown):,} of {len(wanted):,} ids are not the "
+            f"model's, {unknown[0]!r} for one",
+            file=sys.stderr,
+        )
+    return [code for code in codes if code is not None]
+
+
+def codes_of(texts: list[str], recommender: Recommender) -> list[int]:
+    """Items of a history: each text is one id or title, or several with commas.
+
+    Raises:
+      InputError: an item is unknown or a title is that of several.
+    """
+    codes = []
+    for text in texts:
+        if not text.strip():
+            continue
+        try:
+            codes.append(recommender.code(text))
+        except InputError as whole:
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            if len(parts) < 2:
+                raise
+            try:
+                codes += [recommender.code(part) for part in parts]
+            except InputError as error:
+                known = any(recommender.artifact.ids.code_of(part) for part in parts)
+                raise (error if known else whole) from None
+    return codes
+
+
+def show(artifact: Artifact, items, scores, why=()) -> None:
+    """A list, best first: in columns on a terminal, with tabs between elsewhere.
+
+    Args:
+      why: an Explanation of each item, of which the strongest parts are shown.
+    """
+    left = items > 0
+    titles = artifact.titles is not None
+    rows = [
+        (f"{rank}", f"{score:.4f}", artifact.ids[item])
+        + ((artifact.titles[item],) if titles else ())
+        for rank, (item, score) in enumerate(
+            zip(items[left], scores[left], strict=True), start=1
+        )
+    ]
+    rows.insert(0, ("rank", "score", "id") + (("title",) if titles else ()))
+    lines = _columns(rows) if sys.stdout.isatty() else map("\t".join, rows)
+    for number, line in enumerate(lines, start=-1):
+        print(line)
+        if 0 <= number < len(why):
+            for text in _because(artifact, why[number]):
+                print(text)
+
+
+def _columns(rows: list[tuple]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = (True, True, False, False)
+    return [
+        "  ".join(
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=False)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _because(artifact: Artifact, one) -> list[str]:
+    """Lines that say what an item loses without the strongest of the history."""
+    falls = one.score - one.scores
+    order = [place for place in np.argsort(-falls) if falls[place] > 0][:SHOWN]
+    if len(one.history) == 1:
+        return [f"      by {artifact.name(one.history[0])} alone"]
+    return [
+        f"      without {artifact.name(one.history[place])}: score "
+        f"{-falls[place]:+.4f}, rank {one.rank} -> {one.ranks[place]}"
+        for place in order
+    ] or ["      no item of the history raises it"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
