@@ -1,16 +1,16 @@
-"""Everything we want to know of an accelerator within a few minutes.
+"""Measures the package on an accelerator within a few minutes.
 
 python -m benchmarks.accelerator --out=DIR [--minutes=8] [--data=DIR]
     [--steps=A,B]
 
-Steps run in the order of their worth until the time is up. Each has a limit of its own.
-What it measures goes to DIR/accelerator.jsonl at once, a line a measurement, so that
-nothing is lost. `python -m benchmarks.accelerator --table FILE` writes the tables
-of ACCELERATOR.md from such lines. --data holds the files of Beauty, ML-1M and Gowalla,
-in any folder; a step whose data or packages are absent says so.
+Steps run until the time is up, the most important first. Each step has a time limit.
+Each measurement is written to DIR/accelerator.jsonl at once, as one line, so that
+nothing is lost. `python -m benchmarks.accelerator --table FILE` writes the tables of
+ACCELERATOR.md from such lines. --data holds the files of Beauty, ML-1M and Gowalla, in
+any folder; a step whose data or packages are absent says so.
 
-Steps run one after the other in a process of their own. A step that outlasts its limit
-ends with that process, and the next one gets a fresh process.
+Steps run one after the other in a child process. A step over its limit ends together
+with that process, and the next step gets a fresh process.
 """
 
 import argparse
@@ -47,7 +47,7 @@ FILES = {
 
 
 class Setup(NamedTuple):
-    """data: where the logs lie, or None; out: for what is larger than a line of JSON;
+    """data: directory of the logs, or None; out: directory for larger output;
     tiny: a small version of everything, for the test suite."""
 
     data: Path | None
@@ -56,13 +56,13 @@ class Setup(NamedTuple):
 
 
 class Absent(Exception):
-    """What a step needs is not here."""
+    """Data or a package that a step needs is missing."""
 
 
 class Step(NamedTuple):
-    """run: Setup -> (what, measurement), as they come. seconds: the limit of all.
-    environment: of its process. alone: in a process of its own, so that the device's
-    memory is free."""
+    """run: Setup -> (name, measurement), one by one. seconds: the limit of the step.
+    environment: of its process. alone: in a fresh process, so that the device's memory
+    is free."""
 
     run: Callable[[Setup], Iterator[tuple[str, object]]]
     seconds: float
@@ -71,7 +71,7 @@ class Step(NamedTuple):
 
 
 def ways(setup: Setup, *several) -> tuple:
-    """The ways to compare; of a tiny version the first."""
+    """The implementations to compare; a tiny setup has only the first."""
     return several[:1] if setup.tiny else several
 
 
@@ -697,7 +697,7 @@ def work(setup: Setup) -> None:
                 answer(step=name, what=what, found=found)
         except Absent as absent:
             ended = {"ended": "skipped", "why": str(absent)}
-        except Exception as error:  # the next step may work
+        except Exception as error:  # the next step may still work
             traceback.print_exc()
             ended = {"ended": "failed", "why": f"{type(error).__name__}: {error}"[:500]}
         answer(step=name, **ended, seconds=round(time.monotonic() - began, 2))
@@ -729,8 +729,8 @@ class Worker:
             )
 
     def lines(self, name: str, seconds: float) -> Iterator[dict]:
-        """What the step says, to its end; the last line says so where it outlasts its
-        limit or the process dies."""
+        """The output lines of the step. The last line reports a step that exceeds its
+        limit, or a process that dies."""
         began, line = time.monotonic(), {}  # before the timer, which ends it later
         timer = threading.Timer(seconds, self.kill)
         timer.start()
@@ -762,7 +762,7 @@ class Worker:
 
 
 def run_all(setup: Setup, names, minutes: float) -> list[dict]:
-    """All lines of the steps, each appended to accelerator.jsonl as it comes."""
+    """All lines of the steps. Each is appended to accelerator.jsonl at once."""
     setup.out.mkdir(parents=True, exist_ok=True)
     end, worker, all_lines = time.monotonic() + 60 * minutes, None, []
     with (
@@ -841,7 +841,7 @@ def short(value) -> str:
 
 
 def write_page(files: list[Path], page: Path) -> None:
-    """Renews what stands below MARK; what stands above it is for people to write."""
+    """Replaces the text below MARK; the text above it is written by hand."""
     texts = [file.read_text().splitlines() for file in files]
     lines = [json.loads(line) for text in texts for line in text]
     above = (

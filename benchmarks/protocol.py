@@ -2,13 +2,13 @@
 
 python -m benchmarks.protocol beauty sports ml1m [--out=results/protocol]
 
-Goes over a grid of what the paper leaves open: quantile, order inside a timestamp,
-history, items unseen in training, candidates, target. These rows need no training of a
-network, so a difference comes from the protocol. The distance of a cell to a row is the
-mean over its six metrics of |ours - printed| / printed, where a distance within the
-rounding of the print counts as none. Random and PopRnd are means over seeds; the rank
-of SVD is chosen on validation, once a quantile. Files: --path=NAME=FILE, or where
-`create_jax.fetch` puts them. Running it again continues.
+Searches a grid of choices that the paper does not state: quantile, order inside a
+timestamp, history, items unseen in training, candidates, target. These rows need no
+training of a network, so a difference comes from the protocol. The distance of a cell
+to a row is the mean over its six metrics of |ours - printed| / printed, where a
+distance within the rounding of the print counts as none. Random and PopRnd are means
+over seeds; the rank of SVD is chosen on validation, once a quantile. Files:
+--path=NAME=FILE, or where `create_jax.fetch` puts them. Running it again continues.
 
     python -m benchmarks.protocol --run=DIR
 
@@ -105,7 +105,7 @@ def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
 def measure_run(folder: Path, found: list[dict], save) -> None:
     """Appends the same for a trained run, under switches that need no other training.
     Candidates are left out: unseen items rank last, and few are in a test set.
-    What was found of the run before is replaced."""
+    Earlier results of the run are replaced."""
     found[:] = [one for one in found if one["run"] != str(folder)]
     started = json.loads((folder / "config.json").read_text())["config"]
     _, fitted, chosen = experiment.reopen(ConfigDict(started), str(folder))
@@ -130,7 +130,7 @@ def measure_run(folder: Path, found: list[dict], save) -> None:
 
 
 def distance(metrics: dict, printed: dict) -> float:
-    """Of a row of ours (fractions) from the paper's (percent)."""
+    """Distance of our row (fractions) from the paper's (percent)."""
     away = []
     for key, (mean, _) in printed.items():
         rounding = 0.0005 if 0 < mean < 0.01 else 0.005

@@ -1,4 +1,4 @@
-"""Methods that nothing trains: PureSVD, and those that count or draw."""
+"""Methods without gradient training: PureSVD, MostPop, PopRnd and Random."""
 
 import time
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from create_jax.writers import say
 
 
 def fit(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
-    """The method of a run, and what validation chose of it; None = nothing."""
+    """The fitted method of a run, and what validation selected; None = nothing."""
     return FITS[run.config.method](run, split)
 
 
 def fit_svd(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
-    """PureSVD with the rank that does best on validation, from all rows to the cut."""
+    """PureSVD on all rows up to the cut, with the rank that is best on validation."""
     config, start, chosen = run.config, time.monotonic(), None
     sides = split.train.n_users, split.train.n_items
     ranks = [rank for rank in config.svd.ranks if rank < min(sides)]
@@ -69,7 +69,7 @@ def _validate(evaluator, whole: dict, ranks) -> dict[int, dict]:
 
 
 def fit_counting(run: Run, split: Split) -> tuple[Fitted, None]:
-    """MostPop, PopRnd or Random, by all rows to the cut."""
+    """MostPop, PopRnd or Random on all rows up to the cut."""
     train = split.refit
     counts = np.bincount(train.items, minlength=train.n_items + 1)
     score = counting_scores(counts, run.config.method, run.config.seed)

@@ -5,11 +5,11 @@ from scipy import stats
 
 
 def resample_users(parts, resamples: int, rng) -> list[np.ndarray]:
-    """Bootstrapped means [resamples, C] over queries for each part: users are drawn
-    with all queries of theirs, the same ones for all parts and columns.
+    """Bootstrapped means [resamples, C] over queries for each part. A drawn user brings
+    all of its queries. All parts and columns share the drawn users.
 
     Args:
-      parts: (sums [N, C] of a user's metrics over queries, counts [N] of these).
+      parts: (sums [N, C] of a user's metrics over queries, counts [N] of queries).
     """
     n, means = len(parts[0][1]), [[] for _ in parts]
     block = max(1, 4_000_000 // n)  # draws at a time, so that memory stays small
@@ -22,8 +22,8 @@ def resample_users(parts, resamples: int, rng) -> list[np.ndarray]:
 
 
 def resample_seeds(means: np.ndarray, rng) -> np.ndarray:
-    """[B, M] means over seeds of [B, S, M]: of S seeds S - 1 are drawn, which makes the
-    variance that of a mean of S (Rao and Wu 1988). A single run stands for itself."""
+    """[B, M] means over seeds of [B, S, M]. S - 1 of S seeds are drawn, so that the
+    variance is that of a mean of S (Rao and Wu 1988). A single run is not resampled."""
     resamples, seeds, _ = means.shape
     drawn = rng.integers(0, seeds, (resamples, max(1, seeds - 1), 1))
     return np.take_along_axis(means, drawn, axis=1).mean(axis=1)
@@ -32,8 +32,9 @@ def resample_seeds(means: np.ndarray, rng) -> np.ndarray:
 def interval(gaps: np.ndarray, difference: float) -> tuple[float, float, float]:
     """(low, high, p) of bootstrapped differences [B] and the one observed.
 
-    The interval is of percentiles. p is of a normal with the bootstrap's deviation: a
-    share of resamples knows nothing below 1 / B, where Holm's correction asks.
+    The interval has the percentiles of the bootstrap. p is that of a normal with the
+    deviation of the bootstrap. A share of resamples cannot be below 1 / B, and Holm's
+    correction needs smaller values.
     """
     low, high = np.percentile(gaps, [2.5, 97.5])
     deviation = gaps.std(ddof=1)

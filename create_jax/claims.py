@@ -30,14 +30,15 @@ class Claim(NamedTuple):
 
 
 def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
-    """Every system against the baseline of its section, and a variant of a method
-    against the one that it varies, for each target and metric."""
+    """Compares each system with the baseline of its section, and each variant of a
+    method with the method itself, for each target and metric."""
     claims = []
     for own in by_section(systems).values():
         pairs = _pairs(own, baseline)
         if pairs:
             claims += _compare(pairs, names, resamples)
-    # A family is a table: no claim changes when other data are added to the report.
+    # Holm's correction counts the claims of one table. So no claim changes when other
+    # data are added to the report.
     tables = [(claim.section, claim.target) for claim in claims]
     for table in dict.fromkeys(tables):
         places = [n for n, other in enumerate(tables) if other == table]
@@ -48,8 +49,8 @@ def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
 
 
 def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
-    """(system, what it is compared with) of a section. The baseline is a label, or else
-    the one system of a method."""
+    """(system, the system it is compared with) of a section. `baseline` is a label, or
+    a method that has one system."""
     methods = [system.results[0]["method"] for system in own]
     labels = [system.label for system in own]
     if baseline not in labels and methods.count(baseline) == 1:
@@ -63,7 +64,7 @@ def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
 
 
 def _compare(pairs, names, resamples: int) -> list[Claim]:
-    """The claims of a section, all from the same drawn users."""
+    """The claims of a section. All claims share the drawn users."""
     systems = list({id(system): system for pair in pairs for system in pair}.values())
     rng, claims = np.random.default_rng(0), []
     asked = targets_of(systems)
@@ -78,7 +79,7 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
         bootstrapped, means = {}, {}
         for system, end, runs in zip(systems, ends, n_runs, strict=True):
             own = slice(end - runs, end)
-            # A stream of its own: no difference changes when other systems are added.
+            # A separate stream: no difference changes when other systems are added.
             names_of_runs = " ".join(map(ranks.name_of, system.folders))
             seeds = np.random.default_rng(list(names_of_runs.encode()))
             bootstrapped[id(system)] = bootstrap.resample_seeds(drawn[:, own], seeds)

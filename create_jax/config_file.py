@@ -27,11 +27,11 @@ def names() -> list[str]:
 
 
 def make(source: str, changes: dict, method: str | None = None) -> ConfigDict:
-    """The config of a file for a method, with its own defaults, and changes on top.
+    """The config of a file for a method, with the method's defaults, then changes.
 
     Args:
       source: FILE or FILE:METHOD, as in --config. FILE is a path or one of `names()`.
-      changes: what the command line says, by dotted names.
+      changes: settings of the command line, by dotted names.
       method: of the config; None = that of `changes`, or else that of `source`.
 
     Raises:
@@ -49,8 +49,8 @@ def make(source: str, changes: dict, method: str | None = None) -> ConfigDict:
 
 
 def load(file: str, method: str | None = None) -> ConfigDict:
-    """What the `get_config` of a file returns for a method, locked; None = its own
-    choice. Settings that the file does not have get their defaults."""
+    """What the `get_config` of a file returns for a method, locked. Without a method
+    the file chooses one. Settings that the file does not have get their defaults."""
     try:
         get_config = _import(file).get_config
         takes_method = bool(inspect.signature(get_config).parameters)
@@ -78,7 +78,7 @@ def load(file: str, method: str | None = None) -> ConfigDict:
 
 
 def of_study(best: str, chosen: dict) -> ConfigDict:
-    """The config of a study with other settings on top: what its best.py says.
+    """The config of a study, changed by the settings that its best.py names.
 
     Args:
       best: path of that best.py; the study's config.json stands beside it.
@@ -99,7 +99,7 @@ def of_study(best: str, chosen: dict) -> ConfigDict:
 
 
 def _tuples(value):
-    """What JSON has as lists is a tuple in a config."""
+    """Turns the lists of JSON into the tuples of a config."""
     if isinstance(value, dict):
         return {key: _tuples(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -118,7 +118,7 @@ def _import(file: str) -> ModuleType:
 
 
 def _describe(file: str, error: Exception) -> str:
-    """One line: where in the file, and what."""
+    """One line: where in the file the error is, and what it is."""
     if isinstance(error, OSError) and error.filename == file:
         return (
             f"{file}: no config file here ({error.strerror}); expected one of "
@@ -135,7 +135,7 @@ def _describe(file: str, error: Exception) -> str:
 
 
 def _fill(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Adds the settings that a file from before them does not have."""
+    """Adds settings that are newer than the file."""
     for key, value in defaults.items():
         if key not in config:
             config[key] = value

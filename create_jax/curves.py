@@ -10,8 +10,8 @@ from create_jax.files import whole
 
 @contextmanager
 def optional(what: Path):
-    """Around drawing: a picture that fails, for whatever reason, is a warning and never
-    costs the result beside it."""
+    """Context for drawing: any error of a picture becomes a warning, so the result is
+    kept."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A real history, and what a finished run ranks first after it, by title."""
+"""Prints a real history and the items that a finished run ranks first, by title."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from create_jax.writers import say
 
 
 def show(config, workdir: str, least_history: int = 5) -> None:
-    """Prints one real history and the ten items ranked first after it, by title."""
+    """Prints one real history and the ten items ranked first for it, by title."""
     opened, fitted, _ = experiment.reopen(config, workdir)
     split, titles = opened.split, protocol.titles(config)
     holdout = split.test[config.eval.target]

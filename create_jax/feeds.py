@@ -1,4 +1,4 @@
-"""What the steps of an epoch are fed: each phase's batches, planned on the host.
+"""Batches for the steps of each phase, planned on the host.
 
 A feed is made once for a phase. `plan(epoch)` is a pure function of (seed, epoch), and
 `batch(plan, chunk)` gives the stacked arrays of one dispatch.

@@ -1,8 +1,8 @@
 """Downloads a data set: `python -m create_jax.fetch NAME [--data=DIR] [--url=URL]`.
 
-A download that breaks off is resumed, in the same run and in the next, where the server
-or a checksum says that it is still the same file. It gets its name only when it is
-complete, and beside it lies its SHA-256, for `sha256sum -c FILE.sha256`.
+A download that breaks off is resumed, in the same run or in the next. That needs a
+server or a checksum which confirms that the file is still the same. The file gets its
+name when it is complete. Its SHA-256 is written to FILE.sha256, for `sha256sum -c`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CHUNK = 1 << 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after a line that says what is wrong."""
+    """Returns the exit code: 0, or 2 after one line with the error."""
     parser = argparse.ArgumentParser("python -m create_jax.fetch", description=__doc__)
     parser.add_argument("name", help=", ".join(SOURCES))
     parser.add_argument("--data", default=data_directory(), help="%(default)s")
@@ -56,7 +56,7 @@ def fetch(name: str, data: str, url: str | None = None) -> str:
 def download(
     url: str, path: str, checksum: tuple[str, str] | None = None, pause: float = 1.0
 ) -> None:
-    """Downloads to `path`, by way of `path`.part; its SHA-256 to `path`.sha256.
+    """Downloads to `path`.part, then renames to `path`; writes `path`.sha256.
 
     Args:
       checksum: (algorithm, hexadecimal digest), compared before the file gets its name.
@@ -102,7 +102,7 @@ def _attempt_often(
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows to the web alone, and never from https to where anybody can change it."""
+    """Follows redirects to http and https only, and never from https to http."""
 
     def redirect_request(self, request, file, code, message, headers, url):
         old, new = urlsplit(request.full_url).scheme, urlsplit(url).scheme
@@ -119,11 +119,11 @@ _open = build_opener(_Redirects).open
 
 
 def _append(url: str, part: str, whole_is_checked: bool) -> None:
-    """Asks once for what `part` lacks; raises if it is not complete then."""
+    """Requests once what `part` lacks; raises if it is then still incomplete."""
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError("no web address")
     version = _version(part, url)
-    if not version and not whole_is_checked:  # nothing ties it to what is there now
+    if not version and not whole_is_checked:  # it may be of another file
         _remove(part)
     done = os.path.getsize(part) if os.path.exists(part) else 0
     headers = {"User-Agent": "create_jax"}
@@ -136,11 +136,12 @@ def _append(url: str, part: str, whole_is_checked: bool) -> None:
         if error.code != 416:
             raise
         if error.headers.get("Content-Range") == f"bytes */{done}":
-            return  # there was nothing left to ask for
+            return  # nothing was left to request
         _remove(part)
         raise ConnectionError(f"{done:,} bytes are more than there are") from error
     with response:
-        if response.status != 206:  # all of it: another file, or a server without parts
+        # The whole file: it has changed, or the server does not send ranges.
+        if response.status != 206:
             done = 0
             _remove(part)
             _remember(part, url, response.headers)
@@ -164,13 +165,13 @@ def _append(url: str, part: str, whole_is_checked: bool) -> None:
 
 
 def _version_of(headers) -> str:
-    """What names these bytes among all that an address ever had; "" for nothing."""
+    """The header that identifies this version of a file; "" if there is none."""
     tag = headers.get("ETag", "")
     return headers.get("Last-Modified", "") if tag[:2] in ("", "W/") else tag
 
 
 def _is_same(version: str, headers) -> bool:
-    """A part of that version; it need not repeat the date, but must the tag."""
+    """Whether a response is of that version. It must repeat a tag, but not a date."""
     found = _version_of(headers)
     return found == version or not (found or version.startswith('"'))
 
@@ -181,7 +182,7 @@ def _remember(part: str, url: str, headers) -> None:
 
 
 def _version(part: str, url: str) -> str:
-    """The version that `part` is the beginning of; "" if that is not known."""
+    """The version to which `part` belongs; "" if it is not known."""
     try:
         with open(f"{part}.json") as file:
             began = json.load(file)

@@ -1,7 +1,7 @@
-"""The list of methods, in plain data: what each is, fixes, needs and begins with.
+"""The list of methods in plain data: encoders, fixed settings, needs and defaults.
 
-Whatever else knows of methods asks these rows. A method of your own is a module with
-such a row as `METHOD`; its dotted path is the value of `config.method`.
+All other modules read the facts of a method here. A user-defined method is a module
+with such a row as `METHOD`; its dotted path is the value of `config.method`.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from create_jax import named
 from create_jax.errors import InputError
 
-# What --mode=tune chooses from, unless a config says otherwise.
+# What --mode=tune searches, unless a config names another space.
 SEARCH = (("optim.lr", "log", 3e-4, 3e-3), ("seq.dropout", "uniform", 0.1, 0.6))
 SEARCH_JOINT = (
     *SEARCH,
@@ -20,16 +20,16 @@ SEARCH_JOINT = (
 
 @dataclass(frozen=True)
 class Method:
-    """What the package has to know about a method before it builds its model.
+    """Facts about a method that the package needs before it builds the model.
 
     system: dotted path of its class (models/system.py); "" = nothing is trained by
       gradients.
     sequence, graph: its encoders. "" = the choice of the config, "none" = it has none,
       "own" = the system brings its own.
     needs_graph: `graph.encoder` must not be none.
-    fixed: settings that make it the method of its name; others are refused.
-    defaults: settings it begins with, where the common ones differ.
-    settings: of nobody else, by their names or sections ("x.").
+    fixed: settings that define the method; other values are refused.
+    defaults: settings whose default differs from the common one.
+    settings: those of this method only, by their names or sections ("x.").
     user_rows: under which settings it ranks by a trained row of each user; None = it
       never does, {} = always.
     """
@@ -45,7 +45,7 @@ class Method:
 
     @property
     def kind(self) -> str:
-        """joint, sequence, graph (of what it is trained), or free of training."""
+        """joint, sequence or graph, by what is trained; or free: no training."""
         if not self.system:
             return "free"
         if self.sequence == "none":
@@ -62,7 +62,7 @@ class Method:
         return self.sequence or config.seq.encoder, self.graph or config.graph.encoder
 
 
-# Patience is of each method's source: what begins slowly is waited for longer.
+# Patience follows the source of each method: slow starts get more.
 def _alone(name: str) -> Method:
     defaults = {"train.patience": 50, "tune.space": SEARCH[:1]}  # there is no dropout
     return Method(sequence="none", graph=name, defaults=defaults, user_rows={})
@@ -202,7 +202,7 @@ METHODS = {
 
 
 def find(name: str, key: str = "method") -> Method:
-    """The row of a method, ours or that of a module.
+    """The row of a method of the package or of a user's module.
 
     Raises:
       InputError: there is none of that name.
@@ -220,5 +220,5 @@ def find(name: str, key: str = "method") -> Method:
 
 
 def of_kind(*kinds: str) -> tuple[str, ...]:
-    """The names of ours of some kinds."""
+    """The names of the package's methods of some kinds."""
     return tuple(name for name, method in METHODS.items() if method.kind in kinds)

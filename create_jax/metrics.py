@@ -2,7 +2,7 @@
 
 A metric is a function (hits, n_targets) -> [Q] of Q queries at one cut-off k:
 
-hits: [Q, k] bool, whether the item at each place of the list is a target.
+hits: [Q, k] bool, whether the item at each rank of the list is a target.
 n_targets: [Q] distinct targets, at least one.
 """
 
@@ -23,12 +23,12 @@ def ndcg(hits: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
 
 
 def recall(hits: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
-    """Hits / targets; of one target the hit rate."""
+    """Hits / targets; with one target the hit rate."""
     return hits.sum(1) / n_targets
 
 
 def mrr(hits: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
-    """1 / place of the first hit, 0 without one."""
+    """1 / rank of the first hit, from 1; 0 without a hit."""
     return np.max(hits / np.arange(1, hits.shape[1] + 1), axis=1)
 
 
@@ -36,8 +36,9 @@ METRICS = {"ndcg": ndcg, "recall": recall, "mrr": mrr}
 
 
 def chosen(rules: Mapping) -> dict[str, Callable]:
-    """Ours, and those that the config's `eval` names by a dotted path, by the last part
-    of it; their settings are `eval.<name>.<argument>`.
+    """The metrics of the package, and those that the config's `eval` names by a dotted
+    path. The key of these is the last part of the path. Their settings are
+    `eval.<name>.<argument>`.
 
     Raises:
       InputError: there is none of that name.
@@ -57,9 +58,9 @@ def from_ranks(
 ) -> dict[str, np.ndarray]:
     """One target per query: every metric at k, [Q] each.
 
-    ranks: [Q] how many candidates stand before the target, 0 = first.
+    ranks: [Q] how many candidates rank before the target, 0 = first.
     """
-    # Of one target a metric has k + 1 values: one for each place, and for a miss.
+    # With one target a metric has k + 1 values: one for each rank, and one for a miss.
     hits, ones = np.eye(k + 1, k, dtype=bool), np.ones(k + 1, np.int64)
     places = np.minimum(ranks, k)
     return {f"{name}@{k}": of(hits, ones)[places] for name, of in metrics.items()}
@@ -86,7 +87,7 @@ def from_lists(
     keys = np.arange(len(top))[:, None] * n_ids + top
     place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
     hits = (wanted[place] == keys) & (top > 0)
-    hits = np.pad(hits, ((0, 0), (0, k - hits.shape[1])))  # of a small catalogue
+    hits = np.pad(hits, ((0, 0), (0, k - hits.shape[1])))  # small catalogue
     distinct = np.bincount(wanted // n_ids, minlength=len(top))
     return {f"{name}@{k}": of(hits, distinct) for name, of in metrics.items()}
 

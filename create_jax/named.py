@@ -1,10 +1,10 @@
-"""What a config names: one of ours, or anything importable by its dotted path.
+"""Objects that a config names: entries of a table, or dotted paths to import.
 
-A table of ours stands beside the functions it names (`losses.NEXT_ITEM`,
-`splits.SPLITS` ...). A name with dots is a module, or `module.name`. What is named may
-have settings: the defaults in the `SETTINGS` of a module, or the keyword-only arguments
-of a function. In a config they are a section named after the last part of the path:
-those of `align.kind=mine.cosine` are `align.cosine.*`.
+A table of the package is next to the functions that it names (`losses.NEXT_ITEM`,
+`splits.SPLITS` ...). A name with dots is a module, or `module.name`. A named object may
+have settings: the `SETTINGS` of a module, or the keyword-only arguments of a function.
+In a config the settings are a section named after the last part of the path. The
+settings of `align.kind=mine.cosine` are `align.cosine.*`.
 """
 
 import functools
@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from create_jax.errors import InputError, bad_setting
 
-# The settings that name something, and the section where its settings are. Of several
-# names each has its own.
+# Settings that name an object -> the section with the settings of that object. A
+# setting with several names has a section for each.
 SECTIONS = {
     "method": "",
     "data.loader": "data",
@@ -34,11 +34,11 @@ GIVEN = ("axis_name", "n_items", "k_core", "drop_repeats", "counts")
 
 
 def find(key: str, name: str, ours: Mapping, what: str = "function"):
-    """What the setting `key` names: `ours[name]`, of which a text is a dotted path
-    itself, or what a dotted name leads to.
+    """The object that the setting `key` names: `ours[name]`, or the object at a dotted
+    path. A text in `ours` is a dotted path too.
 
     Raises:
-      InputError: there is nothing of that name.
+      InputError: no object has that name.
     """
     reason = ""
     try:
@@ -47,7 +47,7 @@ def find(key: str, name: str, ours: Mapping, what: str = "function"):
             return load(found) if isinstance(found, str) else found
         if "." in name:
             return load(name)
-    except Exception as error:  # somebody's module may raise anything
+    except Exception as error:  # a user's module may raise anything
         reason = f" ({type(error).__name__}: {error})"
     some = f"one of {', '.join(ours)}, or " if ours else ""
     expected = f"{some}the dotted path of a {what}{reason}"
@@ -56,7 +56,7 @@ def find(key: str, name: str, ours: Mapping, what: str = "function"):
 
 @functools.cache
 def load(path: str):
-    """A module, or what a module has by the last part of the path."""
+    """A module, or the attribute of a module that is the last part of the path."""
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
@@ -72,7 +72,7 @@ def last(name: str) -> str:
 
 
 def own_settings(thing) -> dict:
-    """The defaults of what a thing lets a config choose."""
+    """The defaults of the settings of an object."""
     if isinstance(thing, ModuleType):
         return dict(getattr(thing, "SETTINGS", {}))
     return {
@@ -83,8 +83,8 @@ def own_settings(thing) -> dict:
 
 
 def check_call(key: str, name: str, thing, n_arguments: int, **given) -> None:
-    """Raises InputError where a function does not take so many arrays and what the
-    package gives it by name: before training, not after."""
+    """Raises InputError before training if a function does not take so many arrays and
+    the arguments that the package passes by name."""
     try:
         signature = inspect.signature(thing)
         signature.bind(*[None] * n_arguments, **own_settings(thing), **given)
@@ -94,7 +94,7 @@ def check_call(key: str, name: str, thing, n_arguments: int, **given) -> None:
 
 
 def section_of(section: Mapping, name: str) -> Mapping:
-    """The settings of a thing in a section of a config."""
+    """The settings of an object in a section of a config."""
     own = section.get(last(name))
     return own if isinstance(own, Mapping | ConfigDict) else {}
 
@@ -122,7 +122,7 @@ def arguments(section: Mapping, name: str, thing, renamed: Mapping = {}) -> dict
 
 
 def add_settings(config: ConfigDict) -> None:
-    """Gives an unlocked config the settings of what it names by a dotted path.
+    """Adds to an unlocked config the settings of objects named by a dotted path.
 
     Raises:
       InputError: nothing of that name can be imported, or its settings would take the

@@ -1,7 +1,7 @@
-"""The optimizer: one per group of parameters, so that each group has its own clock.
+"""The optimizer: one per group of parameters, so that each group counts its steps.
 
-The transformer does not move in the graph's warm-up; with a clock of its own, Adam's
-bias correction starts for it at the switch, as in a run without warm-up.
+The transformer is not trained in the warm-up of the graph. Its step count starts with
+joint training, and so does Adam's bias correction, as in a run without warm-up.
 """
 
 import jax

@@ -1,12 +1,13 @@
 """The ranks of a finished run's test queries, ranks.npz, whole or packed.
 
-A run writes it whole: for each rule with one target a query `<target>` [Q], how many
-candidates stand before the target, and `<target>_users` [Q], who was asked.
+A run writes the whole file. For each rule with one target a query it has `<target>`
+[Q], how many candidates rank before the target, and `<target>_users` [Q], the users.
 
-Packed, as results/ keeps it, it is a tenth of that and gives the same metrics up to
-the largest cut-off of the run. Ranks from there on are one value. The users, which all
-runs of a data set and a split share, stand once in `users-<their hash>.npz` in a
-directory above, and `users` is that hash. `name` is the name that the run had.
+A packed file, as in results/, has a tenth of the size. It gives the same metrics up to
+the largest cut-off of the run; all larger ranks are one value. Runs of the same data
+set and split share their users. These are stored once in `users-<their hash>.npz` in a
+directory above, and `users` is that hash. `name` is the name of the run when it was
+packed.
 
   python -m create_jax.ranks DIR    packs the finished runs in DIR
 """
@@ -56,8 +57,8 @@ def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def name_of(folder: Path) -> str:
-    """What a run is called: the name of its directory, with the one above where that
-    is `seed-<n>`; of packed ranks the name from then, which moves do not change."""
+    """The name of a run: that of its directory, or `<directory above>/seed-<n>`. Packed
+    ranks keep the name from when they were packed."""
     with np.load(folder / FILE) as file:
         if "name" in file:
             return str(file["name"])
@@ -86,12 +87,12 @@ def pack(folder: Path, above: Path) -> None:
 
 
 def _save(path: Path, arrays: dict) -> None:
-    """What np.savez_compressed does, and np.load reads, with LZMA: a tenth less."""
+    """np.savez_compressed with LZMA, a tenth smaller; np.load reads it."""
     with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, value in arrays.items():
             part = io.BytesIO()
             np.save(part, value)
-            info = zipfile.ZipInfo(f"{key}.npy")  # of no date: equal ranks, equal bytes
+            info = zipfile.ZipInfo(f"{key}.npy")  # no date, so equal bytes
             archive.writestr(info, part.getvalue(), zipfile.ZIP_LZMA)
 
 

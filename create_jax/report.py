@@ -2,14 +2,14 @@
 
 RUNS are directories of finished runs, or directories full of them, two levels deep.
 Runs of one method and settings with several seeds become one line, mean and sample
-deviation; the paper's line stands below it. A table holds runs of one data set and one
-protocol. Each line is compared with the baseline, and variants of a method with what
-they vary, by a paired bootstrap over users and seeds; p-values are corrected for the
-number of comparisons in a table (Holm 1979).
+deviation; the line of the paper follows. A table holds runs of one data set and one
+protocol. Each line is compared with the baseline, and each variant with its method, by
+a paired bootstrap over users and seeds. p-values are corrected for the number of
+comparisons in a table (Holm 1979).
 
 Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
-figures. With --fill=FILE, what stands in a Markdown file between `<!-- report:NAME -->`
-and `<!-- /report -->` becomes that part of the report. NAME: summary, main,
+figures. --fill=FILE replaces the text of a Markdown file between `<!-- report:NAME -->`
+and `<!-- /report -->` by that part of the report. NAME: summary, main,
 differences, seeds, targets, and index, where the runs are.
 """
 
@@ -73,8 +73,8 @@ def show(results: list[dict]) -> None:
 
 
 def table(results: list[dict]) -> str:
-    """One line a method and target; metrics in percent, the protocol above them. Of
-    several seeds, mean and sample deviation. Results of one protocol and log."""
+    """One line a method and target, below the protocol; metrics in percent. Several
+    seeds give mean and sample deviation. Results of one protocol and log."""
     first = results[0]
     ks = first["protocol"]["ks"]
     usual = [f"{column}@{k}" for k in ks for column in COLUMNS]
@@ -248,7 +248,7 @@ def _table_of(systems: list[System], target: str, paper: bool) -> str:
         cells = [percent(system.results, target, name) for name in names]
         rows.append([system.label, len(system.results), *cells])
         row = paper_row(system) if paper else None
-        if row and row not in printed:  # once, of several variants
+        if row and row not in printed:  # several variants share it
             printed.append(row)
             cells = [_paper_cell(row.get(name)) for name in names]
             rows.append(["*as the paper prints it*", "", *cells])
@@ -256,7 +256,7 @@ def _table_of(systems: list[System], target: str, paper: bool) -> str:
 
 
 def _seeds(systems: list[System], name: str) -> list[str]:
-    """What validation chose, and how it tested, where there are several seeds."""
+    """Epoch, validation and test of each run, for systems with several seeds."""
     rows = []
     for system in (system for system in systems if len(system.results) > 1):
         for result in sorted(system.results, key=lambda result: result["seed"]):

@@ -10,7 +10,7 @@ import numpy as np
 from create_jax import methods, metrics, protocol, ranks, settings
 from create_jax.errors import InputError
 
-# Of a config, what does not make another system.
+# Settings that do not define a system.
 NOT_A_SYSTEM = ("seed", "tune.", *settings.CHANGE_NO_NUMBER)
 
 
@@ -31,7 +31,7 @@ class System(NamedTuple):
 
 
 def find_runs(places: list[str]) -> list[Path]:
-    """The directories with a result.json: the places, and up to two levels below."""
+    """The directories with a result.json, among `places` and up to two levels below."""
     found = []
     for place in map(Path, places):
         below = [place, *sorted([*place.glob("*"), *place.glob("*/*")])]
@@ -95,7 +95,7 @@ def load(folders: list[Path]) -> list[System]:
 
 
 def _settings_of(folder: Path) -> dict:
-    """The flat settings of a run that make its system."""
+    """The flat settings of a run that define its system."""
     flat = settings.of_run(json.loads((folder / "config.json").read_text())["config"])
     return {k: v for k, v in flat.items() if not settings.is_among(k, NOT_A_SYSTEM)}
 
@@ -105,7 +105,7 @@ def _label(key: _Key, flats: dict[_Key, dict]) -> str:
     alike = {other: flats[other] for other in flats if other.method == key.method}
     beside = [flat for other, flat in alike.items() if other[:3] == key[:3]]
     differs = _apart(own, beside, list(alike.values()))
-    # A run from before methods had to be what they are called.
+    # An old run may differ from what its method fixes now.
     fixed = methods.METHODS.get(key.method, methods.Method()).fixed.items()
     odd = [f"{k}={own[k]}" for k, v in fixed if own.get(k, v) != v]
     return ", ".join(dict.fromkeys([key.method, *differs, *odd]))

@@ -1,6 +1,6 @@
-"""Checks the values of a config before anything is loaded, and without waking JAX.
+"""Checks the values of a config before anything is loaded, without starting JAX.
 
-What can only be said of a model is checked by `build`.
+`build` checks what depends on a model.
 """
 
 import json
@@ -90,7 +90,7 @@ CHANGE_NO_NUMBER = (
 # For a config.json from before a setting was there: what its absence means, and the
 # name of now of a setting that had another.
 OLD_DEFAULTS: dict[str, object] = {
-    "model.precision": "highest",  # on CPUs, where all that was kept is from
+    "model.precision": "highest",  # all old runs are from CPUs
     "model.random": "threefry2x32",
     "eval.targets": ["last", "first", "random", "successive"],
     "eval.metrics": [],
@@ -132,8 +132,8 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 
 def meant(flat: dict) -> dict:
-    """Flat settings with `split.validation` as what is done, which leave_one_out once
-    did whatever it was asked for."""
+    """Flat settings with the validation that is really done as `split.validation`.
+    leave_one_out once ignored that setting."""
     kind, validation = flat.get("split.kind"), flat.get("split.validation")
     if validation in (None, "none"):
         return flat
@@ -206,7 +206,7 @@ def check(config) -> None:
 
 
 def no_clock(what: str) -> InputError:
-    """The error of what needs real times where the log is said to have none."""
+    """The error of a setting that needs real times, for a log without them."""
     return InputError(
         f"config.data.table.has_clock is False, but {what} needs real times; use "
         "--config.split.kind=leave_one_out and a graph without times"
@@ -214,7 +214,7 @@ def no_clock(what: str) -> InputError:
 
 
 def _check_validation(config) -> None:
-    """Refuses what a split cannot do, and a selection on users who are not trained."""
+    """Refuses a validation that the split lacks, or one on users without training."""
     kind, validation = config.split.kind, config.split.validation
     possible = ("auto", *VALIDATIONS.get(kind, VALIDATIONS["global_temporal"]))
     if validation not in possible:
@@ -241,7 +241,7 @@ def _check_validation(config) -> None:
 
 
 def _is_encoding(name: str) -> bool:
-    """Whether text can be read in it, piece by piece."""
+    """Whether Python can decode this encoding piece by piece."""
     try:
         return name == "auto" or "".encode(name).decode(name) == ""
     except (LookupError, UnicodeError, ValueError):
@@ -251,7 +251,7 @@ def _is_encoding(name: str) -> bool:
 def seeds(config) -> list[int]:
     """The seeds to run: those of `--config.seeds=0,1` or `=[0,1]`, else `config.seed`.
 
-    Raises InputError for what is no seed, or there twice.
+    Raises InputError for a value that is no seed, and for a seed given twice.
     """
     given = config.seeds
     if len(given) == 1 and isinstance(given[0], tuple | list):

@@ -1,4 +1,4 @@
-"""What a run says of its speed (docs/runs.md), and traces of its dispatches.
+"""Speed of a run, for its metrics (docs/runs.md), and traces of its dispatches.
 
 Nothing here waits for a device: the clock is read where the loop waits for losses
 anyway.
@@ -17,7 +17,7 @@ import numpy as np
 from create_jax import build
 from create_jax.writers import say
 
-# What a line of metrics.jsonl says of speed; no two runs have the same.
+# Fields of metrics.jsonl about speed. They differ between any two runs.
 KEYS = ("step_seconds", "tokens_per_second", "mfu", "goodput")
 
 # Most bfloat16 FLOP/s of a device, products of dense matrices, by a pattern of JAX's
@@ -60,7 +60,8 @@ def count(feed, params: dict) -> Work:
     """The work of an epoch. FLOPs by formula, forward and twice that backward:
 
     6 d_in d_out of each dense layer for each token; 12 d of each block for each token
-    and each one that it may see; 6 d for each target and each item scored beside it.
+    and each token that it attends to; 6 d for each target and each item scored beside
+    it.
 
     Args:
       feed: feeds.Feed of a phase.
@@ -70,7 +71,7 @@ def count(feed, params: dict) -> Work:
     config, model = feed.config, feed.model
     lengths = feed.sequences.lengths.astype(np.int64)
     tokens = int(lengths.sum())
-    scored = {"ce": model.n_items}  # of other losses by name, if it is no sum of these
+    scored = {"ce": model.n_items}  # loss -> items scored for a target
     scored |= dict.fromkeys(("sampled", "gbce", "bce"), config.loss.negatives + 1)
     ours = type(model.encoder).__module__ in build.SEQUENCE_ENCODERS.values()
     if not ours or config.loss.local not in scored:
@@ -103,7 +104,7 @@ class Clock:
 
     @contextmanager
     def steps(self):
-        """Around the steps of an epoch, with the making of their batches."""
+        """Context for the steps of an epoch, including the making of their batches."""
         self.epoch, start = 0.0, time.monotonic()
         yield
         self.epoch += time.monotonic() - start
@@ -111,13 +112,13 @@ class Clock:
 
     @contextmanager
     def apart(self):
-        """Around what happens between these steps and is none: a save."""
+        """Context for work between the steps, such as a save. It is not timed."""
         start = time.monotonic()
         yield
         self.epoch -= time.monotonic() - start
 
     def line(self, ready, chunks: int, work: Work) -> dict[str, float]:
-        """What metrics.jsonl says of an epoch of which `chunks` dispatches ran here.
+        """Fields of metrics.jsonl for an epoch of which `chunks` dispatches ran here.
 
         Args:
           ready: train.Ready.

@@ -1,17 +1,18 @@
 """Exact top k of inner products on a CPU, in NumPy.
 
-A BLAS product gives all scores. Every n-th of them estimates a cut that a little more
-than k items pass, so no pass sorts or partitions the whole catalogue; where too few
-pass, the query is done again without a cut. Those who pass are scored again in double
-precision: a float32 product rounds by its shape and by the row's place, so what it
-says of equals depends on who else asks.
+A BLAS product gives all scores. Every n-th score estimates a cut that a little more
+than k items pass. So no step sorts or partitions the whole catalogue. If too few items
+pass, the query is repeated without a cut. Items above the cut are scored again in
+double precision. The rounding of a float32 product depends on its shape and on the
+index of the row. So the order of equal float32 scores would depend on the other queries
+of the batch.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-SAMPLE = 2**14  # scores that estimate the cut
+SAMPLE = 2**14  # scores in the sample that estimates the cut
 SCORES = 2**22  # scores held at once: 16 MiB
 EXACT = 2**16  # rows scored again at once
 
@@ -25,22 +26,22 @@ def best(
     allowed: np.ndarray | None = None,
     longest: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k items of the highest inner products, best first; of equals the lowest code.
+    """The k items of the highest inner products, best first, ties by lowest code.
 
-    A score is the inner product in double precision, rounded to float32. The answer to
-    a query is the same to the bit alone and among others.
+    A score is the inner product in double precision, rounded to float32. The
+    result of a query is the same to the bit, alone or in a batch.
 
     Args:
       vectors: [Q, D] float32.
       table: [V, D] float32.
-      k: at least 1; more than V are as V.
+      k: at least 1; above V it counts as V.
       hidden: for each query the codes that are left out.
-      allowed: [V] bool, what may come at all; None allows all.
-      longest: `longest_row(table)`, where it is known: else a pass over the table.
+      allowed: [V] bool, the items that may be returned; None allows all.
+      longest: `longest_row(table)`; None computes it in a pass over the table.
 
     Returns:
       (items [Q, k] int32, scores [Q, k] float32). Where fewer than k are left, items
-      are 0 and scores -inf; a score of -inf is never an item's.
+      are 0 and scores -inf. No item has a score of -inf.
 
     Raises:
       ValueError: shapes that do not fit, a NaN.
@@ -111,17 +112,17 @@ def _margins(vectors: np.ndarray, longest: float) -> np.ndarray:
 
     A float32 inner product of D terms is off by at most D u |x| |y|, u = 2^-24, and the
     rounded score by u |x| |y| (Higham, Accuracy and Stability of Numerical Algorithms,
-    2002, section 3.1; u is doubled here for the terms of second order). Two scores
-    that change places are off by as much each.
+    2002, section 3.1). u is doubled here for the terms of second order. If two scores
+    change their order, each may be off by this much.
     """
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     return 2 * (vectors.shape[1] + 1) * 2.0**-23 * lengths * longest
 
 
 def _above_cut(vectors, table, k, hidden, allowed, margins):
-    """For each query the codes whose float32 scores are above a cut less the margin,
-    ascending, those scores, and the cut. A few more than k stand above the cut as a
-    rule, fewer by bad luck."""
+    """For each query: the codes whose float32 scores are above the cut less the margin,
+    ascending; their scores; and the cut. Usually a few more than k scores are above the
+    cut. By chance there may be fewer."""
     n_queries, n_items = len(vectors), len(table)
     step = max(1, n_items // SAMPLE)
     width = max(1, SCORES // n_queries)
@@ -148,10 +149,10 @@ def _above_cut(vectors, table, k, hidden, allowed, margins):
 
 
 def _cut(sample: np.ndarray, wanted: int, step: int) -> float:
-    """A score that about `wanted` items pass, where every `step`-th is in the sample.
+    """A score that about `wanted` items pass; every `step`-th item is in the sample.
 
-    Of the items above the r-th of the sample there are about step * r, with a deviation
-    of step * sqrt(r); r is such that four deviations fewer are enough.
+    About step * r items are above the r-th of the sample, with a deviation of
+    step * sqrt(r). r is chosen so that four deviations fewer are still enough.
     """
     rank = wanted
     if step > 1:

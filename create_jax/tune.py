@@ -2,11 +2,11 @@
 
 A study is a directory: `study.log` (Optuna's journal, which processes may share),
 `trial-<n>/` with the metrics of each trial, `config.json`, and `best.py`, a config that
-puts what was chosen on top of that. The first trial is the config as it stands. Trials
-that do worse than the median of the others at the same epoch of the last phase end
-early, after ten of them: a slow start is not a bad end. Whoever comes after a killed
-process continues its trial from the last checkpoint: a lock says that nobody works on
-it any more.
+adds the chosen settings to it. The first trial is the unchanged config. A trial is
+pruned if it is worse than the median of the other trials at the same epoch of the last
+phase. Pruning starts after ten epochs of that phase, because a slow start may end well.
+When a process is killed, another process continues its trial from the last checkpoint.
+A lock shows which trials have a process.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from create_jax.writers import JsonLines, read_json, say
 KINDS = ("log", "uniform", "integer", "choice")
 
 
-# What a study has for all its trials: the data, the questions, the method.
+# Settings that all trials of a study share: the data, the queries, the method.
 NOT_OF_A_TRIAL = (
     *("method", "seed", "compare", "example", "data.", "split.", "eval.", "tune."),
     *("checkpoint.", "retrain."),
@@ -101,7 +101,7 @@ def tune(config, workdir: str) -> Path:
     rundir.check(directory, config, rundir.FREE_IN_A_STUDY)
     opened = rundir.open_run(config, directory)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with rundir.hold(directory, timeout=30):  # for a moment: others may come to help
+    with rundir.hold(directory, timeout=30):  # briefly: others may join
         rundir.mark(directory, config, opened.facts["data"], rundir.FREE_IN_A_STUDY)
         file = str(directory / "study.log")
         journal = optuna.storages.journal.JournalFileBackend(file)
@@ -154,8 +154,8 @@ def check(config) -> list[Dimension]:
 
 
 def _take(study, directory, config, optuna):
-    """A trial to work on and its lock: one that nobody works on any more, else a new
-    one; None when there are enough."""
+    """A trial and its lock: one that has lost its process, else a new one. None when
+    the study has enough trials."""
     states = optuna.trial.TrialState
     ended = under_way = 0
     for frozen in study.get_trials(deepcopy=False):
@@ -198,7 +198,7 @@ def _run(study, trial, opened, space, optuna) -> None:
     known = set(study.trials[trial.number].intermediate_values)
 
     def should_end(epoch: int, score: float) -> bool:
-        if epoch not in known:  # a continued trial says some again
+        if epoch not in known:  # a continued trial repeats some epochs
             trial.report(score, epoch)
         return bool(trial.should_prune())  # a numpy.bool is no JSON
 
@@ -211,9 +211,9 @@ def _run(study, trial, opened, space, optuna) -> None:
             *(run, "select", phases, opened.split.train, opened.split.valid),
             should_end=should_end,
         ).progress
-    except StorageError:  # no fault of these settings: the trial goes on another time
+    except StorageError:  # not the fault of the settings: the trial is continued later
         raise
-    except InputError as error:  # these settings cannot work, or the loss ran away
+    except InputError as error:  # these settings cannot work, or the loss diverged
         say(f"trial {trial.number}: failed: {error}")
         study.tell(trial, state=states.FAIL)
         if sum(t.state == states.FAIL for t in study.trials) > 10:
@@ -246,8 +246,8 @@ def _short(value):
 
 
 def _write_best(study, config, directory: Path, space, optuna) -> Path:
-    """best.py: what the best trial has on top of the study's config.json, and how it
-    came about."""
+    """best.py: the settings of the best trial that differ from the study's config.json,
+    and how they were found."""
     states = optuna.trial.TrialState
     if not study.get_trials(deepcopy=False, states=[states.COMPLETE]):
         raise InputError(f"{directory}: no trial has ended; others work on them still")
@@ -264,7 +264,7 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
         f"validation {by} {best.value:.6f}"
         f" after {epochs}{' joint' if before else ''} epochs"
     )
-    # A study that went on may have other settings that change no number.
+    # A continued study may have other values of settings that change no number.
     first = settings.flatten(read_json(directory / "config.json")["config"])
     now = settings.flatten(config.to_dict())
     moved = {

@@ -1,18 +1,18 @@
 """Which settings have no effect on a run, because of others.
 
-Whoever sets one of these on the command line is told, a study may not tune them, and a
-run may continue with other values of them.
+A user who sets one on the command line gets a message. A study may not tune them. A run
+may continue with other values of them.
 """
 
 from create_jax import methods, named
 from create_jax.errors import InputError
 
-# Choices of what runs: where nothing reads one, another system was meant.
+# Settings that choose what runs. If nothing reads one, the user meant another system.
 CHOICES = (
     *("seq.encoder", "graph.encoder", "align.kind", "loss.local"),
     *("item_source.input", "item_source.output"),
 )
-# Beginnings of names that a method of a kind never reads.
+# Prefixes of settings that a kind of method never reads.
 BY_KIND = {
     "free": (
         *("model.", "seq.", "graph.", "item_source.", "align.", "loss."),
@@ -28,9 +28,9 @@ BY_KIND = {
     ),
     "joint": (),
 }
-# Of ours; one of somebody else's may hide items.
+# Encoders that hide no items; a user's encoder may hide some.
 NEVER_HIDE = ("sasrec", "esasrec", "own")
-# The same of a mode.
+# Prefixes of settings that a mode never reads.
 BY_MODE = {
     "train": ("tune.",),
     "evaluate": ("tune.", "compare", "example"),
@@ -40,7 +40,7 @@ BY_MODE = {
 
 
 def unread(flat: dict) -> set[str]:
-    """Of the settings of a flat config, those that change no number of its run.
+    """The settings of a flat config that change no number of its run.
 
     Settings that nobody would set by mistake may be missing.
     """
@@ -63,7 +63,7 @@ def unread(flat: dict) -> set[str]:
 
 
 def without_effect(changed: list[str], flats: list[dict], mode: str) -> str:
-    """A line that names what a command line sets for nothing; "" where all is read.
+    """A line that names settings of the command line without effect; "" if none.
 
     Args:
       changed: the settings. flats: the configs of its runs.

@@ -2,8 +2,8 @@
 
 python -m benchmarks.parity.bert4rec
 
-A history's last items and [MASK], both directions, padding masked. Code 1 if a state of
-a real slot differs by more than 1e-4.
+The input is a history's last items and [MASK], in both directions, padding masked.
+Exits with 1 if a state of a filled slot differs by more than 1e-4.
 """
 
 import sys
@@ -44,7 +44,7 @@ def make_bert(n_items: int) -> BertModel:
 
 def parameters(bert: BertModel) -> dict:
     first = bert.embeddings
-    # The one token type is a constant; ours has none.
+    # Its single token type is a constant; our model has none.
     positions = first.position_embeddings.weight + first.token_type_embeddings.weight
     params = {
         "positions": histories.array(positions),

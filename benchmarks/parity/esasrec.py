@@ -2,10 +2,10 @@
 
 python -m benchmarks.parity.esasrec
 
-The blocks are the same: both gates have a bias and see the state before the norm, the
-second one after the attention's residual; the SwiGLU has no bias; no norm at the end.
-The public runs (blondered/transformer_benchmark) mask the padding. Code 1 if a logit
-differs by more than 1e-4.
+The blocks are the same. Both gates have a bias and read the state before the norm. The
+second gate reads it after the residual of the attention. The SwiGLU has no bias. There
+is no norm at the end. The public runs (blondered/transformer_benchmark) mask the
+padding. Exits with 1 if a logit differs by more than 1e-4.
 """
 
 import sys

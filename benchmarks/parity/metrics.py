@@ -2,8 +2,8 @@
 
 python -m benchmarks.parity.metrics
 
-The same ranked lists go to everybody. A line shows the two means and the largest
-difference of a user's value; one above 1e-6 ends the script with code 1.
+All libraries get the same ranked lists. A line shows the two means and the largest
+difference of a user's value. Exits with 1 if a difference is above 1e-6.
 """
 
 import sys
@@ -21,7 +21,7 @@ USERS, ITEMS, CUTOFFS, TOLERANCE = 1000, 500, (10, 100), 1e-6
 
 
 def make_lists(rng):
-    """All items by score, [U, I] each; a hundred-odd scores, so they often tie."""
+    """All items by score, [U, I] each; few distinct scores, so ties are frequent."""
     popularity = rng.normal(size=ITEMS)
     scores = np.round(popularity + rng.normal(size=(USERS, ITEMS)), 1)
     order = np.lexsort((rng.random(scores.shape), -scores))
@@ -29,7 +29,7 @@ def make_lists(rng):
 
 
 def draw_targets(rng, ranked, sizes):
-    """Targets from all over the lists; a tenth of the users has no hit in the top."""
+    """Targets from the whole lists; a tenth of the users have no hit in the top."""
     targets = []
     for user, size in enumerate(sizes):
         places = np.arange(CUTOFFS[-1] if user % 10 == 0 else 0, ITEMS)
@@ -55,8 +55,8 @@ def ours(ranked, scores, targets):
 
 
 def of_rectools(ranked, scores, targets):
-    # By default RecTools' NDCG divides by the gain of k hits, however few targets there
-    # are, and its coverage is a count; both have a switch.
+    # By default RecTools' NDCG divides by the gain of k hits, even with fewer targets.
+    # Its coverage is a count by default. Both have a switch.
     users, depth = np.arange(USERS), CUTOFFS[-1]
     lists = pd.DataFrame(
         {

@@ -1,12 +1,12 @@
 """RecTools' SASRecModel, trained a little, and its logits; see sasrec.py, esasrec.py.
 
-How its frame differs from ours, whatever the blocks, and the exact mapping:
+Differences from our encoders outside the blocks, and the exact mapping:
 
-* It counts positions from the newest item, our SASRec from the oldest; our encoders are
-  given the positions, so SASRec gets the reversed ones.
-* It pads on the left, ours on the right; with a padding mask that does not matter. The
-  mask is off by default, and then items attend to padding.
-* Its items are numbered by appearance; `Net.ids` holds its number of our item.
+* RecTools counts positions from the newest item, our SASRec from the oldest. Positions
+  are an input of our encoders, so SASRec gets reversed ones.
+* RecTools pads on the left, our encoders on the right. With a padding mask that has no
+  effect. The mask is off by default, and then items attend to padding.
+* RecTools numbers items by first appearance. `Net.ids` maps our items to these numbers.
 """
 
 import logging
@@ -75,7 +75,7 @@ def train(log, **settings) -> Net:
 
 
 def fit(log, length: int, seed: int, **settings) -> Net:
-    """Its own training on the last `length` + 1 items of each user."""
+    """Trains by RecTools' `fit` on the last `length` + 1 items of each user."""
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.manual_seed(seed)
@@ -109,7 +109,7 @@ def our_logits(encoder, params, net: Net, past, newest_first: bool) -> np.ndarra
 
 
 def compare(encoder, params, net: Net, past, defaults, reverse: bool) -> float:
-    """The largest difference of a logit; prints it, and what is behind it.
+    """The largest difference of a logit; prints it, and the effect of each default.
 
     defaults: name -> (modules, attribute, value) as RecTools has it, one at a time.
     reverse: the encoder counts from the oldest item, and is given reversed positions.

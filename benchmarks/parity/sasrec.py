@@ -2,11 +2,12 @@
 
 python -m benchmarks.parity.sasrec
 
-The blocks are the same: normalised queries, bare keys and values, the residual on the
-normalised side, a norm at the end. RecTools' LayerNorms inside the blocks have eps 1e-5
-(ours, as in the public code, 1e-8), and it scales items by sqrt(d) only on request.
-Both are set to ours here, and what they and the rest of its defaults would change is
-printed. Code 1 if a logit differs by more than 1e-4.
+The blocks are the same. Queries are normalised, keys and values are not. The residual
+adds to the normalised side, and there is a norm at the end. RecTools' LayerNorms inside
+the blocks have eps 1e-5; ours have 1e-8, as in the public code. RecTools scales items
+by sqrt(d) only on request. This script sets both as in our model. It also prints how
+much each default of RecTools changes the logits. Exits with 1 if a logit differs by
+more than 1e-4.
 """
 
 import sys

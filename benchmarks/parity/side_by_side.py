@@ -4,11 +4,12 @@ python -m benchmarks.parity.side_by_side sasrec --path=FILE [--seeds=3] [--epoch
 python -m benchmarks.parity.side_by_side esasrec --data=quickstart [--epochs=10]
 python -m benchmarks.parity.side_by_side bert4rec --path=FILE [--epochs=30]
 
-Both sides learn from the same rows, all up to the global cut (the last L + 1 of each
-user, L for BERT4Rec), for the same number of epochs without validation, with L 10,
-d 64, 2 blocks, batch 128 and Adam 1e-3. Both rank the queries of `test["last"]` by the
-same code: the items of those rows without the user's history. Code 1 if the means of
-NDCG@10 over seeds are further apart than one side's own best and worst seed.
+Both sides train on the same rows: of the rows up to the global cut, the last L + 1 of
+each user, or L for BERT4Rec. Both train for the same number of epochs without
+validation, with L 10, d 64, 2 blocks, batch 128 and Adam 1e-3. The same code ranks the
+queries of `test["last"]` for both. It ranks the items of those rows without the user's
+history. Exits with 1 if the means of NDCG@10 over seeds differ by more than the best
+and the worst seed of one side.
 
 sasrec: RecTools' SASRecModel and its `fit`: softmax over all items, scaling by sqrt(d),
 padding masked, 1 head, dropout 0.5 in the same four places (input, attention weights,
@@ -67,7 +68,7 @@ def make_config(flags):
     config = config_file.load(flags.data, flags.method)
     config.data.path = flags.path
     config.split.validation = "none"
-    config.eval.update(cold_items="drop", candidates="train")  # all the peer knows
+    config.eval.update(cold_items="drop", candidates="train")  # all items of the peer
     config.seq.update(blocks=2, max_len=LENGTH, **SETTINGS[flags.method])
     config.model.update(dim=64, item_std=0.02)
     config.train.update(batch=BATCH, epochs=flags.epochs, mask=HIDDEN)

@@ -4,9 +4,10 @@ python -m benchmarks.parity.time_to_split beauty --path=FILE [--seeds=3]
 python -m benchmarks.parity.time_to_split ml1m --path=FILE [--seeds=3]
 
 Global temporal split at q = 0.9 with validation by time at q = 0.9 of the rest, target
-`last`, no refit. Unlike ours, its queries include users and items unseen in training,
-and every item of the log is a candidate. Grid point 37: width 64, 2 blocks, 1 head,
-dropout 0.3; length 128, batch 256, Adam 1e-3, patience 10. Its numbers are of one seed
+`last`, no refit. Unlike in the package's default, queries include users and items
+unseen in training, and every item of the log is a candidate. Grid point 37: width 64,
+2 blocks, 1 head, dropout 0.3; length 128, batch 256, Adam 1e-3, patience 10. The
+published numbers are of one seed
 (data/results/global_timesplit/val_by_time/*/q09/SASRec/final_results/test_last.csv of
 monkey0head/time-to-split).
 """

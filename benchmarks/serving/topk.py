@@ -1,10 +1,11 @@
-"""How long the exact top k of a large catalogue takes, beside what it can be at best.
+"""Time of the exact top k of a large catalogue, beside its lower bound.
 
     OMP_NUM_THREADS=2 python -m benchmarks.serving.topk
 
-The floor is a bare matrix-vector product of the same size. All ways are asked in turn,
-round after round, so that what else the machine does meets each alike. faiss and JAX
-are compared where they are installed; a way that finds other items ends the run.
+The lower bound is a matrix-vector product of the same size alone. All implementations
+take turns in each round, so that other load on the machine affects all alike. faiss and
+JAX are compared if they are installed. An implementation that returns other items ends
+the run.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def measure(found: dict, queries: np.ndarray, rounds: int) -> dict:
 
 
 def check(found: dict, queries: np.ndarray, k: int) -> int:
-    """How many places of the lists differ from ours; equal scores may change places."""
+    """How many entries of the lists differ from ours; equal scores may be swapped."""
     differ = 0
     for vectors in queries:
         ours = found[OURS](vectors)

@@ -1,9 +1,9 @@
-"""Ways to do the same thing, timed against each other in turns.
+"""Several implementations of the same computation, timed in turns.
 
 python -m benchmarks.speed.candidates [NAME ...] [--rounds=7]
 
-The first way of each is what the package does. Data: the quick start's, and arrays of
-the size of Amazon Beauty. `NOTES.md` says what was expected and what was decided.
+The first of each is that of the package. Data: the quick start's, and arrays of
+the size of Amazon Beauty. `NOTES.md` has the predictions and the decisions.
 """
 
 import argparse

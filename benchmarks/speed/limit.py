@@ -1,12 +1,12 @@
-"""How far a training step is from what the machine can do.
+"""How far a training step is from the limit of the machine.
 
 python -m benchmarks.speed.limit [--config=beauty] [--path=FILE] [--method=sasrec]
 
-Counts the floating point operations of a step that the mathematics needs and the bytes
-that must move however it is arranged, measures what this device attains on one large
-product, one large copy and one large exponential, and prints the time that these would
-take beside the time that the step takes. With --trace=DIR it also writes a profile of
-three dispatches, to be read with xprof or Perfetto.
+Counts the floating point operations that a step needs, and the bytes that any
+implementation must move. Measures the rates that this device attains on one large
+product, one large copy and one large exponential. Prints the time at these rates beside
+the time of the step. With --trace=DIR it also writes a profile of three dispatches, to
+be read with xprof or Perfetto.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def seconds(run) -> float:
 def attainable(dim: int, items: int) -> dict[str, float]:
     """Operations, bytes and exponentials a second of this device.
 
-    The product has the shape of the softmax's, [512, I] x [I, D], which a step can be
-    asked to reach, unlike that of large square matrices. (One with a large result is
-    slower the first times: its memory is new.)
+    The product has the shape of the softmax's, [512, I] x [I, D]. A step can reach the
+    rate of this product, but not that of large square matrices. (A product with a large
+    result is slower the first times, because its memory is new.)
     """
     chunk, table, large = (jnp.ones(n) for n in ((512, items), (items, dim), 1 << 26))
     product = jax.jit(lambda a, b: a @ b)
@@ -53,13 +53,13 @@ def attainable(dim: int, items: int) -> dict[str, float]:
 def needed(config, prepared) -> dict[str, float]:
     """Operations, bytes and exponentials of one step.
 
-    A product costs twice itself again for its gradients. The softmax in one piece has
-    three (its logits are used while they exist), in parts four and each exponential
-    twice. Where items are hidden, the softmax and the queries of the last block are
-    those of the hidden ones. Bytes: Adam reads parameter, two moments and gradient and
-    writes the first three. A propagation gathers a row for each edge and direction,
-    forward and backward; UltraGCN and the alignment are small beside these and left
-    out.
+    The gradients of a product cost two more products. The whole softmax has three
+    products, because its gradients are computed while the logits exist. In parts it has
+    four, and computes each exponential twice. If items are hidden, the softmax and the
+    queries of the last block count hidden items only. Bytes: Adam reads the parameter,
+    two moments and the gradient, and writes the first three. A propagation gathers a
+    row for each edge and direction, forward and backward. UltraGCN and the alignment
+    are small beside these and are not counted.
     """
     model, feed, encoder = prepared.model, prepared.feed, config.seq
     dim, n_items = config.model.dim, model.n_items
@@ -70,7 +70,7 @@ def needed(config, prepared) -> dict[str, float]:
         slots = rows * length
         hidden = model.objective == "masked"
         read = slots * model.mask_share if hidden else slots
-        # What each query and what each key of a block costs, with its gradients.
+        # Operations of a query and of a key of a block, gradients included.
         query = 6 * ((2 + 2 * encoder.feed_forward) * dim**2 + 2 * length * dim)
         key = 6 * 2 * dim**2
         queries = (encoder.blocks - 1) * slots + read

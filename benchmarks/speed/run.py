@@ -3,14 +3,15 @@
 python -m benchmarks.speed.run --peers=rectools,replay,recbole --data=beauty,ml1m
 
 Installs nothing: see the extra `bench`. The files are given with --beauty=FILE and
---ml1m=FILE or lie where `create_jax.fetch` puts them. A peer in an environment of its
-own: --python=recbole=/path/to/its/python. Too slow to wait for: --skip=recbole:ml1m.
+--ml1m=FILE or lie where `create_jax.fetch` puts them. For a peer in another
+environment: --python=recbole=/path/to/its/python. To skip a slow one:
+--skip=recbole:ml1m.
 
-All sides learn from the same rows up to the global cut and rank the same items for the
-same queries (the last held-out row of each user). Each is a process of its own that
-builds its model once. They warm up one after the other, then take turns: an epoch each,
-`--repetitions` times, then an evaluation each, as often. Nothing else runs meanwhile.
-Writes tables in Markdown and everything measured in JSON beside them. With
+All sides train on the same rows up to the global cut. They rank the same items for the
+same queries (the last held-out row of each user). Each side is a separate process that
+builds its model once. The sides warm up one after the other, then take turns: an epoch
+each, `--repetitions` times, then an evaluation each, as often. Nothing else runs
+meanwhile. Writes tables in Markdown and everything measured in JSON beside them. With
 --scaling=ROWS it goes on with `benchmarks.speed.scaling` up to so many rows.
 """
 
@@ -64,9 +65,9 @@ SETTINGS = {  # of all sides, beside dropout, length and batch of configs/
 def prepare(config, split: splits.Split) -> tuple[dict, dict]:
     """(the fields of worker.Data, facts for the report).
 
-    Items are renumbered: only those that sequence models learn from, the newest
-    max_len + 1 rows of each user with two or more, exist. So all sides have the same
-    softmax and rank the same items; RecTools would otherwise lack some.
+    Items are renumbered: only items that sequence models train on are kept. These are
+    in the newest max_len + 1 rows of each user with two or more. So all sides have the
+    same softmax and rank the same items; RecTools would otherwise lack some.
     """
     log, holdout = split.refit, split.test["last"]
     counts = np.bincount(log.users, minlength=log.n_users)
@@ -116,7 +117,7 @@ def sides_of(name: str, flags) -> list[str]:
 
 
 def start(side: str, spec: dict, folder: Path, flags):
-    """A process that has said it is ready, and what it said."""
+    """A process that is ready, and its first answer."""
     module, own = side.split("-")[0], folder / side
     own.mkdir()
     spec = spec | {"side": side, "folder": str(own)}
@@ -267,7 +268,7 @@ def main(arguments=None) -> int:
             print(f"{peer}: found no {', '.join(absent)}; {INSTALL[peer]}")
             return 2
     cores = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):  # taskset may have taken some away
+    if hasattr(os, "sched_getaffinity"):  # taskset may hide some cores
         cores = len(os.sched_getaffinity(0))
     words = sys.argv[1:] if arguments is None else arguments
     result = {
@@ -283,7 +284,7 @@ def main(arguments=None) -> int:
         config = config_file.load(name, "sasrec")
         config.data.path = getattr(flags, name, "")
         config.split.validation = "none"
-        config.eval.update(cold_items="drop", candidates="train")  # all that peers know
+        config.eval.update(cold_items="drop", candidates="train")  # as the peers
         try:
             split = protocol.make_split(config, protocol.load(config))
             own = dict(
@@ -303,7 +304,7 @@ def main(arguments=None) -> int:
             print(error)
             return 2
         result["data"][name] = {"facts": facts, "settings": own, "sides": found}
-        write(result, flags.out)  # each time, so that a long run leaves what it has
+        write(result, flags.out)  # each time, so a long run keeps its results
     if flags.scaling:
         out = flags.out.with_name("scaling")
         result["scaling"] = scaling.measure(int(flags.scaling), out)

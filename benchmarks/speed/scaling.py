@@ -4,8 +4,8 @@ python -m benchmarks.speed.scaling [--largest=100000000] [--out=PATH]
 
 Synthetic logs (seeded, written in pieces): items by a power law, P(rank r) ~ 1/r, users
 with 10 to 190 interactions, 100 on average. Each size is loaded from Parquet, packed,
-and trained for some steps in a process of its own, whose peak resident memory is that
-of the size alone. Three sweeps:
+and trained for some steps in a separate process. So the peak resident memory is that of
+this size alone. Three sweeps:
 
 - log: rows from 10^5 up, 10^5 items. Seconds of loading and of packing an epoch.
 - items: 10^4, 10^5, 10^6 items, full softmax, d 64, 4,096 tokens a step. Seconds a
@@ -150,7 +150,7 @@ MEASURES = {"log": measure_log, "items": measure_items, "edges": measure_edges}
 
 
 def one(sweep: str, path: str, rows: int, items: int) -> None:
-    """Measures a size and prints it as JSON; memory before the sizes' own is `base`."""
+    """Measures a size and prints it as JSON; `base` is the memory before."""
     import jax
 
     jax.devices()

@@ -136,7 +136,7 @@ def growth(found: dict) -> list[list]:
 
 
 def targets(data: dict, scaling: dict) -> str:
-    """The table of goals, as far as this run answers them."""
+    """The table of targets that this run measured."""
     rows = []
 
     def row(text, target, values, more):
@@ -145,7 +145,7 @@ def targets(data: dict, scaling: dict) -> str:
         met = middle >= target if more else middle <= target
         rows.append([text, f"{'>=' if more else '<='} {target:g}", spread(values), met])
 
-    # The small data stand in only where there is nothing else, to try the harness.
+    # The small data are used only without others, to test the harness.
     beauty = "quickstart" if set(data) == {"quickstart"} else "beauty"
     small = data.get(beauty, {}).get("sides", {})
     for side, times in (("rectools", 20), ("replay", 15), ("replay-best", 8)):
@@ -186,7 +186,7 @@ def targets(data: dict, scaling: dict) -> str:
 
 
 def versions(data: dict) -> list[str]:
-    """A line for each side's environment, the same said once."""
+    """A line for each environment; sides with the same one share it."""
     found = {}
     for one in data.values():
         for side, answers in one["sides"].items():

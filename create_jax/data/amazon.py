@@ -1,7 +1,7 @@
 """Amazon reviews 2014, 5-core (McAuley et al. 2015): one JSON object a line.
 
-Every review is a positive, whatever its stars. Times are whole days, so ties abound;
-they keep the order of the file.
+Every review is a positive, whatever its stars. Times are whole days, so there are many
+ties. Tied rows keep the order of the file.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes; the two compressions that are unpacked here."""
+"""The kind of a file by its first bytes, and decompression of .gz and .zst."""
 
 import gzip
 import re
@@ -44,7 +44,7 @@ _KINDS = {
 
 
 def kind_of(start: bytes) -> str:
-    """What a file that begins so is, in words; "" for what may be text."""
+    """The kind of a file with these first bytes, in words; "" for possible text."""
     for pattern, kind in _KINDS.items():
         if re.match(pattern, start):
             return kind

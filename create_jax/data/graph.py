@@ -36,15 +36,16 @@ class EdgeBatch(NamedTuple):
 
 
 class Drawn:
-    """The array rng.integers(1, n_items + 1, shape, int32), drawn when a slice of its
-    first axis is asked for: n items for every pair of an epoch fill the memory.
+    """The array rng.integers(1, n_items + 1, shape, int32). A slice of its first axis
+    is drawn when it is read, because n items for every pair of an epoch fill the
+    memory.
 
-    Slices may be asked for in any order, and in their own none is drawn twice.
+    Slices may be read in any order. Read in ascending order, none is drawn twice.
     """
 
     def __init__(self, rng, n_items: int, shape: tuple[int, ...]):
         self.rng, self.n_items, self.shape = rng, n_items, shape
-        self.states = {0: rng.bit_generator.state}  # before the step of that number
+        self.states = {0: rng.bit_generator.state}  # step -> state before it
 
     def __getitem__(self, steps: slice) -> np.ndarray:
         start, stop, _ = steps.indices(self.shape[0])
@@ -115,8 +116,8 @@ def shuffled_pass(pairs: Pairs, negatives: tuple[int, int], draw) -> EdgeBatch:
 def uniform_users(pairs: Pairs, draw, known: Pairs | None = None) -> EdgeBatch:
     """LightGCN's epoch: a uniform user, one of its items, one item it does not have.
 
-    A user who has everything keeps whatever is drawn first, one who still meets its own
-    after 100 draws the last.
+    A user with all items keeps the first draw. A user whose 100 draws all were known
+    items keeps the last draw.
 
     Args:
       draw: graph_encoder.Draw; with `owners`, users are drawn from these.
@@ -142,7 +143,7 @@ def uniform_users(pairs: Pairs, draw, known: Pairs | None = None) -> EdgeBatch:
 
 
 def _among(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Which of the wanted are in the sorted keys, of which there is at least one."""
+    """Whether each wanted key is in the sorted keys, of which at least one exists."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return keys[place] == wanted
 
@@ -158,7 +159,7 @@ def _draw_users(pairs, batch_users, shape, rng):
     if batch_users is None:
         active = np.flatnonzero(np.diff(pairs.offsets)).astype(np.int32)
         return active[rng.integers(0, len(active), shape)]
-    # The real owners of each step first, then a uniform place among them.
+    # The real owners of each step come first, then a uniform index among them.
     ordered = np.sort(batch_users, axis=1)[:, ::-1]
     count = (ordered >= 0).sum(1, keepdims=True)
     place = rng.integers(0, count, shape)

@@ -1,7 +1,7 @@
 """The log as arrays. Every loader ends here.
 
-Ids, said once for the whole project: item 0 is padding, real items are 1..I, special
-tokens come after I; users are 0..U-1.
+Ids in the whole project: item 0 is padding, real items are 1..I, special tokens come
+after I; users are 0..U-1.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ MISSING = ("nan", "null", "none", "na", "n/a", "<na>", "nil", "\\n", "inf", "-in
 
 
 class Rows(NamedTuple):
-    """What became of the rows of a file."""
+    """Counts of the rows of a file that were kept and dropped."""
 
     read: int
-    repeats: int  # dropped: the same item again in a row
-    k_core: int  # dropped: of a user or an item with too few
+    repeats: int  # dropped: repeats of the item before
+    k_core: int  # dropped: user or item with too few rows
 
 
 class Interactions(NamedTuple):
@@ -34,7 +34,7 @@ class Interactions(NamedTuple):
     user_ids: [U] the external names, as strings.
     item_ids: [I] the external names, as strings; item i is `item_ids[i - 1]`.
     ratings: [R] float32, NaN where one is missing; None for a log without.
-    per_second: that unit: so many make a second, 1, 10**3, 10**6 or 10**9.
+    per_second: units of `times` in a second: 1, 10**3, 10**6 or 10**9.
     rows: of the whole log, also in a part of it; None where nothing was read.
     """
 
@@ -77,8 +77,8 @@ def from_frame(
 ) -> Interactions:
     """Sorts, filters and codes a log.
 
-    First the repeats go, then the k-core is taken, as in time-to-split (Gusak et al.
-    2025). Codes follow the external ids sorted as strings, whatever the row order.
+    Repeats are dropped first, then the k-core is taken, as in time-to-split (Gusak et
+    al. 2025). Codes follow the external ids sorted as strings, whatever the row order.
 
     Args:
       frame: columns user, item (strings, integers or categoricals), time (whole
@@ -145,7 +145,7 @@ def in_order(users: np.ndarray, times: np.ndarray) -> np.ndarray:
     """The rows by (user, time); ties keep the order they have."""
     first = int(times.min())
     span = int(times.max()) - first + 1
-    if (int(users.max()) + 1) * span < 2**63:  # one key: 2 to 5 times faster
+    if (int(users.max()) + 1) * span < 2**63:  # one key sorts 2 to 5 times faster
         key = users.astype(np.int64)
         key *= span
         key += times - first
@@ -168,9 +168,9 @@ def as_date(interactions: Interactions, time: int) -> str:
 
 
 def places_of(item_ids: Sequence[str]) -> np.ndarray:
-    """[I + 1] int32: the place of each item where items are equal, by a hash of its
-    external id: neither names nor their order, which may follow time or popularity,
-    are rewarded. Padding comes first."""
+    """[I + 1] int32: the rank of each item among items of equal score, by a hash of its
+    external id. So names and their order have no effect; they may follow time or
+    popularity. Padding comes first."""
     digests = (hashlib.blake2b(name.encode(), digest_size=8) for name in item_ids)
     hashes = np.frombuffer(b"".join(one.digest() for one in digests), np.dtype(">u8"))
     places = np.zeros(len(hashes) + 1, np.int32)
@@ -179,7 +179,7 @@ def places_of(item_ids: Sequence[str]) -> np.ndarray:
 
 
 def fingerprint(interactions: Interactions) -> str:
-    """Names the log, its order and its ids included, by 16 hexadecimal digits."""
+    """A hash of the log, its order and its ids, as 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for array in interactions[:3]:
         digest.update(np.ascontiguousarray(array))
@@ -221,7 +221,7 @@ def _codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
 
 
 def _refuse_missing(ids: pl.Series, key: str, source: str) -> None:
-    """A word for nothing among numbers is no id: thousands of rows might share it."""
+    """Refuses a word such as "null" among numeric ids: many rows might share it."""
     missing = ids.filter(ids.str.to_lowercase().is_in(MISSING))
     numbers = ids.str.contains(r"^[+-]?[0-9]+(\.[0-9]*)?$").sum()
     if len(missing) and numbers and numbers + len(missing) == len(ids):

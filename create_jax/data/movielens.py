@@ -1,7 +1,7 @@
 """MovieLens 1M (Harper and Konstan 2015): `UserID::MovieID::Rating::Timestamp`.
 
-Every rating is a positive, whatever its stars. Many times tie; ties keep the order of
-the file, on which a quarter of the leave-one-out targets depend.
+Every rating is a positive, whatever its stars. Many times tie. Tied rows keep the
+order of the file. A quarter of the leave-one-out targets depend on that order.
 """
 
 import zipfile

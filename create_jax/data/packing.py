@@ -25,7 +25,7 @@ class Sequences:
 
     owners: [n] int32, the user (training) or the query (evaluation) of each slice.
     mask: id of the special item that follows each slice, 0 = none follows.
-    room: most slots; a slice that fills them is followed by nothing.
+    room: the maximum of slots; a slice that fills them has no special item.
     """
 
     owners: np.ndarray
@@ -43,7 +43,7 @@ class Sequences:
 
     @cached_property
     def first(self) -> np.ndarray:
-        """[n] the first slot of each, where all stand one after the other."""
+        """[n] the first slot of each, where all sequences follow one another."""
         return np.cumsum(self.lengths) - self.lengths
 
 
@@ -127,7 +127,7 @@ def same_target(train: Interactions, sequences: Sequences, max_len: int, rng):
       sequences: training sequences without a mask; `log[end]` is the last target.
     """
     counts = np.bincount(train.users, minlength=train.n_users)
-    first = np.repeat(np.cumsum(counts) - counts, counts)  # of the row's user
+    first = np.repeat(np.cumsum(counts) - counts, counts)  # first row of the row's user
     rows = np.flatnonzero(np.arange(len(first)) > first)
     rows = rows[np.argsort(train.items[rows], kind="stable")]
     items = np.arange(train.n_items + 2)

@@ -1,4 +1,4 @@
-"""Parquet as blocks of rows. Every type with an obvious text can be an id."""
+"""Parquet as blocks of rows. Every type with a unique text form can be an id."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from create_jax.errors import InputError, one_line
 
 BLOCK_ROWS = 1 << 20  # rows parsed at a time
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-UUID = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))  # its groups of digits
+UUID = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))  # digits in its groups
 BYTES = (types.is_binary, types.is_large_binary, types.is_binary_view)
 AS_TEXT = (types.is_decimal, types.is_null, *BYTES)
 NO_TEXT = (types.is_duration, types.is_interval)
@@ -62,7 +62,7 @@ def _column(key: str, name: str, column: pa.Array, source: str) -> pl.Series:
 
 
 def _check(key: str, name: str, kind: pa.DataType, source: str) -> None:
-    """Raises InputError for a type that has no obvious text or time."""
+    """Raises InputError for a type that has no unique text form or time."""
     found, kind = kind, _plain(kind)
     place, expected = f"in column {name!r} for {key}", ""
     if types.is_nested(kind):
@@ -79,7 +79,7 @@ def _check(key: str, name: str, kind: pa.DataType, source: str) -> None:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type that stands behind a dictionary or an extension."""
+    """The value type of a dictionary or an extension type."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
@@ -100,7 +100,7 @@ def _value(column: pa.Array) -> pl.Series:
         column = column.cast(pa.large_string())
     elif types.is_float16(kind):
         column = column.cast(pa.float32())
-    elif types.is_timestamp(kind):  # whatever its zone: the number counts in UTC
+    elif types.is_timestamp(kind):  # in any zone: the number counts in UTC
         column = column.cast(pa.int64()).cast(pa.timestamp(kind.unit))
     return pl.from_arrow(column)
 

@@ -1,4 +1,4 @@
-"""Where the data sets come from and where they lie."""
+"""Addresses and paths of the data sets."""
 
 import os
 from typing import NamedTuple

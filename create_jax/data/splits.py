@@ -1,4 +1,4 @@
-"""What may be learned from, and what is asked afterwards (docs/protocol.md#split).
+"""Splits of a log into training rows and test queries (docs/protocol.md#split).
 
 A held-out query is a user, a history and one or more targets. Histories are slices of
 one log, so that a hundred thousand of them cost two integers each.
@@ -15,14 +15,14 @@ from create_jax.errors import InputError
 
 TARGETS = ("last", "first", "random", "successive", "all")
 REPORTED = ("last", "first", "random", "successive")  # unless a config says otherwise
-# Of each kind of split; the first is what `auto` does.
+# Validations of each kind of split; `auto` is the first.
 VALIDATIONS = {
     "global_temporal": ("by_time", "last_train_item", "by_user", "none"),
     "leave_one_out": ("last_train_item", "none"),
 }
 # Settings of the config's `split` that not every kind reads.
 READS = {"global_temporal": ("q_test", "q_val")}
-NEED_CLOCK = ("global_temporal",)  # times that say more than what came before what
+NEED_CLOCK = ("global_temporal",)  # real times, not only an order
 
 
 class Holdout(NamedTuple):
@@ -34,8 +34,8 @@ class Holdout(NamedTuple):
     targets: [M] items; those of query q are `targets[offsets[q]:offsets[q + 1]]`.
     offsets: [Q + 1] int64.
     candidates: [I + 1] bool, the items that may be ranked.
-    places: [I + 1] int32, the order of items whose scores are equal; None: by number,
-      where items have no names.
+    places: [I + 1] int32, the order of items whose scores are equal; None = by number,
+      for items without names.
     """
 
     users: np.ndarray
@@ -73,8 +73,8 @@ class Split(NamedTuple):
 
 
 def validation_of(kind: str, validation: str) -> str:
-    """The validation that is done where `auto` is asked for; what a split of somebody
-    else makes of `auto` is its own matter."""
+    """The validation that `auto` stands for. A user-defined split gets `auto` as it
+    is."""
     ours = validation == "auto" and kind in VALIDATIONS
     return VALIDATIONS[kind][0] if ours else validation
 
@@ -98,7 +98,7 @@ def hold_out(
     places: np.ndarray | None = None,
     seed: int = 0,
 ) -> Holdout:
-    """Asks each user of `log` for its held rows.
+    """Makes queries from the held rows of each user of `log`.
 
     Args:
       log: training and held rows together.
@@ -110,7 +110,7 @@ def hold_out(
         they are with `train` candidates, and nearly always with `all`.
       candidates: rank `train` items only, or `all`.
       history: `full` = everything before the target; `train` = no held row.
-      places: of the Holdout.
+      places: see Holdout.
       seed: of the `random` target.
     """
     warm = known[log.items]
@@ -156,12 +156,12 @@ def hold_out(
 
 
 def in_history(holdout: Holdout) -> np.ndarray:
-    """[M] bool: the target stands in the history of its own query."""
+    """[M] bool: whether the target is in the history of its query."""
     begin, of = np.unique(holdout.begin, return_inverse=True)
     size = np.zeros(len(begin), np.int64)
     np.maximum.at(size, of, holdout.end - holdout.begin)
     n_ids = len(holdout.candidates)
-    # Histories that begin together are one, read up to different places.
+    # Histories with the same begin are one history, read up to different lengths.
     within = count_within(size)
     items = holdout.log[np.repeat(begin, size) + within]
     keys = np.repeat(np.arange(len(begin)), size) * n_ids + items
@@ -184,8 +184,8 @@ def global_temporal(
 ) -> Split:
     """Cuts the log at one moment for everybody (Gusak et al. 2025, arXiv 2507.16289).
 
-    T is the linear `q_test` quantile of all times; rows up to T train. No model can
-    learn from a moment later than the one at which it is asked, unlike leave-one-out.
+    T is the linear `q_test` quantile of all times. Rows up to T train. Unlike in
+    leave-one-out, no training row is later than a query.
 
     Args:
       validation: one of VALIDATIONS. q_val: the quantile of `by_time`.
@@ -209,7 +209,8 @@ def global_temporal(
 def _quantile(times: np.ndarray, q: float) -> int:
     """The last time that is not later than the linear quantile.
 
-    Rows later than either are the same; float64 has not the digits of nanoseconds.
+    The rows later than either are the same rows. float64 has too few digits for
+    nanoseconds.
     """
     place = int(round(q * (len(times) - 1), 6))
     return np.partition(times, place)[place]
@@ -219,8 +220,9 @@ def leave_one_out(log: Interactions, *, validation: str, **rules) -> Split:
     """The last row of each user tests, the last but one validates (unless validation is
     `none`), the rest trains.
 
-    Users with fewer than three rows only train. The bridge to the literature; training
-    rows may be later than test rows, so its numbers say nothing about the future.
+    Users with fewer than three rows only train. This split allows comparison with the
+    literature. Training rows may be later than test rows, so its metrics are no
+    estimate for future data.
     """
     counts = np.bincount(log.users, minlength=log.n_users)
     if counts.max() < 3:
@@ -274,9 +276,9 @@ def assemble(
 
     Args:
       late: [R] bool; of each user the last ones. past: the log without them.
-      train: the rows of the past to learn from before the selection.
+      train: the rows of the past that train before the selection.
       held: [P] bool, rows of the past; None = nothing is selected.
-      target: of the test and of the validation; targets: others to test beside it.
+      target: of test and validation. targets: further ones to test.
       rules: of `hold_out`.
     """
     known = known_items(past)
@@ -328,11 +330,11 @@ def _share(flags):
 
 
 def _ties_share(log):
-    """Share of rows that carry the same time as the row before them of that user."""
+    """Share of rows with the same time as the user's row before."""
     same = (np.diff(log.users) == 0) & (np.diff(log.times) == 0)
     return round(float(same.sum() / len(log.users)), 6)
 
 
-# A split: (log, *, validation, settings of its own, **rules) -> Split, made with
+# A split: (log, *, validation, its settings, **rules) -> Split, made with
 # `assemble`. Settings are `split.<argument>`, or `split.<name>.<argument>`.
 SPLITS = {"global_temporal": global_temporal, "leave_one_out": leave_one_out}

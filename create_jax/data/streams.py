@@ -6,7 +6,7 @@ import numpy as np
 def stream(
     purpose: str, *numbers: int, attempt: int | None = None
 ) -> np.random.Generator:
-    """The generator of a purpose under some numbers, (seed, epoch) say.
+    """The generator for a purpose and some numbers, for example (seed, epoch).
 
     purpose: up to four letters, which are read as one integer.
     """

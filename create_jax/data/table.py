@@ -2,7 +2,7 @@
 .zst; or a folder of Parquet parts.
 
 Files are read in blocks and ids become categories block by block, so a log needs little
-more memory than its arrays. What a reader cannot use it refuses: no row is dropped.
+more memory than its arrays. A row that cannot be read is an error: none is dropped.
 """
 
 import time
@@ -179,7 +179,7 @@ def _combine(
         if unit == "auto":
             unit = times.guess_unit(written)
             if unit in ("ms", "us", "ns"):
-                first = max(first, times.YEAR)  # by their size not so early
+                first = max(first, times.YEAR)  # the size cannot mean a time this early
         if not has_clock and (only_sorts or unit != "iso"):
             unit = "number"
             moments = times.order(written)
@@ -201,7 +201,7 @@ def _combine(
                 second = None if unit == "number" else seconds[row]
                 trouble = _complain(_shown(written, row), second, unit, first)
             raise blame(row, f"{trouble}: mend or drop it")
-        if "rating" in part.columns:  # one that is no number is a missing one
+        if "rating" in part.columns:  # a value that is no number is missing
             rating = pl.col("rating").cast(pl.Float32, strict=False)
             rating = pl.when(rating.is_finite()).then(rating)
             part = part.with_columns(rating.alias("rating"))
@@ -217,7 +217,7 @@ def _combine(
 
 
 def _shown(column: pl.Series, row: int) -> str:
-    """A value as text, "" for a missing one; a moment beyond all years as a number."""
+    """A value as text, "" for a missing one; a time outside all years as a number."""
     value = column[row : row + 1]
     if column.dtype.is_temporal():
         dated = column.dtype in (pl.Date, pl.Datetime)
@@ -228,7 +228,7 @@ def _shown(column: pl.Series, row: int) -> str:
 
 
 def _complain(written: str, second: int | None, unit: str, first: int) -> str:
-    """Says what is wrong with a time that is written so and means that second."""
+    """The error message for a time of this text, which means this second."""
     written = f"time {one_line(written, 80)!r}"
     if unit == "number":
         return f"{written} does not parse; expected a number"

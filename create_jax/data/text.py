@@ -1,8 +1,7 @@
 """Text as blocks of whole records: CSV with any separator and JSON lines.
 
-A block is parsed at once. One whose form is not quite regular (blank lines, trailing
-separators, a quote inside a field) is split again record by record, which also names
-the line of what cannot be read.
+A block is parsed at once. An irregular block (blank lines, trailing separators, a quote
+inside a field) is split again record by record. That also gives the line of an error.
 """
 
 import codecs
@@ -23,8 +22,8 @@ from create_jax.data import container
 from create_jax.errors import InputError, one_line
 
 KEYS = ("user", "item", "time")
-SEPARATORS = (",", "\t", ";", "|", "::")  # that are found by themselves, the first wins
-SAMPLE = 1 << 14  # bytes by which the form of a CSV is found
+SEPARATORS = (",", "\t", ";", "|", "::")  # tried for `auto`, in this order
+SAMPLE = 1 << 14  # bytes read to detect the form of a CSV
 FIELD = "\x1f"  # stands in for a separator of several characters
 QUOTE, NEWLINE, RETURN = b'"\n\r'
 BYTE_ORDER = {  # marks at the beginning of a text; the longer ones first
@@ -52,7 +51,7 @@ class Malformed(Exception):
 
 
 def pick_columns(columns: dict, names: Sequence[str], place: str) -> list[int]:
-    """Where the columns user, item, time and, where asked for, rating stand."""
+    """Indices of the columns user, item, time and, if wanted, rating."""
     picked = []
     for key, column in columns.items():
         if isinstance(column, int):
@@ -74,7 +73,7 @@ def pick_columns(columns: dict, names: Sequence[str], place: str) -> list[int]:
 
 
 def listed(names: Sequence, most: int = 12) -> str:
-    """The first names, in a length that a message bears."""
+    """The first names, cut to the length of a message."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(one_line(name, 24) for name in names[:most]) + more
 
@@ -162,7 +161,7 @@ def _decoded(chunks: Iterator[bytes], encoding: str, source: str) -> Iterator[by
     decoder = codecs.getincrementaldecoder(encoding)()
     line = 1
     try:
-        for chunk in chain(chunks, [b""]):  # an empty one says that this is the end
+        for chunk in chain(chunks, [b""]):  # an empty chunk marks the end
             text = decoder.decode(chunk, final=not chunk)
             line += text.count("\n")
             yield text.encode()
@@ -205,7 +204,7 @@ class _CSV(NamedTuple):
     quoted: bool  # fields may be quoted: line breaks and marks inside mean nothing
     picked: dict[str, int]  # key -> place of its column
     width: int  # fields of a record
-    spare: int  # so many at the end have no name and may be missing
+    spare: int  # how many fields at the end have no name and may be missing
 
     @property
     def _field(self) -> re.Pattern:
@@ -296,7 +295,7 @@ class _CSV(NamedTuple):
             return self._one_by_one(self.records(text))
 
     def _refuse_swallowed(self, text: bytes, ends: np.ndarray) -> None:
-        """Two stray quotes can make one field of all that stands between them."""
+        """Refuses a field between two stray quotes that has swallowed rows."""
         line_ends = np.append(_places(text, NEWLINE), len(text))
         ends = np.append(ends, len(text))
         if len(line_ends) == len(ends):
@@ -322,7 +321,7 @@ class _CSV(NamedTuple):
                 )
 
     def _at_once(self, text: bytes, ends: np.ndarray) -> pl.DataFrame:
-        """Raises pa.ArrowException for a text that asks for a second look."""
+        """Raises pa.ArrowException for irregular text, to be split by record."""
         names = [str(i) for i in range(self.width)]
         picked = [str(i) for i in self.picked.values()]
         single = (
@@ -392,7 +391,7 @@ def _count_filled(text: bytes, ends: np.ndarray) -> int:
 
 
 def _is_regular(text: bytes, mark: bytes) -> bool:
-    """Whether every quote opens or closes a field, or is one of a doubled pair."""
+    """Whether every quote opens or closes a field, or is half of a doubled pair."""
     text = b"\n" + text + b"\n"
     quotes, around = _places(text, QUOTE), np.frombuffer(text, np.uint8)
     before, after = around[quotes[::2] - 1], around[quotes[1::2] + 1]
@@ -402,7 +401,7 @@ def _is_regular(text: bytes, mark: bytes) -> bool:
 
 
 def _is_open(text: bytes, place: int) -> bool:
-    """Whether the quoted field that begins there never ends."""
+    """Whether the quoted field that begins at `place` has no end."""
     return re.compile(rb'"(?>[^"]+|"")*+\Z').match(text, place) is not None
 
 

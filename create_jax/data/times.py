@@ -1,7 +1,7 @@
 """Times of any form as whole seconds and nanoseconds, both exact.
 
 Numbers since 1970 in s, ms, us or ns; ISO dates and times; dates written as numbers
-(20170820); or anything that sorts, where times only say what came before what.
+(20170820); or anything that sorts, where times only give an order.
 """
 
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ def guess_unit(times: pl.Series) -> str:
         dates = parse(times, "digits")["seconds"]
         if 2 * dates.count() > len(known):
             return "digits"
-    # 1e11 s is the year 5138, 1e11 ms was 1973; likewise the others.
+    # 1e11 s is the year 5138, and 1e11 ms is 1973. The other limits follow likewise.
     return ["s", "ms", "us", "ns"][sum(middle > limit for limit in (1e11, 1e14, 1e17))]
 
 
@@ -81,8 +81,8 @@ def order(times: pl.Series) -> pl.Series:
 
 
 def ranks(parts: list[pl.Series]) -> pl.Series:
-    """The pieces that `order` made as one column of Int64: the numbers themselves where
-    they are whole and fit, their ranks else."""
+    """The output of `order` as one column of Int64: the numbers if they are whole and
+    fit, else their ranks."""
     if all(part.dtype == pl.Int128 for part in parts):
         numbers = pl.concat(parts)
     else:

@@ -1,7 +1,7 @@
 """The alignment of a user's two vectors, L_BT and its alternatives (CREATE, eqs. 2-3).
 
-Which loss compares them is `align.kind`; here is what is compared: which states of the
-sequence, which vector of the user, through which projectors.
+`align.kind` names the loss. This module chooses its inputs: the states of the sequence,
+the vector of the user and the projectors.
 """
 
 from collections.abc import Callable

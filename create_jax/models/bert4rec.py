@@ -1,6 +1,7 @@
 """BERT4Rec (Sun et al. 2019): both directions, masked items; full cross-entropy.
 
-Below the encoder stands what every encoder with the objective `masked` is shown.
+The functions below the encoder build the inputs of all encoders with the objective
+`masked`.
 """
 
 import math
@@ -64,8 +65,8 @@ def hidden_columns(targets, share: float):
     """[R, M] the columns of a row's targets, then others: the states that L_local
     reads where a share of the items is hidden. None = all T.
 
-    M is six deviations above the mean. Of a row with more (one of 10^8) the last ones
-    are not learnt from.
+    M is six deviations above the mean. In a row with more targets (one row in 10^8),
+    the last ones are not trained.
     """
     length = targets.shape[1]
     deviation = math.sqrt(length * share * (1 - share))
@@ -76,16 +77,16 @@ def hidden_columns(targets, share: float):
 
 
 def training_view(batch, mask: int):
-    """What the encoder reads to learn: the history with the targets hidden and without
-    a [MASK] after it, which only queries have. mask: the id of [MASK]."""
+    """The input in training: the history with the targets hidden. Only queries have a
+    [MASK] after the history. mask: the id of [MASK]."""
     segments = jnp.where(batch.items == mask, 0, batch.segments)
     items = jnp.where(batch.targets > 0, mask, batch.items)
     return batch._replace(items=items, segments=segments)
 
 
 def query_view(batch, mask: int):
-    """Every history with a [MASK] at its end, as a query is posed: one that fills its
-    row, and has none, gives its oldest item for it."""
+    """Every history with a [MASK] at its end, as in a query. A history that fills its
+    row loses its oldest item to make room."""
     newest = batch.items[:, -1:]
     full = batch.positions[:, -1:] == batch.items.shape[1] - 1
     full &= newest != mask

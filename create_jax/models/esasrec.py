@@ -9,8 +9,8 @@ from create_jax.models.transformer import Attention, Dropout, pick, segment_mask
 
 OBJECTIVE = "next"
 
-# The start of RecTools' eSASRec, Xavier normal. torch keeps queries, keys and values in
-# one matrix [3 d, d], and so they start narrower.
+# The initial values of RecTools' eSASRec, Xavier normal. torch keeps queries, keys and
+# values in one matrix [3 d, d], so their deviation is smaller.
 initializer = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 query_initializer = nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 

@@ -1,8 +1,8 @@
-"""The hypergraph of CREATE-Uni: what a user did in a window of time, together.
+"""The hypergraph of CREATE-Uni: an edge holds the items of a user in a time window.
 
 From the follow-up report of CREATE (formulas only, no published results) and UniGNN
 (Huang and Yang 2021, arXiv 2105.00956). A hyperedge is {user} + its items in one window
-of t hours. Members meet as their mean, h_e; then h_e goes back to the members.
+of t hours. h_e is the mean of the members; then h_e is sent back to the members.
 As in LightGCN there are no weight matrices between the layers.
 """
 

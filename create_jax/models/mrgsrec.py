@@ -101,7 +101,7 @@ class MRGSRec(System):
 
     @property
     def mask(self) -> int:
-        """Of the user token. Its vector is the user's row, so no `token` is learnt."""
+        """Id of the user token. Its vector is the user's row: no `token` is trained."""
         return self.n_items + 1
 
     @property

@@ -1,9 +1,9 @@
 """Sparse products A x by gathers alone, for graphs that propagate.
 
-A segment sum scatters: slow on CPUs, and on GPUs its order, so its rounding, changes
-from run to run. Here the adjacency is padded instead: rows of a matrix with the same
-few terms stand together, and each slot of such a block is one gather that fuses with
-its sum. A row of more than 16 terms is a sum of sums.
+A segment sum scatters. That is slow on CPUs. On GPUs its order changes from run to run,
+and so does its rounding. Here the adjacency is padded instead. Rows of a matrix with
+about the same number of terms form a block. Each slot of a block is one gather, which
+fuses with its sum. A row of more than 16 terms is a sum of sums.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     levels: of the sums; each has a block for each width w in use, (columns [D, w, n],
       weights [D, w, n]). Columns are rows of x, after the first level sums of the one
       before; weight 0 fills up.
-    place: [D, N] where each row's sum stands in the last level; behind it = no terms.
+    place: [D, N] index of each row's sum in the last level; past its end = no terms.
     """
 
     levels: tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]
@@ -150,7 +150,7 @@ def _forward(x, matrix, axis_name):
 
 
 def _backward(axis_name, matrix, cotangent):
-    # Devices' cotangents add up; each returns the part of its own terms, and the mean
+    # Devices' cotangents add up. Each returns the part of its terms, and the mean
     # over devices of the final gradients puts the parts together (parallel.py).
     if axis_name is not None:
         cotangent = lax.psum(cotangent, axis_name)

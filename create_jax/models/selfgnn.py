@@ -1,6 +1,6 @@
 """Self-GNN (Liu et al. 2024, arXiv 2405.20878), see docs/models.md#self-gnn.
 
-Training time is cut into T intervals, each with a graph and tables of its own. A user's
+Training time is cut into T intervals. Each has a separate graph and tables. A user's
 or item's T vectors pass an LSTM and self-attention; their mean is the long-term vector.
 Recommends by the user's long-term vector and an attention over the history, on the
 items' long-term vectors.
@@ -32,7 +32,7 @@ from create_jax.models.transformer import (
     sequence_of_slot,
 )
 
-PROPAGATES = False  # its vectors are no graph encoder's of CREATE
+PROPAGATES = False  # it is not a graph encoder of CREATE
 NEEDS = ("clock",)
 MEMORY_HEADS = 16
 
@@ -79,7 +79,8 @@ def prepare(rows, pairs, n_rows: int, settings: dict, shards: int = 1):
     """The normalised adjacency of each interval of equal length."""
     start, count = rows.times.min(), settings["intervals"]
     span = int(rows.times.max()) - int(start) + 1
-    begins = [-(-span * t // count) for t in range(1, count)]  # of the second and on
+    # First times of the second and later intervals.
+    begins = [-(-span * t // count) for t in range(1, count)]
     interval = np.searchsorted(begins, rows.times - start, side="right")
     return tuple(
         lightgcn.prepare(
@@ -96,7 +97,7 @@ def long_term(params: dict, intervals):
 
 @dataclass(frozen=True)
 class SelfGNN(System):
-    """Its graph module is this one; of the config's losses it reads none."""
+    """Its graph module is this module. It reads no loss settings of the config."""
 
     @classmethod
     def from_config(cls, config, sequence, **fields) -> "SelfGNN":
@@ -167,7 +168,7 @@ class SelfGNN(System):
         gap = jnp.sum(query * (items[target] - items[negative]), -1)
         hinge = losses.weighted_mean(jax.nn.relu(1 - gap), weights, axis_name)
 
-        # Two items of the user's history, and what each interval makes of them.
+        # Two items of the user's history, with their vectors in each interval.
         length = batch.positions.reshape(-1)[batch.last] + 1
         places = [
             batch.last - jnp.floor(jax.random.uniform(draw, length.shape) * length)

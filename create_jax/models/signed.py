@@ -2,7 +2,7 @@
 
 From the follow-up report of CREATE (formulas only, no published results). Every node
 has an interest vector z on the graph of likes G_p and a disinterest vector v on the
-graph of dislikes G_n. Choices where it is silent: disinterest has tables of its own;
+graph of dislikes G_n. Choices that the report leaves open: disinterest has its tables;
 epsilon is one number a graph; a node without neighbours keeps (1 + epsilon) times its
 vector; i' of L_CL is the disliked item of the step; the contrastive part counts at
 every step, not at every tenth epoch.
@@ -114,7 +114,7 @@ def batches(rows, pairs, settings: dict, draw) -> SignedBatch:
     """LightGCN's batch of likes, and a dislike of the same users."""
     liked, disliked = split_pairs(pairs, settings["liked_from"])
     edges = graphs.uniform_users(liked, draw, known=pairs)
-    likes = np.diff(liked.offsets)[edges.users] > 0  # an owner may have none
+    likes = np.diff(liked.offsets)[edges.users] > 0  # an owner may have no like
     edges = edges._replace(weights=likes.astype(np.float32))
     if not len(disliked.users):
         return SignedBatch(*edges, edges.items, np.zeros_like(edges.weights))

@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 initializer = nn.initializers.normal(0.02)
-ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)  # of Threefry-2x32, in turns
-QUERY_BLOCK = 100  # of causal attention; smaller ones are slower on CPUs
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)  # rotations of Threefry-2x32, in turns
+QUERY_BLOCK = 100  # queries of a block in causal attention; smaller is slower on CPUs
 
 
 def pick(x: jax.Array, columns: jax.Array | None) -> jax.Array:
@@ -40,7 +40,7 @@ def segment_mask(segments: jax.Array, causal: bool, read=None) -> jax.Array:
 
 
 def sequence_of_slot(batch) -> jax.Array:
-    """[R * T] which of the B sequences owns each slot (any, where the slot is empty).
+    """[R * T] the sequence 0..B-1 of each slot (any, where the slot is empty).
 
     Slots of a sequence are contiguous and end at `last`.
     """
@@ -80,9 +80,9 @@ def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """uint32 of any shape. Of a Threefry key word i is the first of Threefry-2x32
     (Salmon et al. 2011, 20 rounds) of the counter (i, 0).
 
-    Written out, so that it becomes a part of what reads it; `jax.random.bits` loops
-    over its rounds on CPUs, where dropout was a quarter of BERT4Rec's step on ML-1M.
-    Any other key is JAX's own matter.
+    The rounds are written out, so that XLA fuses them with the reader. On CPUs
+    `jax.random.bits` loops over the rounds, and dropout was a quarter of BERT4Rec's
+    step on ML-1M. For any other kind of key JAX draws the words.
     """
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.bits(key, shape)
@@ -117,10 +117,10 @@ class Dropout(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with separate inputs for queries and for keys and values.
 
-    causal: query t is at the place of key t and the mask hides all later keys, so a
-    block of queries meets only the keys up to its end: of two blocks, three quarters of
-    the work. query_initializer: of queries, keys and values; output_initializer: of the
-    last projection.
+    causal: query t has the position of key t, and the mask hides all later keys. So a
+    block of queries reads only the keys up to its end. With two blocks that is three
+    quarters of the work. query_initializer: of queries, keys and values;
+    output_initializer: of the last projection.
     """
 
     heads: int

@@ -1,4 +1,4 @@
-"""create_jax, as its own loop trains (`train.fit`, without checkpoints).
+"""create_jax, trained by its loop (`train.fit`, without checkpoints).
 
 `ours`: SASRec. `ours-lightgcn`: LightGCN. `ours-create` and `ours-create-lightgcn`: the
 joint phase of CREATE, without warm-up, over UltraGCN and over two layers of LightGCN.

@@ -1,12 +1,12 @@
 """RecBole 1.2.1. `recbole`: its SASRec with loss_type CE. `recbole-lightgcn`: LightGCN.
 
-Read from atomic files, trained by its Trainer's `_train_epoch`, queried by the models'
-`full_sort_predict`; RecBole does not hide the history of sequence models, so the lists
-are made here. All rows train: its own splits would take some away.
+Data come from atomic files. RecBole's Trainer trains by `_train_epoch`, and its models
+score by `full_sort_predict`. RecBole does not hide the history of sequence models, so
+the lists are made here. All rows train, because RecBole's splits would hold some out.
 
-Its SASRec learns from one target a row and has a row for each prefix of a history; its
-batch is as many targets as a batch of histories has on average, at most 2,048, its
-default. Its blocks are post-norm, its Adam has b2 0.999.
+Its SASRec trains on one target a row and has a row for each prefix of a history. A
+batch has as many targets as a batch of histories has on average, but at most 2,048, the
+default. Its blocks are post-norm. Its Adam has b2 0.999.
 """
 
 import logging
@@ -88,7 +88,7 @@ def main() -> None:
     spec, data, ready = worker.start("recbole", "torch", "numpy", "pandas")
     torch.set_num_threads(spec["threads"])
     sequential, folder = spec["side"] == "recbole", Path(spec["folder"])
-    os.chdir(folder)  # it writes logs and checkpoints where it is
+    os.chdir(folder)  # it writes logs and checkpoints to the current directory
     kept = np.ones(len(data.users), bool)
     if sequential:
         kept = worker.newest(data, spec["length"] + 1)
@@ -112,7 +112,7 @@ def main() -> None:
         "learning_rate": spec["lr"],
         "show_progress": False,
     }
-    sys.argv = sys.argv[:1]  # it takes the command line for settings of its own
+    sys.argv = sys.argv[:1]  # it would read the command line as its settings
     config = Config(model=own["model"], dataset="log", config_dict=settings)
     init_seed(spec["seed"], True)
     dataset = create_dataset(config)

@@ -5,10 +5,10 @@ The same model as ours: padding masked, items scaled by sqrt(d)
 
 `rectools-best`: `rectools.fast_transformers`, which 0.19 adds for large data: sequences
 built by tensor operations and FlatSASRecNet, without the data frames and item networks
-of SASRecModel. It has the network and no trainer for it, so the loop is here. Set as
-elsewhere: the feed-forward, which it fixes at GELU and width 4 d, and the start, Xavier
-normal as SASRecModel's. Left: no scaling by sqrt(d), eps 1e-5, a residual of the state
-before the norm.
+of SASRecModel. It has the network but no trainer, so the loop is here. Two things are
+set as on the other sides: the feed-forward, which it fixes at GELU and width 4 d, and
+the initial values, Xavier normal as in SASRecModel. Three things differ: no scaling by
+sqrt(d), eps 1e-5, and a residual that adds to the state before the norm.
 """
 
 import logging
@@ -50,7 +50,7 @@ def default(spec: dict, data: worker.Data, ready) -> None:
     queries = np.arange(len(data.targets))
 
     def evaluate():
-        model.is_fitted = True  # else `recommend` refuses before the last epoch
+        model.is_fitted = True  # otherwise `recommend` fails before the last epoch
         found = model.recommend(queries, asked, k=worker.TOP, filter_viewed=True)
         top = np.zeros((len(queries), worker.TOP), np.int64)
         top[found[Columns.User], found[Columns.Rank] - 1] = found[Columns.Item]
@@ -88,7 +88,7 @@ def fast(spec: dict, data: worker.Data, ready) -> None:
     dim, length, rate = spec["dim"], spec["length"], spec["dropout"]
     log = torch.from_numpy(data.users).long(), torch.from_numpy(data.items).long()
     x, y, items, _ = build_sequences(*log, torch.arange(len(data.users)), length)
-    assert len(items) == data.n_items  # so its numbers are ours
+    assert len(items) == data.n_items  # so its item numbers are ours
     sequences = SequenceBatchDataset(x, y)
     loader = DataLoader(sequences, batch_size=spec["batch"], shuffle=True)
 

@@ -1,12 +1,12 @@
 """RePlay 0.22. `replay`: SasRec.from_params with its default transforms and loss, read
 from Parquet files, trained and queried through Lightning.
 
-`replay-best`: with all that its reference has against padding: encoders by buckets of
-similar length (LengthBucketedQueryEncoder), batches trimmed to their longest history
-(TargetAwareAdaptiveTrimTransform, AdaptiveTrimTransform), and LogInCE, which with one
-positive is the full softmax cross-entropy, with logits at real targets only.
+`replay-best`: with all options of its reference that reduce padding: encoders by
+buckets of similar length (LengthBucketedQueryEncoder), batches trimmed to their longest
+history (TargetAwareAdaptiveTrimTransform, AdaptiveTrimTransform), and LogInCE, which
+with one positive is the full softmax cross-entropy, with logits at real targets only.
 
-RePlay also learns a user's first item, from padding; its tokens count them.
+RePlay also trains a user's first item, from padding; its tokens count these items.
 """
 
 import logging
@@ -110,7 +110,7 @@ def main() -> None:
     asked = {"item_id": column(length), "seen_ids": column(longest), "query_id": {}}
     metadata = {"train": {"item_id": column(length + 1)}, "predict": asked}
     common = metadata, transforms
-    # Apart, as a module belongs to the trainer that uses it.
+    # A separate module, as a module belongs to the trainer that uses it.
     batches = ParquetModule(spec["batch"], *common, train_path=paths["train"])
     queries = ParquetModule(QUERIES, *common, predict_path=paths["predict"])
 
@@ -131,7 +131,7 @@ def main() -> None:
     found = TorchTopItemsCallback(
         worker.TOP, "query_id", [SeenItemsFilter(data.n_items, "seen_ids")]
     )
-    # A wrapper and a trainer of its own, as training is under way.
+    # A separate wrapper and trainer, as training is under way.
     wrapped = LightningModule(model)
     asking = lightning.Trainer(callbacks=[found], **QUIET)
 

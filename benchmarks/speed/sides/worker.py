@@ -1,16 +1,17 @@
-"""What all sides share: the data, the commands and the metric. NumPy only, no JAX.
+"""Code that all sides share: data, commands and metric. NumPy only, no JAX.
 
-A side is a process of its own, `python -m benchmarks.speed.sides.NAME SPEC.json`, that
-obeys one-line JSON commands on its standard input and answers each with one such line:
+A side is a separate process, `python -m benchmarks.speed.sides.NAME SPEC.json`. It
+reads one-line JSON commands from its standard input and answers each with one such
+line:
 
-* `warm`, the first epoch, with all that has to be compiled, and `epoch`, one more, over
-  all users -> `seconds`, `tokens` (positions with a target)
+* `warm`: the first epoch over all users, compilation included -> as `epoch`
+* `epoch`: one more -> `seconds`, `tokens` (positions with a target)
 * `evaluate`: rank all items for each query, its history hidden -> `seconds`, `ndcg`
 * `memory`: the peak resident set of the process so far -> `bytes`
 * `quit`
 
-Data in the form that a side wants, in memory or in a file, are made before the first
-command and are in no time.
+A side converts the data, in memory or in a file, before the first command. No time
+includes that.
 """
 
 import json
@@ -33,10 +34,10 @@ TOP = 10
 class Data(NamedTuple):
     """What parent and sides share through a file.
 
-    users, items: [R] rows to learn from, sorted by user, oldest first. Items are
-      1..n_items, and each is among the newest rows that sequence models learn from.
+    users, items: [R] training rows, sorted by user, oldest first. Items are
+      1..n_items, and each is among the newest rows that sequence models train on.
     log, begin, end: the history of query q is `log[begin[q]:end[q]]`, not empty.
-    query_users: [Q]. targets: [Q] items; 0 = one that nobody can know.
+    query_users: [Q]. targets: [Q] items; 0 = an item unseen in training.
     """
 
     users: np.ndarray
@@ -51,12 +52,13 @@ class Data(NamedTuple):
 
 
 def start(*packages: str) -> tuple[dict, Data, Callable]:
-    """(the parent's spec, data, ready: says so and returns the function that answers).
+    """(the parent's spec, data, ready). `ready` reports to the parent and returns the
+    function that answers.
 
     packages: whose versions the parent is told.
     """
     began = time.monotonic()
-    # Libraries print; from here on they print to standard error.
+    # From here on the libraries print to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with open(sys.argv[1]) as file:
@@ -77,7 +79,7 @@ def start(*packages: str) -> tuple[dict, Data, Callable]:
 
 
 def wait(answer: Callable, data: Data, evaluate: Callable) -> None:
-    """Obeys commands until one asks for an epoch.
+    """Runs commands until one asks for an epoch.
 
     evaluate: () -> [Q, TOP] items, best first, 0 = nothing.
     """
@@ -112,7 +114,7 @@ def peak_memory() -> int:
 
 
 def serve(ready, data: Data, tokens: int, train_epoch: Callable, evaluate) -> None:
-    """Obeys commands to the end."""
+    """Runs commands to the end."""
     answer = ready()
     while True:
         wait(answer, data, evaluate)
@@ -122,9 +124,9 @@ def serve(ready, data: Data, tokens: int, train_epoch: Callable, evaluate) -> No
 
 
 def hooks(ready, data: Data, tokens: int, evaluate: Callable) -> dict:
-    """`serve` for a Lightning trainer without an end: it calls, we obey between epochs.
+    """`serve` for an endless Lightning trainer, which calls these between its epochs.
 
-    Functions and no object, as RecTools copies its trainer and all that it holds.
+    These are functions and no object, as RecTools copies its trainer with all it holds.
     """
     answer, began = None, 0.0
 
@@ -132,7 +134,7 @@ def hooks(ready, data: Data, tokens: int, evaluate: Callable) -> dict:
         nonlocal answer, began
         answer = answer or ready()
         wait(answer, data, evaluate)
-        module.train()  # the evaluation left it otherwise
+        module.train()  # the evaluation changed it
         began = time.monotonic()
 
     def end(trainer, module):
