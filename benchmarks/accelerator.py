@@ -7,7 +7,7 @@ Steps run until the time is up, the most important first. Each step has a time l
 Each measurement is written to DIR/accelerator.jsonl at once, as one line, so that
 nothing is lost. `python -m benchmarks.accelerator --table FILE` writes the tables of
 ACCELERATOR.md from such lines. --data holds the files of Beauty, ML-1M and Gowalla, in
-any folder; a step whose data or packages are absent says so.
+any folder. A step without its data or packages is skipped with a message.
 
 Steps run one after the other in a child process. A step over its limit ends together
 with that process, and the next step gets a fresh process.
@@ -680,8 +680,8 @@ STEPS = {
 
 
 def work(setup: Setup) -> None:
-    """The worker: for each name of a step on standard input a line of JSON a
-    measurement, and one that says how the step ended."""
+    """The worker: reads names of steps from standard input. It writes a line of JSON
+    for each measurement, and one for the end of each step."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what steps print goes to standard error
 

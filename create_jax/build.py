@@ -1,4 +1,4 @@
-"""Builds models and phases from a config, and checks what can only be said of them."""
+"""Builds models and phases from a config, and checks settings that depend on them."""
 
 from functools import partial
 from types import ModuleType

@@ -17,7 +17,7 @@ class Feed:
     """Batches of one phase.
 
     Args:
-      train: Interactions to learn from.
+      train: the training Interactions.
       rows, pairs: of the user-item graph, None without one.
       shards: devices that share a step.
     """

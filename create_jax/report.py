@@ -148,10 +148,12 @@ def paper_row(system: System) -> dict | None:
 
 
 def parts(systems, claims, name: str) -> dict[str, str]:
-    """The report in parts: `main`, the tables of the protocols' own target,
-    `differences`, the claims about it, `seeds`, the runs of each system, `targets`,
-    tables and claims of the other targets, `summary`, the one small table, and `index`,
-    which is in no report.md: where the runs are."""
+    """The report in parts, by name.
+
+    `main`: tables of the target of each protocol. `differences`: the claims about it.
+    `seeds`: the runs of each system. `targets`: tables and claims of the other targets.
+    `summary`: one small table. `index`: the directories of the runs, not in report.md.
+    """
     main, others = ["Percent; mean ± sample deviation over seeds."], []
     for section, own in by_section(systems).items():
         first = own[0].results[0]

@@ -81,14 +81,14 @@ AT_LEAST_ONE = (
 AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds")
 
 # Settings that change no number: they may differ when a run goes on and make no other
-# system of a report. All others count. "x." is a section. Of the form of a log the
-# fingerprint of the data says whether it matters.
+# system of a report. All others count. "x." is a section. Settings for
+# reading a log are here too, because the fingerprint of the data shows their effect.
 CHANGE_NO_NUMBER = (
     *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch"),
     *("eval.targets", "eval.metrics", "compare", "example", "seeds", "final."),
 )
-# For a config.json from before a setting was there: what its absence means, and the
-# name of now of a setting that had another.
+# For a config.json older than a setting: the value that its absence means, and the
+# present names of renamed settings.
 OLD_DEFAULTS: dict[str, object] = {
     "model.precision": "highest",  # all old runs are from CPUs
     "model.random": "threefry2x32",

@@ -75,7 +75,7 @@ def without_effect(changed: list[str], flats: list[dict], mode: str) -> str:
     idle = set.intersection(*map(unread, flats))
     for key in [key for key in changed if key in CHOICES and key in idle]:
         value = flats[0][key]
-        if value not in ("none", "ego", flats[0]["method"]):  # they say what runs
+        if value not in ("none", "ego", flats[0]["method"]):  # these choose what runs
             raise InputError(
                 f"config.{key} is {value!r} by the command line, but {methods} does "
                 "not read it; leave it out, or choose a method that does"
@@ -102,7 +102,7 @@ def _data_and_selection(flat: dict) -> list[str]:
 
 
 def _other_sections(flat: dict, section: str, own: str) -> list[str]:
-    """The sections inside a section that are of other names than `own`."""
+    """The sections inside a section, except that of the name `own`."""
     parts = [key.split(".") for key in flat if key.startswith(f"{section}.")]
     names = {part[1] for part in parts if len(part) > 2}
     return [f"{section}.{name}." for name in names - {named.last(own)}]

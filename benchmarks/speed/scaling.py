@@ -62,7 +62,7 @@ def write_log(path: Path, rows: int, items: int) -> None:
             file.write_table(pa.table(list(arrays), names=schema.names).cast(schema))
 
 
-# --- one size, in a process of its own ------------------------------------------------
+# --- one size, in a separate process --------------------------------------------------
 
 
 def measure_log(path: str, rows: int, items: int) -> dict:

@@ -95,9 +95,10 @@ def training_sequences(
 
     Args:
       mask: the last slot is this special item; 0 = there is none.
-      hides: the targets will be items hidden inside the slice, which may fill all slots
-        and leave none to the special item, so that all positions are learnt. Otherwise
-        it leaves out the newest item, which is only a target (`fill` shifts by one).
+      hides: the targets will be items hidden inside the slice. A slice may then fill
+        all slots and leave none to the special item, so that all positions are trained.
+        Otherwise the slice leaves out the newest item, which is only a target (`fill`
+        shifts by one).
     """
     counts = np.bincount(train.users, minlength=train.n_users)
     users = np.flatnonzero(counts >= 2)
@@ -121,7 +122,7 @@ def same_target(train: Interactions, sequences: Sequences, max_len: int, rng):
     """For each sequence another history that led to the same item (BT-SR's pairs).
 
     Drawn uniformly from all rows of the log with that item and a history before them; a
-    sequence whose target nobody else reached is its own partner.
+    sequence with the only history before its target is paired with itself.
 
     Args:
       sequences: training sequences without a mask; `log[end]` is the last target.
@@ -196,8 +197,8 @@ def plan_epoch(lengths: np.ndarray, layout: Layout, seed: int, epoch: int) -> Pl
     """Deals all sequences into steps and packs each; pure in (seed, epoch).
 
     Dealing: sequences are sorted by length (ties at random), cut into strata of S, and
-    each stratum is spread over the S steps at random. So every sequence may meet every
-    other, all steps have nearly the same number of tokens, and rows fill up. A deal
+    each stratum is spread over the S steps at random. So any two sequences may share
+    a step, all steps have nearly the same number of tokens, and rows fill up. A deal
     that finds no room is dealt again.
     """
     for rng in _draws(seed, epoch):
@@ -234,7 +235,7 @@ def _deal(lengths, layout, rng):
     order = order[np.argsort(-lengths[order], kind="stable")]
     strata = np.full((-(-n // steps), steps), -1, np.int64)
     strata.reshape(-1)[:n] = order
-    dealt = rng.permuted(strata, axis=1).T  # [S, n / S]: who meets, for any D
+    dealt = rng.permuted(strata, axis=1).T  # [S, n / S], the same for any D
     padded = np.full((steps, sequences * shards), -1, np.int64)
     padded[:, : dealt.shape[1]] = dealt
     hands = padded.reshape(steps, sequences, shards)
@@ -248,7 +249,7 @@ def lengths_at(index: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def count_within(sizes: np.ndarray) -> np.ndarray:
-    """0, 1, ... inside each of the groups that stand one after the other."""
+    """0, 1, ... inside each of several consecutive groups."""
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 

@@ -14,7 +14,7 @@ from create_jax.data.streams import stream
 from create_jax.errors import InputError
 
 TARGETS = ("last", "first", "random", "successive", "all")
-REPORTED = ("last", "first", "random", "successive")  # unless a config says otherwise
+REPORTED = ("last", "first", "random", "successive")  # by default
 # Validations of each kind of split; `auto` is the first.
 VALIDATIONS = {
     "global_temporal": ("by_time", "last_train_item", "by_user", "none"),

@@ -304,7 +304,7 @@ class _CSV(NamedTuple):
         like_rows = np.diff(marks, prepend=0) == self.width - 1
         last = np.searchsorted(line_ends, ends)  # the line that ends a record
         first = np.append(0, last[:-1] + 1)
-        # The lines where it begins and ends look like rows, whatever lies between.
+        # Its first and last line look like rows. The lines between may have any form.
         suspects = (last > first) & like_rows[first] & like_rows[last]
         for record in np.flatnonzero(suspects):
             begin = ends[record - 1] + 1 if record else 0
@@ -426,8 +426,8 @@ def _csv(
         raise InputError(f"{place}: found an empty separator; expected one, such as ,")
     names = _names(form, head, header)
     picked = pick_columns(columns, names, place)
-    # The first record knows how many fields there are: more or fewer than names, where
-    # those that differ are empty.
+    # The first record gives the number of fields. It may differ from the number of
+    # names if the fields or names in excess are empty.
     records = form.records(sample)
     fields = [f.strip() for f in form.split(records[0][1])] if records else names
     known = names if header else fields

@@ -133,7 +133,7 @@ class Create(System):
         return bert4rec.hidden_columns(targets, self.mask_share)
 
     def training_view(self, batch):
-        """What the encoder reads to learn: everything, unless items are hidden."""
+        """The input in training: everything, unless items are hidden."""
         if self.objective == "next":
             return batch
         return bert4rec.training_view(batch, self.mask)

@@ -1,7 +1,7 @@
 """What a system is: a frozen dataclass with these methods, fixed while a program runs.
 
 `create.py` is the model of one; `mrgsrec.py` and `selfgnn.py` are others. Parameters
-are a dict of groups, each with an optimizer of its own. Losses, alignment and encoders
+are a dict of groups, each with a separate optimizer. Losses, alignment and encoders
 arrive resolved: no system reads a config after `from_config`.
 """
 
@@ -62,7 +62,8 @@ class System:
         raise NotImplementedError
 
     def init(self, seed: int) -> dict:
-        """Parameters. Each group has its own key: it starts the same in any model."""
+        """Parameters. Each group has a separate key, so it starts the same in any
+        model."""
         raise NotImplementedError
 
     def loss(self, phase, params, batch, graph, key, axis_name=None):
