@@ -178,7 +178,7 @@ def write(path: str | os.PathLike, artifact: Artifact) -> str:
     metadata = {"create_jax": manifest, "sha256": digest}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
-        safetensors.numpy.save_file(tensors, file.name, metadata)
+        file.write(safetensors.numpy.save(tensors, metadata))
     return digest
 
 

@@ -28,15 +28,16 @@ def load(config) -> Interactions:
         k_core=data.k_core,
         drop_repeats=data.drop_repeats,
         counts=list(data.counts),
-        **_table_form(data.table) if data.loader == "table" else form,
+        **table_form(data.table) if data.loader == "table" else form,
     )
     if config.split.ties == "random":
         log = interactions.shuffle_ties(log, config.split.seed)
     return log
 
 
-def _table_form(table) -> dict:
-    """Columns of a file without a header are numbers, given as text."""
+def table_form(table) -> dict:
+    """The form of a log, as `table.load` takes it. Columns of a file without a header
+    are numbers, given as text."""
     form = table.to_dict()
     del form["titles"]
     if not form["columns"]["rating"]:

@@ -1,22 +1,30 @@
 """python -m create_jax.recommend FILE: asks an artifact of --mode=export.
 
-A history, a known user, or what is similar to an item, on the terminal. FILE is all
-that is needed: no config, no checkpoint, no log.
+A history, a known user, or what is similar to an item, on the terminal; or all users of
+a log, into Parquet files. FILE is all that is needed: no config and no checkpoint.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
+from ml_collections import ConfigDict
 
+from create_jax import bulk, protocol
 from create_jax.artifact import Artifact, read
+from create_jax.data import sources, table
 from create_jax.errors import InputError
 from create_jax.recommender import Recommender, check_k
 
 SHOWN = 3  # history items that explain an item
+COLUMNS = {"user_column": "user", "item_column": "item", "time_column": "time"}
+FORM = ("format", "separator", "encoding", "time_unit")  # of --log, texts
+SWITCHES = ("header", "quoting", "has_clock")  # of --log
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         help="ids or titles, oldest first; several with commas between, or the flag "
         "again for each, as a title that has a comma needs",
     )
-    add("--user", help="a user that the model was trained with")
+    add("--user", help="a user that the model was trained with; or one of --log")
+    add("--log", metavar="FILE", help="a log: lists for each of its users, into --out")
+    add("--out", metavar="DIR", help="of --log: where Parquet parts are written")
+    add("--part", metavar="I/N", help="of --log: the I-th of N processes, from 0")
     add("--similar", metavar="ITEM", help="what is similar to an item (id or title)")
-    add("--k", type=int, help="items of a list: 1 to 1000; 10 unless given")
+    add("--k", type=int, help="items of a list: 1 to 1000; 10, and 100 of a log")
     add("--exclude", metavar="FILE", help="ids that shall not come, one a line")
     add("--allow", metavar="FILE", help="the only ids that may come, one a line")
     add("--vectors", action="store_true", help="the query's vector, not its list")
@@ -60,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         help="whether seen items do not come; as the model was measured unless given",
     )
     add("--trust", action="store_true", help="run the program that FILE carries")
+    for flag, key in COLUMNS.items():
+        add(f"--{flag}", metavar="NAME", help=f"of --log: the {key}s")
+    loaders = list(sources.LOADERS)
+    add("--loader", choices=loaders, help="of --log: as in training unless given")
+    for name in FORM:
+        add(f"--{name}", help=f"of --log: config.data.table.{name}, as in training")
+    for name in SWITCHES:
+        add(f"--{name}", type=_boolean, metavar="true|false", help="likewise")
     return parser
 
 
@@ -70,22 +89,31 @@ def _boolean(text: str) -> bool:
 
 
 def run(args) -> None:
-    """One question to an artifact."""
+    """One question to an artifact, or a log of them."""
     asked = {"--history": args.history, "--user": args.user, "--similar": args.similar}
+    asked |= {"--log": args.log}
     asked = [name for name, value in asked.items() if value is not None]
-    if len(asked) != 1:
+    if len(asked) != 1 and asked != ["--user", "--log"]:
         raise InputError(
             f"found {' and '.join(asked) or 'no question'}; expected one of --history, "
-            "--user and --similar; see --help"
+            "--user, --similar and --log; see --help"
         )
-    check_k(args.k if args.k is not None else 10)
+    if (args.out is None) != (asked != ["--log"]):
+        raise InputError(
+            f"--out goes with --log alone, found {' and '.join(asked)} and --out="
+            f"{args.out or ''}; as in --log=log.parquet --out=recs"
+        )
+    check_k(k_of(args))
     artifact = read(args.file)
     recommender = Recommender(artifact, trust=args.trust)
+    if asked == ["--log"]:
+        write_lists(args, recommender)
+        return
     if args.similar is not None:
         show(artifact, *recommender.similar(recommender.code(args.similar), k_of(args)))
         return
     rules = rules_of(args, recommender)
-    if args.user is not None:
+    if args.user is not None and artifact.users is not None:
         user = recommender.user(args.user)
         if args.vectors:
             print(json.dumps(artifact.users.vectors[user].tolist()))
@@ -93,12 +121,17 @@ def run(args) -> None:
         items, scores = recommender.recommend_users([user], k_of(args), **rules)
         show(artifact, items[0], scores[0])
         return
-    history = codes_of(args.history, recommender)
+    if args.user is not None and args.log is None:
+        recommender.user(args.user)  # says what to ask with
+    if args.log is not None:
+        history = history_in(args, recommender)
+    else:
+        history = codes_of(args.history, recommender)
     if args.vectors:
         print(json.dumps(recommender.vectors([history])[0].tolist()))
         return
     items, scores = recommender.recommend([history], k_of(args), **rules)
-    if not len(recommender.known(history)):
+    if recommender.falls_back(history):
         print("note: no known history: the most popular items", file=sys.stderr)
     why = []
     if args.explain:
@@ -108,7 +141,88 @@ def run(args) -> None:
 
 
 def k_of(args) -> int:
-    return 10 if args.k is None else args.k
+    if args.k is not None:
+        return args.k
+    return 100 if args.log and not args.user else 10
+
+
+# --- a whole log ----------------------------------------------------------------------
+
+
+def write_lists(args, recommender: Recommender) -> None:
+    """Lists, or vectors, of every user of a log, into Parquet parts."""
+    mine = _share(args.part or "0/1")
+    rules, source, out = rules_of(args, recommender), Path(args.log), Path(args.out)
+    recommender.allowed(rules["exclude"], rules["allow"])
+    exclude, allow = (_named(rules[key]) for key in ("exclude", "allow"))
+    job = bulk.Job(
+        model=recommender.artifact.hash,
+        log=bulk.fingerprint(source),
+        k=k_of(args),
+        exclude=exclude,
+        allow=allow,
+        hide_history=rules["hide_history"],
+        drop_repeats=recommender.manifest["config"]["data"]["drop_repeats"],
+        vectors=args.vectors,
+        parts=bulk.parts_for(source, out, mine[1]),
+    )
+    given = {key: rules[key] for key in ("exclude", "allow")}
+    blocks = blocks_of(args, recommender)
+    complete = bulk.run(recommender, blocks, job, out, mine=mine, **given)
+    if not complete:
+        print(f"{out}: the parts of this process; manifest.json comes with the last")
+        return
+    about = json.loads((out / "manifest.json").read_text())
+    print(f"{out}: {about['users']:,} users in {about['parts']} parts, k {job.k}")
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+        raise InputError(
+            f"--part is {text!r}; expected I/N with I from 0 to N - 1, as in 0/4"
+        )
+    return int(number), int(of)
+
+
+def _named(codes) -> str:
+    """A list of codes by a hash, "" where there is none."""
+    if codes is None or (isinstance(codes, tuple) and not codes):
+        return ""
+    return hashlib.sha256(np.sort(np.array(codes, np.int64))).hexdigest()[:16]
+
+
+def blocks_of(args, recommender: Recommender):
+    """The rows of --log, read as in training but for what the flags say."""
+    data = recommender.manifest["config"]["data"]
+    own = data["loader"] if data["loader"] in sources.LOADERS else "table"
+    loader = args.loader or own
+    if loader != "table":
+        module = protocol.find_loader(loader)
+        yield from bulk.blocks_of(module.load(args.log, drop_repeats=False))
+        return
+    form = ConfigDict(data["table"])
+    form.columns.rating = ""
+    for flag, key in COLUMNS.items():
+        form.columns[key] = getattr(args, flag) or form.columns[key]
+    for key in (*FORM, *SWITCHES):
+        if getattr(args, key) is not None:
+            form[key] = getattr(args, key)
+    yield from table.stream(args.log, **protocol.table_form(form))
+
+
+def history_in(args, recommender: Recommender) -> np.ndarray:
+    """The codes of one user's rows in --log, oldest first."""
+    own = pl.col("user") == args.user
+    rows = pl.concat([block.filter(own) for block in blocks_of(args, recommender)])
+    if not len(rows):
+        raise InputError(f"{args.log}: found no row of user {args.user!r}")
+    rows = rows.sort("time", maintain_order=True)
+    codes = [recommender.artifact.ids.code_of(item) or 0 for item in rows["item"]]
+    return np.array(codes)
+
+
+# --- one question ---------------------------------------------------------------------
 
 
 def rules_of(args, recommender: Recommender) -> dict:

@@ -157,6 +157,11 @@ class Recommender:
         inside = history[(history > 0) & (history < len(self.can_come))]
         return inside[self.can_come[inside]].astype(np.int32)
 
+    def falls_back(self, history: Sequence[int]) -> bool:
+        """Whether the answer is the most popular items: nothing of the history was
+        trained, or the method reads none."""
+        return self.kind == "user" or not len(self.known(history))
+
     def vectors(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
         """[Q, D] query vectors of histories, codes with the oldest first; zeros where
         no item of a history was trained."""
@@ -247,15 +252,19 @@ class Recommender:
         users: Sequence[int],
         k: int,
         *,
+        seen: Sequence[Sequence[int]] | None = None,
         exclude: Iterable[int] = (),
         allow: Iterable[int] | None = None,
         hide_history: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same for known users, by their places in `artifact.users`; hidden are the
-        items that they were trained with."""
+        items that they were trained with, and for each more that were `seen`."""
         known = self.artifact.users
         users = np.asarray(users, np.int64)
         rows = [known.seen[known.offsets[u] : known.offsets[u + 1]] for u in users]
+        if seen is not None:
+            more = [self.known(row) for row in seen]
+            rows = [np.append(*pair) for pair in zip(rows, more, strict=True)]
         hidden = rows if hide_history else None
         allowed = self.allowed(exclude, allow)
         return self._lists(known.vectors[users], None, k, hidden, allowed)
@@ -269,9 +278,9 @@ class Recommender:
         allowed = self.can_come
         if allow is not None:
             allowed = np.zeros_like(allowed)
-            allowed[np.fromiter(allow, np.int64)] = True
+            allowed[np.asarray(list(allow), np.int64)] = True
             allowed &= self.can_come
-        exclude = np.fromiter(exclude, np.int64)
+        exclude = np.asarray(list(exclude), np.int64)
         if len(exclude):
             allowed = allowed.copy()
             allowed[exclude] = False
@@ -293,10 +302,20 @@ class Recommender:
         return items, scores
 
     def _best(self, vectors, k, hidden, allowed):
-        table = self.artifact.items
-        return topk.best(
-            vectors, table, k, hidden=hidden, allowed=allowed, longest=self.longest
-        )
+        table, n = self.artifact.items, len(vectors)
+        items, scores = np.zeros((n, k), np.int32), np.zeros((n, k), np.float32)
+        at_once = max(SMALL[-1], topk.SCORES // len(table))
+        for start in range(0, n, at_once):
+            some = slice(start, start + at_once)
+            items[some], scores[some] = topk.best(
+                vectors[some],
+                table,
+                k,
+                hidden=None if hidden is None else hidden[some],
+                allowed=allowed,
+                longest=self.longest,
+            )
+        return items, scores
 
     def _popular(self, queries: int, k: int, hidden, allowed):
         check_k(k)
@@ -351,7 +370,7 @@ class Recommender:
     ) -> list[Explanation]:
         """The same of several items, of one batch of n + 1 queries."""
         known = self.known(history)
-        if not len(known) or self.kind == "user":
+        if self.falls_back(history):
             raise InputError(
                 "no known history to explain by: the answer is the most popular items, "
                 "or a known user's; ask with a history"

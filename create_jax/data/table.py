@@ -162,10 +162,47 @@ def _written(separator: str) -> str:
         return separator
 
 
+def stream(
+    path: str, *, time_unit: times.Unit = "auto", has_clock: bool = True, **form
+) -> Iterator[pl.DataFrame]:
+    """The rows of a file or folder as they stand there, block by block, never all at
+    once: user and item as text, time as Datetime, or with `has_clock` False as numbers
+    that sort (Int128, or Float64).
+
+    Args:
+      form: see `read`.
+    """
+    make = _folder_blocks if Path(path).is_dir() else _file_blocks
+    try:
+        yield from _checked(make(path, form), path, time_unit, has_clock)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; expected the file of the log: check the path"
+        ) from error
+
+
 def _combine(
     blocks: Iterator[Block], source: str, unit: str, has_clock: bool
 ) -> pl.DataFrame:
-    parts, first, last = [], 0, int(time.time()) + AHEAD
+    codes = pl.col("user", "item").cast(pl.Categorical)
+    parts = [
+        part.with_columns(codes) for part in _checked(blocks, source, unit, has_clock)
+    ]
+    if not parts:
+        raise InputError(
+            f"{source}: the log is empty; expected rows of user, item, time"
+        )
+    if parts[0]["time"].dtype == pl.Datetime:
+        return pl.concat(parts)
+    order = times.ranks([part["time"] for part in parts])
+    return pl.concat([part.drop("time") for part in parts]).with_columns(time=order)
+
+
+def _checked(
+    blocks: Iterator[Block], source: str, unit: str, has_clock: bool
+) -> Iterator[pl.DataFrame]:
+    """Blocks with parsed times, of which every row is good."""
+    first, last = 0, int(time.time()) + AHEAD
     if not has_clock:
         first, last = -EVER, EVER
     for raw, blame in blocks:
@@ -205,15 +242,7 @@ def _combine(
             rating = pl.col("rating").cast(pl.Float32, strict=False)
             rating = pl.when(rating.is_finite()).then(rating)
             part = part.with_columns(rating.alias("rating"))
-        parts.append(part.with_columns(ids.cast(pl.Categorical)))
-    if not parts:
-        raise InputError(
-            f"{source}: the log is empty; expected rows of user, item, time"
-        )
-    if unit != "number":
-        return pl.concat(parts)
-    order = times.ranks([part["time"] for part in parts])
-    return pl.concat([part.drop("time") for part in parts]).with_columns(time=order)
+        yield part
 
 
 def _shown(column: pl.Series, row: int) -> str:

@@ -1,0 +1,399 @@
+"""Lists for all users of a log, as Parquet parts that appear whole.
+
+The log is read once, in blocks, and its rows go to files on disk, one for each part, by
+a hash of the user: whoever runs a part later, here or in another process, has the same
+users in it, and memory holds one part and never the log.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from create_jax.errors import InputError, one_line
+from create_jax.files import whole, write_text
+from create_jax.recommender import Recommender
+
+PART_ROWS = 2**20  # of the log, about, in a part
+CHUNK = 2048  # users whose lists are made and written at once
+BYTES_A_ROW = 20  # of a text, to guess how many parts it makes
+
+
+class Job(NamedTuple):
+    """What is made, as far as it changes a list; written beside the parts first.
+
+    model: hash of the artifact. log: SHA-256 of the log's bytes. parts: how many.
+    """
+
+    model: str
+    log: str
+    k: int
+    exclude: str
+    allow: str
+    hide_history: bool
+    drop_repeats: bool
+    vectors: bool
+    parts: int
+
+
+class Part(NamedTuple):
+    """The users of a part, by their ids, and their rows, oldest first.
+
+    users: [U] texts. codes: [R] int64, negative where the model does not know the item.
+    offsets: [U + 1].
+    """
+
+    users: pl.Series
+    codes: np.ndarray
+    offsets: np.ndarray
+
+
+def run(
+    recommender: Recommender,
+    blocks: Iterable[pl.DataFrame],
+    job: Job,
+    out: Path,
+    *,
+    exclude,
+    allow,
+    mine: tuple[int, int] = (0, 1),
+) -> bool:
+    """Writes the parts that are not there yet; returns whether all are there now.
+
+    Args:
+      blocks: of the log: user, item, time; not read where nothing is left to do.
+      exclude, allow: codes, as in `Recommender.recommend`.
+      mine: (i, n): of the parts every n-th from the i-th.
+
+    Raises:
+      InputError: `out` holds parts of another job.
+    """
+    begin(job, out)
+    wanted = range(mine[0], job.parts, mine[1])
+    wanted = [number for number in wanted if not path_of(out, number).exists()]
+    if wanted:
+        with tempfile.TemporaryDirectory(prefix=".rows-", dir=out) as folder:
+            rows = spill(blocks, recommender, job.parts, set(wanted), Path(folder))
+            with _bar("rank", sum(rows.values()), "rows") as bar:
+                for number in wanted:
+                    part = load(Path(folder) / f"{number}.arrow", job.drop_repeats)
+                    about = write(
+                        path_of(out, number), part, recommender, job, exclude, allow
+                    )
+                    bar.update(rows[number])
+                    place = f"part {number + 1} of {job.parts}, {about:,} users"
+                    bar.set_postfix_str(place)
+    return finish(recommender, job, out)
+
+
+def path_of(out: Path, number: int) -> Path:
+    """Where a part stands."""
+    return out / f"part-{number:05}.parquet"
+
+
+def begin(job: Job, out: Path) -> None:
+    """Marks a directory as that of a job.
+
+    Raises:
+      InputError: it is of another; what differs is named.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path, now = out / "job.json", job._asdict()
+    if not path.exists():
+        if any(out.glob("part-*.parquet")):
+            raise InputError(
+                f"{out} holds parts and no job.json, so that nobody knows of what; "
+                "choose another --out"
+            )
+        write_text(path, json.dumps(now, indent=1) + "\n")
+        return
+    try:
+        then = json.loads(path.read_text())
+        differ = [key for key in now if then[key] != now[key]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({one_line(repr(error), 100)}); choose another "
+            "--out"
+        ) from None
+    if differ:
+        was = "; ".join(
+            f"{key} was {one_line(then[key], 20)}, is {one_line(now[key], 20)}"
+            for key in differ
+        )
+        raise InputError(
+            f"{out} holds lists of another job: {was}; use the same again, or choose "
+            "another --out"
+        )
+
+
+def parts_for(source: Path, out: Path, processes: int) -> int:
+    """How many parts a log makes, or a directory was begun with."""
+    try:
+        return int(json.loads((out / "job.json").read_text())["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    rows = 0
+    for file in files_of(source):
+        try:
+            rows += pq.ParquetFile(file).metadata.num_rows
+        except (pa.ArrowException, OSError):
+            rows += file.stat().st_size // BYTES_A_ROW
+    return max(processes, -(-rows // PART_ROWS))
+
+
+def files_of(source: Path) -> list[Path]:
+    """The files of a log, in order."""
+    if not source.is_dir():
+        return [source]
+    return [file for file in sorted(source.rglob("*")) if file.is_file()]
+
+
+def fingerprint(source: Path) -> str:
+    """SHA-256 of the log's bytes.
+
+    Raises:
+      InputError: there is no such log.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in files_of(source):
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    except OSError as error:
+        raise InputError(
+            f"{source}: {error.strerror or error}; expected the log: check the path"
+        ) from None
+    return digest.hexdigest()
+
+
+# --- rows to files, by user -----------------------------------------------------------
+
+
+def spill(
+    blocks: Iterable[pl.DataFrame],
+    recommender: Recommender,
+    parts: int,
+    wanted: set[int],
+    folder: Path,
+) -> dict[int, int]:
+    """Appends the rows of each wanted part to its file; returns how many it has."""
+    ids = recommender.artifact.ids
+    codes = pl.DataFrame(
+        {"item": list(ids)[1:], "code": np.arange(1, len(ids))},
+        schema={"item": pl.String, "code": pl.Int64},
+    )
+    rows, writers = dict.fromkeys(wanted, 0), {}
+    with ExitStack() as stack, _bar("read", None, "rows") as bar:
+        for block in blocks:
+            bar.update(len(block))
+            part = parts_of(block["user"], parts)
+            frame = _coded(block, codes).with_columns(part=part)
+            frame = frame.filter(pl.col("part").is_in(list(wanted)))
+            for (number,), some in frame.partition_by("part", as_dict=True).items():
+                table = some.drop("part").to_arrow()
+                if number not in writers:
+                    path = folder / f"{number}.arrow"
+                    made = pa.ipc.new_stream(pa.OSFile(str(path), "wb"), table.schema)
+                    writers[number] = stack.enter_context(made)
+                writers[number].write_table(table)
+                rows[number] += len(some)
+    return rows
+
+
+def parts_of(users: pl.Series, parts: int) -> pl.Series:
+    """The part of each user: CRC-32 of its id, the same on every machine and day."""
+    known = users.unique()
+    number = [zlib.crc32(user.encode()) % parts for user in known]
+    return users.replace_strict(known, number, return_dtype=pl.Int64)
+
+
+def _coded(block: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
+    """user, code and two columns that sort as time does. An unknown item keeps a number
+    of its own below 0: of the same item twice in a row one is dropped."""
+    frame = block.join(codes, on="item", how="left", maintain_order="left")
+    unknown = -1 - (pl.col("item").hash(0) // 4).cast(pl.Int64)
+    time = pl.col("time")
+    if frame["time"].dtype == pl.Datetime:
+        time = time.to_physical()
+    return frame.select(
+        "user",
+        pl.coalesce("code", unknown).alias("code"),
+        time.cast(pl.Float64).alias("time"),
+        time.cast(pl.Int64, strict=False).alias("exact"),
+    )
+
+
+def load(path: Path, drop_repeats: bool) -> Part:
+    """The rows of a part, each user's by time; of equal times in the log's order."""
+    if not path.exists():
+        empty = np.zeros(0, np.int64)
+        return Part(pl.Series([], dtype=pl.String), empty, np.zeros(1, np.int64))
+    with pa.ipc.open_stream(pa.OSFile(str(path))) as reader:
+        frame = pl.from_arrow(reader.read_all())
+    frame = frame.sort("user", "time", "exact", maintain_order=True)
+    if drop_repeats:
+        same = pl.col("user") == pl.col("user").shift()
+        same &= pl.col("code") == pl.col("code").shift()
+        frame = frame.filter(~same.fill_null(False))
+    users = frame.select("user", pl.int_range(pl.len()).alias("row"))
+    users = users.filter((pl.col("user") != pl.col("user").shift()).fill_null(True))
+    offsets = np.append(users["row"].to_numpy(), len(frame))
+    return Part(users["user"], frame["code"].to_numpy(), offsets)
+
+
+# --- lists to files -------------------------------------------------------------------
+
+
+def write(path: Path, part: Part, recommender, job: Job, exclude, allow) -> int:
+    """Writes the lists, or vectors, of a part; returns how many users it has."""
+    writer = _Writer(recommender, job)
+    popular = 0
+    with whole(path) as file, pq.ParquetWriter(file, writer.schema) as parquet:
+        for start in range(0, len(part.users), CHUNK):
+            users = part.users[start : start + CHUNK]
+            ends = part.offsets[start : start + len(users) + 1]
+            rows = [part.codes[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+            if job.vectors:
+                table = writer.vectors(users, rows)
+            else:
+                found = lists(recommender, users, rows, job, exclude, allow)
+                table = writer.lists(users, *found[:2])
+                popular += found[2]
+            parquet.write_table(table)
+        about = {
+            "users": len(part.users),
+            "rows": len(part.codes),
+            "rows_of_unknown_items": int((part.codes < 0).sum()),
+            "users_without_known_items": popular,
+        }
+        parquet.add_key_value_metadata({"create_jax": json.dumps(about)})
+    return len(part.users)
+
+
+def lists(recommender, users: pl.Series, rows, job: Job, exclude, allow):
+    """(items [U, k], scores [U, k], how many got the most popular items)."""
+    rules = {"exclude": exclude, "allow": allow, "hide_history": job.hide_history}
+    if recommender.artifact.users is None:
+        items, scores = recommender.recommend(rows, job.k, **rules)
+        popular = sum(not len(recommender.known(row)) for row in rows)
+        return items, scores, popular
+    places = [recommender.artifact.users.ids.code_of(user) for user in users]
+    known = np.array([place is not None for place in places], bool)
+    items = np.zeros((len(rows), job.k), np.int32)
+    scores = np.zeros((len(rows), job.k), np.float32)
+    for which in (np.flatnonzero(known), np.flatnonzero(~known)):
+        seen = [rows[row] for row in which]
+        if len(which) and known[which[0]]:
+            some = [places[row] for row in which]
+            found = recommender.recommend_users(some, job.k, seen=seen, **rules)
+        else:  # the most popular
+            found = recommender.recommend(seen, job.k, **rules)
+        items[which], scores[which] = found
+    return items, scores, int((~known).sum())
+
+
+class _Writer:
+    """Arrow tables of lists and of vectors. Ids are written as a dictionary of text."""
+
+    def __init__(self, recommender: Recommender, job: Job):
+        self.recommender, self.width = recommender, recommender.artifact.items.shape[1]
+        text = pa.dictionary(pa.int32(), pa.string())
+        if job.vectors:
+            kind = pa.list_(pa.float32(), self.width)
+            self.schema = pa.schema([("user", pa.string()), ("vector", kind)])
+        else:
+            self.schema = pa.schema(
+                [("user", text), ("rank", pa.int32()), ("item", text)]
+                + [("score", pa.float32())]
+            )
+
+    @cached_property
+    def names(self) -> pa.Array:
+        return pa.array(list(self.recommender.artifact.ids), pa.string())
+
+    def lists(self, users: pl.Series, items, scores) -> pa.Table:
+        left = items > 0
+        row, place = np.nonzero(left)
+        texts = users.to_arrow().cast(pa.string())
+        columns = [
+            pa.DictionaryArray.from_arrays(row.astype(np.int32), texts),
+            pa.array((place + 1).astype(np.int32)),
+            pa.DictionaryArray.from_arrays(items[left].astype(np.int32), self.names),
+            pa.array(scores[left]),
+        ]
+        return pa.table(columns, schema=self.schema)
+
+    def vectors(self, users: pl.Series, rows) -> pa.Table:
+        made = self.recommender
+        if made.artifact.users is None:
+            known = np.array([len(made.known(row)) > 0 for row in rows], bool)
+            vectors = made.vectors(rows)
+        else:
+            places = [made.artifact.users.ids.code_of(user) for user in users]
+            known = np.array([place is not None for place in places], bool)
+            vectors = made.artifact.users.vectors[[place or 0 for place in places]]
+        flat = pa.array(np.ascontiguousarray(vectors[known]).reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(flat, self.width)
+        texts = users.filter(pl.Series(known)).to_arrow().cast(pa.string())
+        return pa.table([texts, column], schema=self.schema)
+
+
+def finish(recommender: Recommender, job: Job, out: Path) -> bool:
+    """Writes manifest.json where all parts are there; returns whether they are."""
+    paths = [path_of(out, number) for number in range(job.parts)]
+    if not all(path.exists() for path in paths):
+        return False
+    totals: dict[str, int] = {}
+    for path in paths:
+        try:
+            about = json.loads(pq.read_metadata(path).metadata[b"create_jax"])
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: is damaged ({one_line(error, 100)}); remove it, and the same "
+                "command makes it again"
+            ) from None
+        for name, number in about.items():
+            totals[name] = totals.get(name, 0) + number
+    found = recommender.manifest
+    about = {"method": found["method"], "fingerprint": found["data"]["fingerprint"]}
+    about |= job._asdict() | totals
+    write_text(out / "manifest.json", json.dumps(about, indent=1) + "\n")
+    for left in out.glob(".rows-*"):  # of processes that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    return True
+
+
+def blocks_of(log) -> Iterator[pl.DataFrame]:
+    """The blocks of a log that a loader has read whole."""
+    for start in range(0, len(log.users), PART_ROWS):
+        rows = slice(start, start + PART_ROWS)
+        yield pl.DataFrame(
+            {
+                "user": log.user_ids.gather(log.users[rows]),
+                "item": log.item_ids.gather(log.items[rows] - 1),
+                "time": pl.Series(log.times[rows]).cast(pl.Int128),
+            }
+        )
+
+
+def _bar(what: str, total: int | None, unit: str):
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=f" {unit}",
+        unit_scale=True,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+    )

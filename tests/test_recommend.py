@@ -1,0 +1,362 @@
+"""The command: one question on the terminal, a whole log into Parquet."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from create_jax import artifact, bulk, recommend
+from create_jax.artifact import Artifact, Texts, Users
+from create_jax.configs import table
+from create_jax.errors import InputError
+from create_jax.recommender import Recommender
+
+NAMES = ["b01", "b02", "b03", "b04", "b05", "b06", "b07"]
+TITLES = ["Alien", "Up, Up and Away", "Twins", "Twins", "Heat", "", "Never seen"]
+
+
+def manifest(**changes) -> dict:
+    config = json.loads(json.dumps(table.get_config("svd").to_dict()))
+    about = {"method": "svd", "query": "sum", "needs": "history", "config": config}
+    about |= {"protocol": {"filter_seen": True}, "data": {"fingerprint": "f"}}
+    return about | changes
+
+
+def make(**changes) -> Artifact:
+    """Seven items, the last never trained; svd, so that no program is compiled."""
+    items = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    made = Artifact(
+        manifest=manifest(),
+        items=items,
+        ids=Texts.of(["", *NAMES]),
+        titles=Texts.of(["", *TITLES]),
+        counts=np.array([0, 5, 4, 3, 2, 7, 1, 0]),
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    artifact.write(path, make())
+    return path
+
+
+@pytest.fixture
+def ask(model, capsys):
+    """Options -> (exit code, rows of the table, what stderr says)."""
+
+    def run(*options, file=model):
+        code = recommend.main([str(file), *map(str, options)])
+        out, err = capsys.readouterr()
+        return code, [line.split("\t") for line in out.splitlines()], err
+
+    return run
+
+
+def expected(history, k, allowed=NAMES[:6]) -> list[str]:
+    """Ids by falling score, computed here."""
+    made = make()
+    codes = [NAMES.index(name) + 1 for name in history]
+    scores = made.items @ made.items[sorted(set(codes))].sum(0)
+    left = [n for n in allowed if n not in history]
+    return sorted(left, key=lambda n: -scores[NAMES.index(n) + 1])[:k]
+
+
+# --- one question ---------------------------------------------------------------------
+
+
+def test_a_history_by_ids_and_titles(ask):
+    wanted = expected(["b01", "b05"], 3)
+    code, rows, err = ask("--history=b01,b05", "--k=3")
+    assert (code, err) == (0, "") and rows[0] == ["rank", "score", "id", "title"]
+    assert [row[2] for row in rows[1:]] == wanted
+    assert [row[3] for row in rows[1:]] == [TITLES[NAMES.index(n)] for n in wanted]
+    for options in (
+        ("--history=Alien", "--history=Heat"),
+        ("--history=Alien,heat",),
+        ("--history=ALIEN", "--history=b05", "--history="),
+    ):
+        assert ask(*options, "--k=3")[1] == rows
+    _, rows, _ = ask("--history=Up, Up and Away", "--history=b01,b05", "--k=9")
+    assert [row[2] for row in rows[1:]] == expected(["b01", "b02", "b05"], 9)
+    assert len(rows) == 4  # fewer than k are left
+
+
+def test_what_was_seen_may_come_again(ask):
+    _, rows, _ = ask("--history=b01,b05", "--hide_history=false")
+    assert {"b01", "b05"} < {row[2] for row in rows} and len(rows) == 7
+
+
+def test_lists_of_what_may_come(ask, tmp_path):
+    few, file = tmp_path / "few.txt", tmp_path / "many.txt"
+    few.write_text("b02\n\nb03\nb04\nb07\nnew\n")
+    _, rows, err = ask("--history=b01", f"--allow={few}")
+    assert [row[2] for row in rows[1:]] == expected(["b01"], 9, ["b02", "b03", "b04"])
+    assert "1 of 5 ids are not the model's, 'new' for one" in err
+    file.write_text("b02\n")
+    _, rows, _ = ask("--history=b01", f"--allow={few}", f"--exclude={file}")
+    assert [row[2] for row in rows[1:]] == expected(["b01"], 9, ["b03", "b04"])
+    file.write_text("\n".join(NAMES))
+    code, _, err = ask("--history=b01", f"--allow={few}", f"--exclude={file}")
+    assert code == 2 and "leave none" in err
+    file.write_text("b07\n")  # never trained
+    assert "leave none" in ask("--history=b01", f"--allow={file}")[2]
+    assert "one id a line" in ask("--history=b01", f"--allow={tmp_path}")[2]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "found no question; expected one of"),
+        (["--history=b01", "--similar=b02"], "--history and --similar; expected one"),
+        (["--history=b01", "--k=0"], "k is 0; expected a whole number from 1 to 1000"),
+        (["--history=b01", "--k=1001"], "k is 1001"),
+        (["--history=Aliem"], "no item has the id or title 'Aliem'; nearest: 'Alien'"),
+        (["--history=b01,Aliem"], "'Aliem'; nearest: 'Alien'"),
+        (["--history=Up, Up and Awey"], "'Up, Up and Awey'; nearest: 'Up, Up and Away"),
+        (["--history=Twins"], "title of 2 items, 'b03', 'b04'; name one by its id"),
+        (["--similar=Twins"], "title of 2 items"),
+        (["--similar=b07"], "'b07' was never trained"),
+        (["--user=u1"], "svd reads a history and knows no users"),
+        (["--history=b01", "--out=x"], "--out goes with --log"),
+        (["--log=x"], "--out goes with --log alone"),
+        (["--log=nowhere.csv", "--out=x"], "nowhere.csv: No such file"),
+        (["--log=x", "--out=x", "--part=2/2"], "--part is '2/2'; expected I/N"),
+    ],
+)
+def test_a_mistake_is_one_line(ask, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, rows, err = ask(*options)
+    assert code == 2 and not rows and message in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 500
+
+
+def test_a_damaged_file_is_one_line(ask, tmp_path, model):
+    model.write_bytes(model.read_bytes()[:-3])
+    code, _, err = ask("--history=b01")
+    assert code == 2 and "cut off" in err and err.count("\n") == 1
+    assert "check the path" in ask("--history=b01", file=tmp_path / "none")[2]
+
+
+def test_without_a_known_history_come_the_most_popular(ask):
+    for options in (["--history="], ["--history=b07"]):
+        code, rows, err = ask(*options, "--k=3")
+        assert code == 0 and [row[2] for row in rows[1:]] == ["b05", "b01", "b02"]
+        assert "no known history: the most popular" in err
+
+
+def test_similar_items_are_those_of_the_highest_cosine(ask):
+    table = make().items[1:7]
+    table = table / np.linalg.norm(table, axis=1, keepdims=True)
+    order = np.argsort(-(table @ table[0]))[1:]
+    code, rows, _ = ask("--similar=Alien")
+    assert [row[2] for row in rows[1:]] == [NAMES[place] for place in order]
+    assert float(rows[1][1]) == pytest.approx(table[order[0]] @ table[0], abs=1e-4)
+
+
+def test_vectors_are_printed(ask):
+    _, rows, _ = ask("--history=b01,b05", "--vectors")
+    table = make().items
+    np.testing.assert_allclose(json.loads(rows[0][0]), table[1] + table[5], rtol=1e-6)
+
+
+def test_leave_one_out_is_true_of_the_model(ask):
+    """Of PureSVD a history item gives just its inner product with the item."""
+    recommender = Recommender(make())
+    table, history = make().items, [1, 5, 2]
+    found = recommender.explain(history, 3)
+    np.testing.assert_allclose(
+        found.score - found.scores, table[history] @ table[3], rtol=1e-5
+    )
+    for place, rank in enumerate(found.ranks):
+        scores = table @ table[[h for h in history if h != history[place]]].sum(0)
+        assert rank == 1 + (scores[[3, 4, 6]] > scores[3]).sum()
+    single = recommender.explain([1], 3)
+    assert np.isnan(single.scores[0]) and single.ranks[0] == 0
+    with pytest.raises(InputError, match="no known history"):
+        recommender.explain([7], 3)
+    _, rows, _ = ask("--history=b01,b05,b02", "--explain", "--k=2")
+    lines = [row[0] for row in rows if "without" in row[0]]
+    falls = [float(re.search(r"score ([-+.\d]+)", line)[1]) for line in lines]
+    assert falls and max(falls) < 0
+    assert "by Alien alone" in ask("--history=b01", "--explain", "--k=1")[1][2][0]
+
+
+def test_a_terminal_gets_columns(model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert recommend.main([str(model), "--history=b01", "--k=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.index(line.split()[2]) for line in lines] == [lines[0].index("id")] * 3
+
+
+def known_users() -> Artifact:
+    rng = np.random.default_rng(3)
+    users = Users(
+        Texts.of(["user1", "user2"]),
+        rng.normal(size=(2, 3)).astype(np.float32),
+        np.array([0, 1, 3]),
+        np.array([1, 2, 3], np.int32),
+    )
+    about = manifest(method="lightgcn", query="user", needs="known user")
+    return make(manifest=about, users=users)
+
+
+def test_a_known_user_is_asked_for_by_id(tmp_path, ask):
+    made, path = known_users(), tmp_path / "users.safetensors"
+    artifact.write(path, made)
+    _, rows, _ = ask("--user=user2", file=path)
+    scores = made.items @ made.users.vectors[1]
+    left = sorted((1, 4, 5, 6), key=lambda code: -scores[code])
+    assert [row[2] for row in rows[1:]] == [NAMES[code - 1] for code in left]
+    assert "nearest: 'user" in ask("--user=user3", file=path)[2]
+    assert "the most popular" in ask("--history=b01", file=path)[2]
+    assert "no known history" in ask("--history=b01", "--explain", file=path)[2]
+
+
+# --- a whole log ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path) -> Path:
+    """60 users with up to 6 rows, out of order, with repeats and unknown items."""
+    rng, rows = np.random.default_rng(5), []
+    for user in range(60):
+        for _ in range(rng.integers(1, 7)):
+            item = rng.choice([*NAMES, "new"])
+            rows.append((f"user {user}", item, int(rng.integers(1e9, 1.1e9))))
+    rows = [rows[place] for place in rng.permutation(len(rows))]
+    rows.append(("only new", "new", 10**9))
+    path = tmp_path / "log.parquet"
+    pl.DataFrame(rows, ["user", "item", "time"], orient="row").write_parquet(path)
+    return path
+
+
+def by_user(out: Path) -> dict[str, list]:
+    """(rank, item, score) of each user; a user stands in one place only."""
+    frame = pl.concat([pl.read_parquet(p) for p in sorted(out.glob("part-*.parquet"))])
+    assert frame.columns == ["user", "rank", "item", "score"]
+    assert len(frame["user"].rle()) == frame["user"].n_unique()
+    return {
+        user: list(zip(some["rank"], some["item"], some["score"], strict=True))
+        for (user,), some in frame.group_by("user", maintain_order=True)
+    }
+
+
+def test_a_log_gets_the_lists_of_its_histories(ask, log, tmp_path):
+    out = tmp_path / "recs"
+    code, rows, _ = ask(f"--log={log}", f"--out={out}", "--k=3")
+    assert code == 0 and "61 users in 1 parts, k 3" in rows[0][0]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("job.json", "manifest.json", "part-00000.parquet")
+    ]
+    found, frame = by_user(out), pl.read_parquet(log).sort("time")
+    assert len(found) == 61
+    recommender = Recommender(artifact.read(tmp_path / "model.safetensors"))
+    for user, lists in found.items():
+        items = frame.filter(pl.col("user") == user)["item"]
+        history = [NAMES.index(i) + 1 for i in items if i in NAMES]
+        codes, scores = (x[0] for x in recommender.recommend([history], 3))
+        left = codes > 0
+        assert [item for _, item, _ in lists] == [NAMES[c - 1] for c in codes[left]]
+        assert [rank for rank, _, _ in lists] == [1, 2, 3][: left.sum()]
+        np.testing.assert_allclose([s for *_, s in lists], scores[left], rtol=1e-6)
+    about = json.loads((out / "manifest.json").read_text())
+    assert about["users"] == 61 and about["k"] == 3 and about["method"] == "svd"
+    assert about["model"] == recommender.artifact.hash
+    new = frame.sort("user", "time").filter(pl.col("item") == "new")
+    again = (new["user"] == new["user"].shift()).sum()
+    assert len(new) - again <= about["rows_of_unknown_items"] <= len(new)
+    _, rows, _ = ask(f"--log={log}", "--user=user 7", "--k=3")
+    assert [row[2] for row in rows[1:]] == [item for _, item, _ in found["user 7"]]
+    assert "no row of user 'nobody'" in ask(f"--log={log}", "--user=nobody")[2]
+
+
+def test_parts_of_several_processes_and_after_a_kill(ask, log, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "PART_ROWS", 40)
+    whole, out = tmp_path / "whole", tmp_path / "recs"
+    ask(f"--log={log}", f"--out={whole}")
+    assert len(list(whole.glob("*.parquet"))) > 4
+    _, rows, _ = ask(f"--log={log}", f"--out={out}", "--part=0/2")
+    assert "manifest.json comes with the last" in rows[0][0]
+    half = {p.name for p in out.glob("*.parquet")}
+    assert half == {f"part-{n:05}.parquet" for n in range(0, 9, 2)} & half
+    times = {name: (out / name).stat().st_mtime_ns for name in half}
+
+    # The second is killed while it writes a part, and leaves no half of it.
+    def killed(self, users, items, scores):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk._Writer, "lists", killed)
+        assert ask(f"--log={log}", f"--out={out}", "--part=1/2")[0] == 130
+    assert {p.name for p in out.glob("*.parquet*")} == half
+    assert ask(f"--log={log}", f"--out={out}", "--part=1/2")[0] == 0
+    assert by_user(out) == by_user(whole)
+    assert {name: (out / name).stat().st_mtime_ns for name in half} == times
+    one, other = (json.loads((d / "manifest.json").read_text()) for d in (out, whole))
+    assert one == other
+
+
+def test_another_job_is_refused(ask, log, tmp_path):
+    out = tmp_path / "recs"
+    ask(f"--log={log}", f"--out={out}", "--k=3")
+    code, _, err = ask(f"--log={log}", f"--out={out}", "--k=4")
+    assert code == 2 and "k was 3, is 4" in err
+    other = tmp_path / "other.safetensors"
+    artifact.write(other, make(counts=np.arange(8)))
+    assert "model was " in ask(f"--log={log}", f"--out={out}", "--k=3", file=other)[2]
+    (out / "job.json").unlink()
+    assert "no job.json" in ask(f"--log={log}", f"--out={out}", "--k=3")[2]
+
+
+def test_any_log_of_the_training_s_forms(ask, log, tmp_path):
+    frame = pl.read_parquet(log)
+    other = tmp_path / "log.csv"
+    frame.rename({"user": "who", "item": "what"}).write_csv(other, separator=";")
+    ask(f"--log={log}", f"--out={tmp_path / 'a'}")
+    options = ("--user_column=who", "--item_column=what", "--separator=;")
+    ask(f"--log={other}", f"--out={tmp_path / 'b'}", *options)
+    assert by_user(tmp_path / "a") == by_user(tmp_path / "b")
+    code, _, err = ask(f"--log={other}", f"--out={tmp_path / 'c'}")
+    assert code == 2 and "who" in err
+
+
+def test_vectors_of_a_log(ask, log, tmp_path):
+    out = tmp_path / "recs"
+    ask(f"--log={log}", f"--out={out}", "--vectors")
+    frame = pl.read_parquet(out / "part-00000.parquet")
+    assert frame.columns == ["user", "vector"] and "only new" not in frame["user"]
+    items = pl.read_parquet(log).filter(pl.col("user") == frame["user"][0])["item"]
+    codes = sorted({NAMES.index(i) + 1 for i in items if i in NAMES[:6]})
+    wanted = make().items[codes].sum(0)
+    np.testing.assert_allclose(frame["vector"][0].to_numpy(), wanted, rtol=1e-5)
+
+
+def test_known_users_of_a_log_and_others(ask, tmp_path):
+    path, log = tmp_path / "users.safetensors", tmp_path / "log.csv"
+    artifact.write(path, known_users())
+    log.write_text("user,item,time\nuser2,b05,1500000000\nu9,b05,1500000001\n")
+    ask(f"--log={log}", f"--out={tmp_path / 'recs'}", "--k=6", file=path)
+    found = by_user(tmp_path / "recs")
+    assert {item for _, item, _ in found["user2"]} == {"b01", "b04", "b06"}
+    assert [item for _, item, _ in found["u9"]] == ["b01", "b02", "b03", "b04", "b06"]
+
+
+def test_nothing_of_the_training_is_imported(model):
+    code = (
+        "import sys; from create_jax import recommend; "
+        f"assert recommend.main([{str(model)!r}, '--history=b01']) == 0; "
+        "bad = {'optax', 'orbax', 'jraph', 'tensorstore', 'scipy', 'absl.app'}; "
+        "ours = 'train', 'experiment', 'steps', 'build', 'losses', 'checkpoint'; "
+        "bad |= {f'create_jax.{name}' for name in ours}; "
+        "print(sorted(bad & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "[]\n"
