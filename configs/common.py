@@ -208,6 +208,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "trials": 20,
                 "space": methods.SEARCH,
             },
+            "mesh": {"model": 1},  # devices that share the rows of a table
             "checkpoint": {"seconds": 30.0},  # between saves, at least
             "example": False,  # show the top ten of one real history at the end
         }

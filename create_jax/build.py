@@ -5,7 +5,7 @@ from types import ModuleType
 
 import numpy as np
 
-from create_jax import losses, methods, named, settings
+from create_jax import losses, methods, named, parallel, settings
 from create_jax.errors import InputError, bad_setting
 from create_jax.models import alignment
 from create_jax.models.system import System
@@ -39,6 +39,39 @@ def check(config) -> None:
     needs_clock = graph is not None and "clock" in graph.NEEDS
     if needs_clock and not config.data.table.has_clock:
         raise settings.no_clock(f"the {named.last(graph_name(config))} encoder")
+    if parts_of_tables(config) > 1:
+        _check_split(config)
+
+
+def parts_of_tables(config) -> int:
+    """M, over how many devices the rows of a table are split; what nothing trains has
+    none."""
+    return config.mesh.model if methods.find(config.method).system else 1
+
+
+def _check_split(config) -> None:
+    """Raises InputError for what does not know of tables in parts."""
+    parts, graph = config.mesh.model, graph_module(config)
+    parallel.make_mesh(parts)
+    name, kind = named.last(graph_name(config)), methods.find(config.method).kind
+    unable = ""
+    if not getattr(named.load(methods.find(config.method).system), "splits_tables", 0):
+        unable = f"method={config.method}"
+    elif graph is not None and not getattr(graph, "SPLITS_TABLES", False):
+        unable = f"graph.encoder={name}"
+    elif kind != "graph" and config.loss.local not in losses.OF_SPLIT_TABLES:
+        unable = f"loss.local={config.loss.local}"
+    elif config.optim.clip:
+        unable = f"optim.clip={config.optim.clip}"
+    elif graph is not None and graph.PROPAGATES:
+        if config.graph.lightgcn.normalise:
+            unable = "graph.lightgcn.normalise=True"
+        elif config.model.dim % parts:
+            expected = f"a divisor of model.dim = {config.model.dim}, with {name}"
+            raise bad_setting("mesh.model", parts, expected)
+    if unable:
+        expected = f"1, as {unable} needs whole tables"
+        raise bad_setting("mesh.model", parts, expected)
 
 
 def check_log(config, log) -> None:

@@ -1,6 +1,7 @@
 """Ranks the whole catalogue for every query of a Holdout, streaming on the devices."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,11 +10,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from create_jax import metrics, parallel, steps
+from create_jax import metrics, parallel, steps, tables
 from create_jax.data import packing
 from create_jax.data.splits import Holdout
 from create_jax.models.system import System
-from create_jax.parallel import DATA
+from create_jax.parallel import ALL, DATA, MODEL
 
 NOT_RANKED = np.iinfo(np.int32).max
 # Most rows of whole histories in a dispatch of more than one step: 8 MiB of pairs.
@@ -76,7 +77,8 @@ class Evaluator:
     Args:
       score: (params, graph) -> (Queries of one step -> [B, V] scores); what all queries
         share, a propagation say, is made in the first call. Candidates of equal scores
-        come in the order of `holdout.places`.
+        come in the order of `holdout.places`. On a mesh that splits tables the scores
+        are of the group's queries and of the own rows, [M B, V / M].
       ks: cut-offs of the metrics. measures: the metrics, by name.
       max_len: slots of a history that a sequence encoder reads, the newest items.
       filter_seen: do not rank the items of the history.
@@ -132,10 +134,11 @@ class Evaluator:
         self.layout = layout._replace(ends=ends, chunk=chunk)
 
         places = np.arange(n_columns) if holdout.places is None else holdout.places
-        bias = np.where(holdout.candidates, 0.0, -np.inf).astype(np.float32)
-        order = np.argsort(places)
-        catalogue = bias, places.astype(np.int32), order.astype(np.int32)
-        self._catalogue = parallel.place(mesh, catalogue)
+        self.axes = parallel.batch_axes(mesh)
+        parts = parallel.parts_of_tables(mesh)
+        catalogue = make_catalogue(holdout.candidates, places, parts)
+        spec = P(MODEL) if parts > 1 else P()
+        self._catalogue = parallel.place(mesh, catalogue, spec)
         self._program = None
         # Small enough to stay on the devices between epochs.
         self._resident = None
@@ -161,7 +164,7 @@ class Evaluator:
         batch = batch._replace(users=holdout.users[np.maximum(query, 0)])
         seen = self._seen(plan) if self.seen_rows else None
         queries = Queries(batch, targets.astype(np.int32), query, seen)
-        return parallel.place(self.mesh, queries, P(None, DATA))
+        return parallel.place(self.mesh, queries, P(None, self.axes))
 
     def _room_for_histories(self) -> tuple[bool, int]:
         """(whether queries share histories, most rows of a shard)."""
@@ -259,7 +262,7 @@ class Evaluator:
         """(query, ranks, tied, top) of a dispatch, fetched while the next one runs."""
         under_way = None
         for queries in self.chunks():
-            program = self._compiled(graph)
+            program = self._compiled(params, graph)
             outputs = program(params, graph, self._catalogue, queries)
             if under_way is not None:
                 yield jax.device_get(under_way)
@@ -269,23 +272,30 @@ class Evaluator:
     def lower(self, params, graph):
         """The lowered program of a dispatch."""
         queries = next(iter(self.chunks()))
-        return self._compiled(graph).lower(params, graph, self._catalogue, queries)
+        program = self._compiled(params, graph)
+        return program.lower(params, graph, self._catalogue, queries)
 
-    def _compiled(self, graph) -> Callable:
+    def _compiled(self, params, graph) -> Callable:
         """(params, graph, catalogue, Queries) -> (ranks, tied, top) of all steps."""
         if self._program is None:
-            specs = (P(), steps.graph_specs(graph), P(), P(None, DATA))
+            split, axes = tables.is_split(self.axes), self.axes
+            step = self._step_by_rows if split else self._step
+            queries = P(None, axes)
+            specs = (P(), steps.graph_specs(graph), P(), queries)
+            if split:
+                of_params = steps.group_specs(params, axes)
+                specs = of_params, steps.graph_specs(graph, axes), P(MODEL), queries
 
             def run(params, graph, catalogue, queries):
                 # Rounded products would change ranks: bfloat16 a sixth of them.
                 with jax.default_matmul_precision("highest"):
                     score_queries = self.score(params, graph)
                     return lax.map(
-                        lambda some: self._step(score_queries(some), catalogue, some),
+                        lambda some: step(score_queries(some), catalogue, some),
                         queries,
                     )
 
-            self._program = parallel.compile_step(run, self.mesh, specs, P(None, DATA))
+            self._program = parallel.compile_step(run, self.mesh, specs, queries)
         return self._program
 
     def _step(self, scores, catalogue, queries):
@@ -301,8 +311,68 @@ class Evaluator:
         hit = own[:, 0] > -jnp.inf
         ranks = jnp.where(hit, before, NOT_RANKED)
         tied = hit & (equal > 1)
-        top = _best(scores, self.top_k, places, order) if self.top_k else None
+        top = None
+        if self.top_k:
+            best, top = _best(scores, self.top_k, places, order)
+            top = jnp.where(best > -jnp.inf, top, 0)
         return ranks, tied, top
+
+    def _step_by_rows(self, scores, catalogue, queries):
+        """The same of a group's queries on the rows of one device. Each device ends
+        with its own queries."""
+        bias, places, near, order = catalogue
+        scores = scores + bias
+        rows, columns = scores.shape
+        parts = rows // len(queries.query)
+        if self.filter_seen:
+            seen = _seen_by_group(queries, places)
+            scores = set_seen(queries._replace(seen=seen), scores, -jnp.inf)
+        target = tables.of_group(queries.targets, ALL)
+        at = tables.places(places, target)[:, None]
+        given = dict(mode="fill", fill_value=0)
+        own = lax.psum(jnp.take_along_axis(scores, at, 1, **given), MODEL)
+        place = lax.psum(tables.own_rows(places, target), MODEL)[:, None]
+        equal = scores == own
+        before = (scores > own) | (equal & (places < place))
+        counts = jnp.stack(_sum_rows(before, equal)).reshape(2, parts, -1)
+        before, equal = lax.psum_scatter(counts, MODEL, scatter_dimension=1)
+        own = own.reshape(parts, -1)[lax.axis_index(MODEL)]
+        hit = own > -jnp.inf
+        ranks, tied = jnp.where(hit, before, NOT_RANKED), hit & (equal > 1)
+        if not self.top_k:
+            return ranks, tied, None
+        best, top = _best(scores, min(self.top_k, columns), near, order)
+        item = lax.axis_index(MODEL) * columns + top
+        found = -best, places[top], item
+
+        def met(x):
+            """The own queries' candidates of all devices: [B, M K]."""
+            x = x.reshape(parts, -1, x.shape[1])
+            x = lax.all_to_all(x, MODEL, 0, 0)
+            return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
+
+        best, _, item = lax.sort(tuple(map(met, found)), num_keys=2)
+        top = jnp.where(best < jnp.inf, item, 0)[:, : self.top_k]
+        return ranks, tied, top
+
+
+def make_catalogue(candidates: np.ndarray, places: np.ndarray, parts: int = 1) -> tuple:
+    """What ranks items beside their scores, [V] each: 0 or, for what is no candidate,
+    -inf; the places of equals; the columns in that order.
+
+    For tables in parts, V filled up: between the last two the places among the rows of
+    a part, and the columns are of a part too.
+    """
+    bias = np.where(candidates, 0.0, -np.inf).astype(np.float32)
+    if parts == 1:
+        return bias, places.astype(np.int32), np.argsort(places).astype(np.int32)
+    missing = -len(places) % parts
+    bias = np.pad(bias, (0, missing), constant_values=-np.inf)
+    places = np.r_[places, len(places) + np.arange(missing)]
+    order = np.argsort(places.reshape(parts, -1), axis=1)
+    near = np.argsort(order, axis=1)
+    whole = (x.reshape(-1).astype(np.int32) for x in (places, near, order))
+    return bias, *whole
 
 
 def _sum_rows(*flags):
@@ -313,7 +383,7 @@ def _sum_rows(*flags):
 
 
 def _best(scores, k: int, places, order):
-    """[B, K] columns by falling score, then rising place; 0 where none is above -inf.
+    """Scores and columns [B, K] by falling score, then rising place.
 
     `top_k` takes the lowest of equal columns. One more than k says whether others wait
     behind the last: then the columns are put in order first, which takes as long again.
@@ -337,7 +407,29 @@ def _best(scores, k: int, places, order):
             lambda: order[lax.top_k(scores[:, order], k)[1]],
             lambda: top[:, :k],
         )
-    return jnp.where(best[:, :k] > -jnp.inf, top, 0)
+    return best[:, :k], top
+
+
+def _seen_by_group(queries: Queries, table) -> Seen:
+    """The histories of a group's queries, and their items as rows of this device.
+
+    Args:
+      table: [V / M, ...], for its length.
+    """
+    seen, n = queries.seen, len(queries.query)
+    start = lax.axis_index(MODEL) * n
+
+    def numbered(query):
+        """Queries by their numbers in the group; behind them = none."""
+        size = lax.axis_size(MODEL) * n
+        return jnp.where(query < n, start + query, size)
+
+    of_group = partial(tables.of_group, axis_name=ALL)
+    row, item = of_group(numbered(seen.row)), tables.places(table, of_group(seen.item))
+    if seen.at is None:
+        return Seen(row, item)
+    more = seen.at, numbered(seen.owner), seen.length
+    return Seen(row, item, *map(of_group, more))
 
 
 def set_seen(queries: Queries, values, to: float):
@@ -366,16 +458,22 @@ def make_evaluator(
     return Evaluator(holdout, score, mesh, **asked | rules)
 
 
-def model_scores(model: System, *, by_graph: bool) -> Callable:
-    """Scores of a model: the transformer's state, or the graph's user, on the items."""
+def model_scores(model: System, *, by_graph: bool, axis_name=DATA) -> Callable:
+    """Scores of a model: the transformer's state, or the graph's user, on the items.
+
+    Args:
+      axis_name: the axes of the mesh, `parallel.batch_axes`.
+    """
+    common = dict(by_graph=by_graph)
+    own = dict(axis_name=axis_name) if tables.is_split(axis_name) else {}
 
     def score(params, graph):
-        common = dict(by_graph=by_graph)
-        source, items = model.query_tables(params, graph, axis_name=DATA, **common)
+        source, items = model.query_tables(params, graph, axis_name=axis_name, **common)
 
         def of(queries):
-            histories = queries.histories
-            return model.query_vectors(params, source, histories, **common) @ items.T
+            asked = params, source, queries.histories
+            vectors = model.query_vectors(*asked, **common, **own)
+            return tables.of_group(vectors, axis_name) @ items.T
 
         return of
 

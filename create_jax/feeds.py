@@ -128,17 +128,23 @@ class Feed:
         return StepBatch(packed, edges, views)
 
 
-def make_graph(config, model, train, shards: int):
+def make_graph(config, model, train, shards: int, parts: int = 1):
     """(rows of the graph, their pairs, the encoder's arrays); (None, None, ()) without.
 
     The rows are those of the config's choice (docs/choices.md 19).
+
+    Args:
+      shards: devices that share the terms of a propagation.
+      parts: devices that share the rows of tables; users and items without a pair fill
+        the arrays up to a multiple.
     """
     if model.graph is None:
         return None, None, ()
     choice = dict(last_n=config.graph.last_n, last_frac=config.graph.last_frac)
     rows = graphs.graph_rows(train, **choice)
     pairs = graphs.make_pairs(rows)
-    arrays = model.graph.prepare(
-        rows, pairs, model.n_rows, model.graph_settings, shards
-    )
+    n_users, n_rows = (-(-n // parts) * parts for n in (model.n_users, model.n_rows))
+    more = n_users - model.n_users
+    filled = pairs._replace(offsets=np.pad(pairs.offsets, (0, more), mode="edge"))
+    arrays = model.graph.prepare(rows, filled, n_rows, model.graph_settings, shards)
     return rows, pairs, arrays

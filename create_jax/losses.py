@@ -13,6 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from create_jax import tables
+from create_jax.parallel import ALL, MODEL
+from create_jax.tables import look_up
+
 AT_ONCE = 2**24  # numbers of a loss over pairs, of rows or with samples: 64 MB
 
 
@@ -95,7 +99,8 @@ def softmax_cross_entropy(
     states = jnp.take(states, first, axis=0, **settings)
     targets = jnp.take(targets, first, **settings)
     states, targets = _token_chunks(states, targets, token_chunk)
-    total = _streamed_cross_entropy(states, table, targets, n_items, item_chunk)
+    given = n_items, item_chunk, axis_name
+    total = _streamed_cross_entropy(states, table, targets, *given)
     return _over_tokens(total, targets, axis_name)
 
 
@@ -130,14 +135,16 @@ def _scan_real(body, carry, chunks):
     return lax.scan(step, carry, chunks)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _streamed_cross_entropy(states, table, targets, n_items, item_chunk):
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _streamed_cross_entropy(states, table, targets, n_items, item_chunk, axis_name):
     """Sum of losses. states [C, M, D], table [V, D], targets [C, M], 0 = none."""
-    return _forward(states, table, targets, n_items, item_chunk)[0]
+    return _forward(states, table, targets, n_items, item_chunk, axis_name)[0]
 
 
-def _forward(states, table, targets, n_items, item_chunk):
+def _forward(states, table, targets, n_items, item_chunk, axis_name):
     """The loss, and its gradients while the logits are at hand (three products)."""
+    if tables.is_split(axis_name):
+        return _forward_by_rows(states, table, targets, n_items, item_chunk)
     real = (targets > 0).astype(states.dtype)[..., None]
     if n_items <= item_chunk:
         log_sums, d_states, d_table = _softmax(states, table, real, n_items)
@@ -147,6 +154,27 @@ def _forward(states, table, targets, n_items, item_chunk):
     picked = table[targets] * real
     total = jnp.sum(log_sums, where=real[..., 0] > 0) - jnp.sum(states * picked)
     return total, (d_states - picked, d_table.at[targets].add(-states * real))
+
+
+def _forward_by_rows(states, table, targets, n_items, item_chunk):
+    """The same for a split table: each device meets the tokens of its group with its
+    own rows. The losses are summed over all devices, so a device may count a token's
+    normaliser and another one the score of its target."""
+    own, m = lax.axis_index(MODEL), len(states)
+    states, targets = (tables.of_group(x, ALL) for x in (states, targets))
+    real = (targets > 0).astype(states.dtype)[..., None]
+    chunk = min(item_chunk, len(table))
+    found = _softmax_in_parts(states, table, real, n_items, chunk, ALL)
+    log_sums, d_states, d_table = found
+    place = tables.places(table, targets)
+    picked = tables.own_rows(table, targets) * real
+    total = -jnp.sum(states * picked)
+    own_sums, own_real = (
+        lax.dynamic_slice_in_dim(x, own * m, m) for x in (log_sums, real)
+    )
+    total += jnp.sum(own_sums, where=own_real[..., 0] > 0)
+    d_states = lax.psum_scatter(d_states - picked, MODEL, tiled=True)
+    return total, (d_states, d_table.at[place].add(-states * real, mode="drop"))
 
 
 def _softmax(states, table, real, n_items):
@@ -175,20 +203,28 @@ def _softmax(states, table, real, n_items):
     return log_sums, d_states, d_table
 
 
-def _softmax_in_parts(states, table, real, n_items, item_chunk):
+def _softmax_in_parts(states, table, real, n_items, item_chunk, axis_name=None):
     """The same over chunks of the catalogue: logits are formed twice, held never.
 
     Each chunk meets all tokens at once, so its gradient is written once; beside it no
-    second table exists.
+    second table exists. Of a split table each device has the chunks of its own rows;
+    the group's sums meet once.
     """
+    split = tables.is_split(axis_name)
+    begin, end = (0, len(table)) if split else (1, n_items + 1)
+    # A device may have no item at all, so that a largest of -inf would be nobody's.
+    hidden = -1e30 if split else -jnp.inf
 
     def part(start):
         """Rows from `start`, and -inf for what the chunk before has had: the last one
         begins earlier, to be whole."""
-        first = jnp.minimum(start, n_items + 1 - item_chunk)
+        first = jnp.minimum(start, end - item_chunk)
         rows = lax.dynamic_slice_in_dim(table, first, item_chunk)
         new = first + jnp.arange(item_chunk) >= start
-        return first, rows, jnp.where(new, 0.0, -jnp.inf).astype(table.dtype)
+        if split:
+            item = lax.axis_index(MODEL) * len(table) + first + jnp.arange(item_chunk)
+            new &= (item >= 1) & (item <= n_items)
+        return first, rows, jnp.where(new, 0.0, hidden).astype(table.dtype)
 
     def add_sums(carry, start):
         _, rows, bias = part(start)
@@ -217,16 +253,19 @@ def _softmax_in_parts(states, table, real, n_items, item_chunk):
         d_table = lax.dynamic_update_slice_in_dim(d_table, d_rows, first, 0)
         return (d_states, d_table), None
 
-    starts = jnp.arange(1, n_items + 1, item_chunk)
+    starts = jnp.arange(begin, end, item_chunk)
     lowest = jnp.full(real.shape[:2], -jnp.inf, states.dtype)
     sums = lax.scan(add_sums, (lowest, jnp.zeros_like(lowest)), starts)[0]
+    if split:
+        largest = lax.pmax(sums[0], MODEL)
+        sums = largest, lax.psum(sums[1] * jnp.exp(sums[0] - largest), MODEL)
     log_sums = sums[0] + jnp.log(sums[1])
     zeros = jnp.zeros_like(states), jnp.zeros_like(table)
     d_states, d_table = lax.scan(add_gradients, zeros, starts)[0]
     return log_sums, d_states, d_table
 
 
-def _backward(n_items, item_chunk, residuals, cotangent):
+def _backward(n_items, item_chunk, axis_name, residuals, cotangent):
     d_states, d_table = residuals
     return cotangent * d_states, cotangent * d_table, None
 
@@ -293,8 +332,9 @@ def sampled_losses(
 
     def values_of(states, targets, negatives):
         """Of some of the parts: [G, M / G, D], [G, M / G], [G, N] -> [G, M / G]."""
-        positive = jnp.sum(states * table[targets], -1)
-        scores = jnp.einsum("gmd,gnd->gmn", states, table[negatives])
+        positive = jnp.sum(states * look_up(table, targets, axis_name), -1)
+        others = look_up(table, negatives, axis_name)
+        scores = jnp.einsum("gmd,gnd->gmn", states, others)
         same = negatives[:, None, :] == targets[..., None]
         scores = jnp.where(same, -jnp.inf, scores)
         if kind == "sampled":
@@ -305,7 +345,8 @@ def sampled_losses(
 
     m, d = states.shape
     rows = states.reshape(parts, -1, d), targets.reshape(parts, -1), negatives
-    values = map_rows(values_of, rows, n * max(d, m // parts)).reshape(-1)
+    width = n * max(d * tables.parts(axis_name), m // parts)
+    values = map_rows(values_of, rows, width).reshape(-1)
     return weighted_mean(values, (targets > 0).astype(states.dtype), axis_name)
 
 
@@ -323,7 +364,7 @@ def gsau(
         their alignment.
     """
     weights = (targets > 0).astype(states.dtype)
-    x, y = l2_normalise(states), table[targets]
+    x, y = l2_normalise(states), look_up(table, targets, axis_name)
     if rec:
         main = softmax_cross_entropy(
             x, table, targets, n_items=n_items, axis_name=axis_name
@@ -463,6 +504,8 @@ NEXT_ITEM = {
 }
 # Those that need fewer `loss.negatives` than there are items.
 SAMPLE_FEWER = ("gbce",)
+# Those that know of tables in parts.
+OF_SPLIT_TABLES = ("ce", "sampled", "gbce", "bce", "gsau")
 
 
 # --- graph ----------------------------------------------------------------------------

@@ -71,8 +71,8 @@ def open_run(config, directory: Path) -> Opened:
     warn_of_odd_times(config, data)
     warn_of_hidden_targets(config, data)
     lines = JsonLines(directory / "metrics.jsonl")
-    run = Run(config, directory, parallel.make_mesh(), lines)
-    return Opened(run, split, facts, log)
+    mesh = parallel.make_mesh(build.parts_of_tables(config))
+    return Opened(Run(config, directory, mesh, lines), split, facts, log)
 
 
 def warn_of_odd_times(config, data: dict) -> None:

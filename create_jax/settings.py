@@ -73,7 +73,7 @@ AT_LEAST_ONE = (
     *("graph.ultragcn.neighbours", "graph.ultragcn.negatives", "graph.lightgcn.layers"),
     *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
     *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.whole_items"),
-    *("loss.negatives",),
+    *("loss.negatives", "mesh.model"),
     *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
     *("seq.feed_forward", "graph.signed.layers", "graph.hypergraph.layers"),
     *("graph.selfgnn.intervals", "graph.selfgnn.layers"),
@@ -84,7 +84,7 @@ AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.sec
 # system of a report. All others count. "x." is a section. Settings for
 # reading a log are here too, because the fingerprint of the data shows their effect.
 CHANGE_NO_NUMBER = (
-    *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch"),
+    *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch", "mesh."),
     *("eval.targets", "eval.metrics", "compare", "example", "seeds", "final."),
 )
 # For a config.json older than a setting: the value that its absence means, and the

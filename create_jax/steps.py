@@ -1,5 +1,6 @@
 """A training step of each phase, pure: (state, batch, graph) -> (state, losses)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,10 +9,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from create_jax import optim, parallel
+from create_jax import optim, parallel, tables
 from create_jax.models.propagation import Rows
 from create_jax.models.system import System
-from create_jax.parallel import DATA
+from create_jax.parallel import ALL, DATA, MODEL
+
+# Groups of parameters that are tables of users or items, by rows.
+TABLES = "item_table", "user_table"
 
 
 class TrainState(NamedTuple):
@@ -52,6 +56,37 @@ def init(model: System, tx, seed: int) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optim.init(tx, params))
 
 
+def start(model: System, tx, seed: int, mesh) -> TrainState:
+    """The first state on the devices; where tables are split none is ever whole."""
+    if parallel.parts_of_tables(mesh) == 1:
+        return parallel.place(mesh, init(model, tx, seed))
+
+    def make():
+        params = pad_tables(model.init(seed), mesh)
+        return TrainState(jnp.zeros((), jnp.int32), params, optim.init(tx, params))
+
+    specs = state_specs(jax.eval_shape(make), ALL)
+    return jax.jit(make, out_shardings=parallel.shardings(mesh, specs))()
+
+
+def restart(tx, state: TrainState, mesh) -> TrainState:
+    """The same parameters under a fresh optimizer."""
+    make = partial(optim.init, tx)
+    fresh = jax.eval_shape(make, state.params)
+    specs = group_specs(fresh, parallel.batch_axes(mesh))
+    make = jax.jit(make, out_shardings=parallel.shardings(mesh, specs))
+    return state._replace(opt_state=make(state.params))
+
+
+def pad_tables(params: dict, mesh) -> dict:
+    """Parameters whose tables are filled up to a multiple of their parts."""
+    parts = parallel.parts_of_tables(mesh)
+    return {
+        group: tables.padded(values, parts) if group in TABLES else values
+        for group, values in params.items()
+    }
+
+
 def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
     """One step on one device of `axis_name`; dropout is a function of (seed, step)."""
     key = jax.random.fold_in(jax.random.key(seed, impl=model.random), state.step)
@@ -66,12 +101,36 @@ def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
     groups = [g for g in model.trained_groups(phase) if g in grads]
     grads = {group: grads[group] for group in groups}
     if axis_name is not None:
-        grads = lax.pmean(grads, axis_name)
+        grads = _mean_over_devices(grads, axis_name)
     params, opt_state = optim.update(tx, grads, state.opt_state, state.params, groups)
     sums = {f"loss/{name}": part for name, part in parts.items()}
-    squares = sum(jnp.sum(g * g) for g in jax.tree.leaves(grads))
-    sums |= {"loss": value, "grad_norm": jnp.sqrt(squares)}
+    sums |= {"loss": value, "grad_norm": jnp.sqrt(_squares(grads, axis_name))}
     return TrainState(state.step + 1, params, opt_state), sums
+
+
+def _mean_over_devices(grads: dict, axis_name) -> dict:
+    """Every device has the gradient of the whole loss by its own copies: their mean is
+    that by a parameter. A row of a split table has copies along `data` only."""
+    if not tables.is_split(axis_name):
+        return lax.pmean(grads, axis_name)
+    n = lax.axis_size(axis_name)
+    return {
+        group: jax.tree.map(lambda g: g / n, lax.psum(own, _copies(group, axis_name)))
+        for group, own in grads.items()
+    }
+
+
+def _copies(group: str, axis_name):
+    return tables.copies_over(axis_name) if group in TABLES else axis_name
+
+
+def _squares(grads: dict, axis_name) -> jax.Array:
+    """The sum of squares of all gradients."""
+    return sum(
+        tables.group_sum(jnp.sum(g * g), axis_name if group in TABLES else None)
+        for group in sorted(grads)
+        for g in jax.tree.leaves(grads[group])
+    )
 
 
 def compile_phase(model, phase, tx, seed, mesh, batch: StepBatch, graph):
@@ -81,30 +140,57 @@ def compile_phase(model, phase, tx, seed, mesh, batch: StepBatch, graph):
       batch, graph: examples, for their structure.
     """
 
+    axes = parallel.batch_axes(mesh)
+
     def run(state, batches, graph):
         def body(state, batch):
-            return train_step(model, phase, tx, seed, DATA, state, batch, graph)
+            return train_step(model, phase, tx, seed, axes, state, batch, graph)
 
         return lax.scan(body, state, batches)
 
-    in_specs = (P(), batch_specs(batch), graph_specs(graph))
-    return parallel.compile_step(run, mesh, in_specs, (P(), P()), donate=(0,))
+    state = P()
+    if tables.is_split(axes):
+        state = state_specs(jax.eval_shape(partial(init, model, tx, seed)), axes)
+    in_specs = (state, batch_specs(batch, axes), graph_specs(graph, axes))
+    return parallel.compile_step(run, mesh, in_specs, (state, P()), donate=(0,))
 
 
-def batch_specs(batch: StepBatch) -> StepBatch:
+def batch_specs(batch: StepBatch, axes=DATA) -> StepBatch:
     """Stacked batches are split over devices along their second axis; what all pairs of
     a step share ([S, 1, ...], negatives of UltraGCN) is everywhere."""
-    return jax.tree.map(lambda x: P() if x.shape[1] == 1 else P(None, DATA), batch)
+    return jax.tree.map(lambda x: P() if x.shape[1] == 1 else P(None, axes), batch)
 
 
-def graph_specs(graph):
-    """Terms of a propagation are split over devices, everything else is everywhere."""
+def graph_specs(graph, axes=DATA):
+    """Terms of a propagation are split over `data`; everything else is everywhere, or
+    by rows as tables are."""
+    whole = P(MODEL) if tables.is_split(axes) else P()
 
     def specs(x):
-        split = P(DATA) if isinstance(x, Rows) else P()
+        split = P(DATA) if isinstance(x, Rows) else whole
         return jax.tree.map(lambda _: split, x)
 
     return jax.tree.map(specs, graph, is_leaf=lambda x: isinstance(x, Rows))
+
+
+def state_specs(state: TrainState, axes=DATA) -> TrainState:
+    return TrainState(
+        P(), group_specs(state.params, axes), group_specs(state.opt_state, axes)
+    )
+
+
+def group_specs(groups: dict, axes=DATA) -> dict:
+    """Of parameters, or what an optimizer keeps of them: tables are by rows where they
+    are split, everything else is everywhere."""
+    split = TABLES if tables.is_split(axes) else ()
+
+    def specs(group, x):
+        return P(MODEL) if group in split and x.ndim else P()
+
+    return {
+        group: jax.tree.map(partial(specs, group), values)
+        for group, values in groups.items()
+    }
 
 
 def first_bad_step(losses: dict[str, np.ndarray]) -> tuple[int, str] | None:

@@ -80,7 +80,7 @@ def fit(
     config, clock = run.config, speed.Clock()
     model = build.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
-    state = parallel.place(run.mesh, steps.init(model, tx, config.seed))
+    state = steps.start(model, tx, config.seed, run.mesh)
     make_graph = cache(partial(_make_graph, run, model, train))
     prepare = partial(prepare_phase, run, model, tx, train)
     validate = _validator(run, model, holdout)
@@ -106,8 +106,7 @@ def fit(
                     work = speed.count(ready.feed, state.params)
                     begins = epoch == rules.last_from > 0 and progress.chunk == 0
                     if begins and config.warmup.reset_optimizer:
-                        fresh = parallel.place(run.mesh, optim.init(tx, state.params))
-                        state = state._replace(opt_state=fresh)
+                        state = steps.restart(tx, state, run.mesh)
 
                 # The epoch, or what is left of it.
                 wanted = run.workdir / "profile" if run.profile == epoch + 1 else None
@@ -152,12 +151,13 @@ def fit(
         checkpoints.wait()
         if holdout is not None and progress.best_epoch:
             state, _ = checkpoints.restore(progress.best_step, state)
-    return _fitted(model, state.params, make_graph, progress)
+    return _fitted(run, model, state.params, make_graph, progress)
 
 
-def _fitted(model, params: dict, make_graph: Callable, progress: Progress) -> Fitted:
+def _fitted(run: Run, model, params, make_graph, progress: Progress) -> Fitted:
     by_graph = model.encoder is None  # its users are what ranks
-    score = evaluate.model_scores(model, by_graph=by_graph)
+    axes = parallel.batch_axes(run.mesh)
+    score = evaluate.model_scores(model, by_graph=by_graph, axis_name=axes)
     reads = model.queries_read_graph(by_graph=by_graph)
 
     def graph():
@@ -179,8 +179,11 @@ class Graph(NamedTuple):
 
 
 def _make_graph(run: Run, model, train) -> Graph:
-    rows, pairs, graph = feeds.make_graph(run.config, model, train, run.mesh.size)
-    return Graph(rows, pairs, parallel.place(run.mesh, graph, steps.graph_specs(graph)))
+    shards, parts = run.mesh.shape[parallel.DATA], parallel.parts_of_tables(run.mesh)
+    made = feeds.make_graph(run.config, model, train, shards, parts)
+    rows, pairs, graph = made
+    specs = steps.graph_specs(graph, parallel.batch_axes(run.mesh))
+    return Graph(rows, pairs, parallel.place(run.mesh, graph, specs))
 
 
 def _continue(run: Run, stage: str, checkpoints, state, trains: bool):
@@ -224,7 +227,8 @@ class Ready(NamedTuple):
 
 
 def _place(mesh, batch: steps.StepBatch) -> steps.StepBatch:
-    return parallel.place(mesh, batch, steps.batch_specs(batch))
+    specs = steps.batch_specs(batch, parallel.batch_axes(mesh))
+    return parallel.place(mesh, batch, specs)
 
 
 def prepare_phase(run, model, tx, train, phase, graph, state, progress) -> Ready:
@@ -354,7 +358,8 @@ def _validator(run: Run, model, holdout) -> Callable:
         )
         if by_graph not in evaluators:
             evaluators.clear()  # a warm-up ends once
-            score = evaluate.model_scores(model, by_graph=by_graph)
+            axes = parallel.batch_axes(run.mesh)
+            score = evaluate.model_scores(model, by_graph=by_graph, axis_name=axes)
             evaluators[by_graph] = evaluate.make_evaluator(
                 config, holdout, score, run.mesh, model.mask, lists=False
             )

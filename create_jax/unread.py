@@ -16,7 +16,7 @@ CHOICES = (
 BY_KIND = {
     "free": (
         *("model.", "seq.", "graph.", "item_source.", "align.", "loss."),
-        *("warmup.", "train.", "retrain.", "optim."),
+        *("warmup.", "train.", "retrain.", "optim.", "mesh."),
     ),
     "graph": (
         *("seq.", "item_source.", "align.", "loss.", "warmup."),

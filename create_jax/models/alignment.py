@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from create_jax import losses, named
 from create_jax.models.graph_encoder import Vectors
 from create_jax.models.transformer import sequence_of_slot
+from create_jax.tables import look_up
 
 
 class Projector(nn.Module):
@@ -101,7 +102,7 @@ class Alignment:
             weights = (batch.segments.reshape(-1) > 0).astype(states.dtype)
         ego = self.user_source == "ego"
         table = params["user_table"] if ego else vectors.users
-        world = table[batch.users][owner]
+        world = look_up(table, batch.users, axis_name)[owner]
         if self.stop_grad == "global":
             world = jax.lax.stop_gradient(world)
         elif self.stop_grad == "local":

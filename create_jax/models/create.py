@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import jax
 
+from create_jax import tables
 from create_jax.models import bert4rec
 from create_jax.models.system import System
 from create_jax.models.transformer import apply_encoder, pick
@@ -25,6 +26,7 @@ class Create(System):
     input_items: str = "ego"
     output_items: str = "ego"
     reads_edges: ClassVar[bool] = True
+    splits_tables: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config, sequence, **fields) -> "Create":
@@ -75,14 +77,15 @@ class Create(System):
         source, output = self.item_vectors(params, propagated)
         view = self.training_view(sequences)
         read = self.hidden_columns(phase, sequences.targets)
-        states = self.encode(params, source, view, read=read, train=True, key=key)
+        learns = dict(train=True, axis_name=axis_name)
+        states = self.encode(params, source, view, read=read, key=key, **learns)
         learnt = sequences._replace(targets=pick(sequences.targets, read))
         parts = {"local": self.local_loss(states, output, learnt, key, axis_name)}
         if not phase.w_align:
             return parts
         if self.objective == "masked":
             states, sequences = self.masked_states(
-                params, source, sequences, view, states, key
+                params, source, sequences, view, states, key, axis_name
             )
         if views is None:
             parts["align"] = self.align.with_graph(
@@ -90,7 +93,7 @@ class Create(System):
             )
         else:
             other_key = jax.random.fold_in(key, 3)
-            others = self.encode(params, source, views, train=True, key=other_key)
+            others = self.encode(params, source, views, key=other_key, **learns)
             parts["align"] = self.align.with_views(
                 params, states, others, sequences, views, axis_name
             )
@@ -117,10 +120,20 @@ class Create(System):
         tables = {"ego": params["item_table"], "propagated": propagated}
         return tables[self.input_items], tables[self.output_items]
 
-    def encode(self, params, table, batch, *, read=None, train=False, key=None):
+    def encode(
+        self,
+        params,
+        table,
+        batch,
+        *,
+        read=None,
+        train=False,
+        key=None,
+        axis_name=None,
+    ):
         """States of packed sequences: [R, T] -> [R * T, D], or of the columns `read`
         [R, M] of each row -> [R * M, D]."""
-        x = self.look_up(table, batch.items, params.get("token"))
+        x = self.look_up(table, batch.items, params.get("token"), axis_name)
         own = params["sequence"]
         settings = dict(read=read, train=train, key=key)
         return apply_encoder(self.encoder, own, x, batch, **settings)
@@ -138,7 +151,7 @@ class Create(System):
             return batch
         return bert4rec.training_view(batch, self.mask)
 
-    def masked_states(self, params: dict, table, batch, view, states, key):
+    def masked_states(self, params, table, batch, view, states, key, axis_name=None):
         """States to align where items were hidden (docs/choices.md 32), and their
         batch.
 
@@ -148,7 +161,8 @@ class Create(System):
         if self.align.bert_state == "last_position":
             return states, bert4rec.ends_in_view(batch, view, self.mask)
         batch, key = bert4rec.query_view(batch, self.mask), jax.random.fold_in(key, 1)
-        return self.encode(params, table, batch, train=True, key=key), batch
+        learns = dict(train=True, axis_name=axis_name)
+        return self.encode(params, table, batch, key=key, **learns), batch
 
     def global_loss(self, params: dict, vectors, batch, graph, axis_name=None):
         """The graph encoder's own loss, L_global, on a batch of pairs."""
@@ -172,14 +186,15 @@ class Create(System):
             return vectors.users, vectors.items
         return self.item_vectors(params, vectors.items)
 
-    def query_vectors(self, params, source, batch, *, by_graph: bool):
+    def query_vectors(self, params, source, batch, *, by_graph: bool, axis_name=None):
         """The graph's vectors of `batch.users`, or the state at the end of each packed
         history."""
         if by_graph:
-            return source[batch.users]
+            return tables.look_up(source, batch.users, axis_name)
         place = batch.last
         if batch.ends is not None:
             row = place // batch.items.shape[1]
             segment = batch.segments.reshape(-1)[place]
             place = row * batch.ends.shape[1] + segment - 1
-        return self.encode(params, source, batch, read=batch.ends)[place]
+        given = dict(read=batch.ends, axis_name=axis_name)
+        return self.encode(params, source, batch, **given)[place]

@@ -1,6 +1,7 @@
 """What a graph encoder is: a module with these names (lightgcn.py is the model).
 
 - PROPAGATES: whether its vectors differ from the tables.
+- SPLITS_TABLES: True where it knows of tables in parts (tables.py); it may be missing.
 - NEEDS: parts of a log it cannot do without, of `ratings` and `clock`.
 - prepare(rows, pairs, n_rows, settings, shards) -> arrays of the graph.
 - init(key, shapes, settings) -> its own parameters beside the two tables, {} = none.

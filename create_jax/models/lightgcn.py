@@ -1,15 +1,18 @@
 """LightGCN (He et al. 2020, arXiv 2002.02126) on a jraph graph."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from create_jax import losses
+from create_jax import losses, tables
 from create_jax.data import graph as graphs
 from create_jax.models.graph_encoder import Vectors
 from create_jax.models.propagation import Matrix, graph_of, lay_out, product
 
 PROPAGATES = True
+SPLITS_TABLES = True
 NEEDS = ()
 
 
@@ -43,14 +46,17 @@ def init(key, shapes, settings: dict) -> dict:
 
 def encode(params, graph: Matrix, settings: dict, axis_name=None) -> Vectors:
     """Mean of layers 0..K of E^(k+1) = A~ E^(k); `normalise` takes the layers after the
-    first at unit length (MRGSRec)."""
-    users, items = params["user_table"], params["item_table"]
+    first at unit length (MRGSRec). Of split tables a device has all rows of some
+    columns meanwhile."""
+    names = "user_table", "item_table"
+    users, items = (tables.columns(params[name], axis_name) for name in names)
     x = total = jnp.concatenate([users, items])
     for _ in range(settings["layers"]):
-        x = product(x, graph, axis_name)
+        x = product(x, graph, tables.copies_over(axis_name))
         total += losses.l2_normalise(x) if settings.get("normalise") else x
     total /= settings["layers"] + 1
-    return Vectors(total[: len(users)], total[len(users) :])
+    both = total[: len(users)], total[len(users) :]
+    return Vectors(*(tables.rows(x, axis_name) for x in both))
 
 
 def batches(rows, pairs, settings: dict, draw) -> graphs.EdgeBatch:
@@ -62,7 +68,9 @@ def loss(params, vectors: Vectors, batch, graph, settings: dict, axis_name=None)
     """BPR on propagated vectors, or GSAU's alignment and uniformity; and the L2 norm of
     the *ego* rows of the batch."""
     users, items = vectors[:2]
-    u, i, j = users[batch.users], items[batch.items], items[batch.negatives]
+    look_up = partial(tables.look_up, axis_name=axis_name)
+    u, i = look_up(users, batch.users), look_up(items, batch.items)
+    j = look_up(items, batch.negatives)
     if settings.get("loss", "bpr") == "bpr":
         scores = jnp.sum(u * i, -1), jnp.sum(u * j, -1)
         ranking = losses.bpr(*scores, batch.weights, axis_name=axis_name)
@@ -71,7 +79,8 @@ def loss(params, vectors: Vectors, batch, graph, settings: dict, axis_name=None)
         spread = losses.uniformity(u, *common) + losses.uniformity(i, *common)
         ranking = losses.mean_alignment(u, i, *common) + settings["gamma"] * spread
     users, items = params["user_table"], params["item_table"]
-    ego = users[batch.users], items[batch.items], items[batch.negatives]
+    ego = look_up(users, batch.users), look_up(items, batch.items)
+    ego += (look_up(items, batch.negatives),)
     norms = 0.5 * sum(jnp.sum(x * x, -1) for x in ego)
     total = ranking + settings["l2"] * losses.weighted_mean(
         norms, batch.weights, axis_name

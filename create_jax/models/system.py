@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from create_jax import tables
 from create_jax.models.alignment import Alignment
 from create_jax.models.graph_encoder import Shapes, Vectors
 
@@ -33,6 +34,7 @@ class System:
     objective: `next` item, or `masked` items, of which a share `mask_share` is hidden.
       [MASK], which stands for them and ends each history, is the group `token` [D].
     reads_edges: whether its loss reads batches of pairs beside the sequences.
+    splits_tables: whether it knows of tables in parts (tables.py).
     """
 
     n_users: int
@@ -50,6 +52,7 @@ class System:
     objective: str = "next"
     mask_share: float = 0.0
     reads_edges: ClassVar[bool] = False
+    splits_tables: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config, sequence: ModuleType | None, **fields) -> "System":
@@ -95,7 +98,8 @@ class System:
         raise NotImplementedError
 
     def query_vectors(self, params, source, batch, *, by_graph: bool):
-        """[B, D] of a batch of queries. source: the first of `query_tables`."""
+        """[B, D] of a batch of queries. source: the first of `query_tables`. One that
+        splits tables takes `axis_name` as well."""
         raise NotImplementedError
 
     # --- what several share -----------------------------------------------------------
@@ -129,16 +133,16 @@ class System:
         own = self.graph.init(own_key, shapes, self.graph_settings)
         return params | {"graph": own} if own else params
 
-    def look_up(self, table, ids, token=None) -> jax.Array:
+    def look_up(self, table, ids, token=None, axis_name=None) -> jax.Array:
         """[..., D] rows of an item table, and where an id is `mask` the token.
 
         Args:
           ids: [...]. token: [D], or [..., D] one for each.
         """
         if not self.mask:
-            return table[ids]
+            return tables.look_up(table, ids, axis_name)
         special = ids == self.mask
-        rows = table[jnp.where(special, 0, ids)]
+        rows = tables.look_up(table, jnp.where(special, 0, ids), axis_name)
         return jnp.where(special[..., None], token, rows)
 
     def graph_vectors(self, params: dict, graph, axis_name=None) -> Vectors:

@@ -1,5 +1,6 @@
 """UltraGCN (Mao et al. 2021, arXiv 2110.15114): the graph as constraints."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -7,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
+from create_jax import tables
 from create_jax.data import graph as graphs
 from create_jax.losses import binary_cross_entropy, global_sum
 from create_jax.models.graph_encoder import Vectors
 
 PROPAGATES = False
+SPLITS_TABLES = True
 NEEDS = ()
 BLOCK = 2**20  # entries of R^T R that exist at once
 
@@ -120,30 +123,33 @@ def loss(params, vectors, batch, graph: Constraints, settings: dict, axis_name=N
     """
     user_table, item_table = vectors[:2]
     w1, w2, w3, w4 = (settings[name] for name in ("w1", "w2", "w3", "w4"))
-    u, i = user_table[batch.users], item_table[batch.items]  # [P, D]
-    user_factor = graph.user_factor[batch.users]  # [P]
-    beta = user_factor * graph.item_factor[batch.items]
+    look_up = partial(tables.look_up, axis_name=axis_name)
+    u, i = look_up(user_table, batch.users), look_up(item_table, batch.items)  # [P, D]
+    user_factor = look_up(graph.user_factor, batch.users)  # [P]
+    beta = user_factor * look_up(graph.item_factor, batch.items)
     positive = binary_cross_entropy(jnp.sum(u * i, -1), 1) * (w1 + w2 * beta)
 
-    scores = scores_of_negatives(u, item_table, batch.negatives)
-    negative_beta = user_factor[:, None] * graph.item_factor[batch.negatives]
+    scores = scores_of_negatives(u, item_table, batch.negatives, axis_name)
+    negative_beta = user_factor[:, None] * look_up(graph.item_factor, batch.negatives)
     negative = binary_cross_entropy(scores, 0) * (w3 + w4 * negative_beta)
 
-    neighbours = item_table[graph.neighbours[batch.items]]  # [P, S, D]
+    neighbours = look_up(graph.neighbours, batch.items)
+    neighbours = look_up(item_table, neighbours)  # [P, S, D]
     similar = binary_cross_entropy(jnp.einsum("pd,psd->ps", u, neighbours), 1)
-    similar = jnp.sum(similar * graph.omega[batch.items], -1)
+    similar = jnp.sum(similar * look_up(graph.omega, batch.items), -1)
 
     pairs = positive + settings["negative_weight"] * negative.mean(-1)
     pairs += settings["item_weight"] * similar
     total = global_sum(jnp.sum(pairs * batch.weights), axis_name)
     norms = jnp.sum(user_table**2) + jnp.sum(item_table**2)
+    norms = tables.group_sum(norms, axis_name)
     total += settings["norm_weight"] * 0.5 * norms
     if settings["reduce"] == "sum":
         return total
     return total / jnp.maximum(global_sum(batch.weights.sum(), axis_name), 1.0)
 
 
-def scores_of_negatives(u: jax.Array, item_table: jax.Array, negatives: jax.Array):
+def scores_of_negatives(u, item_table, negatives, axis_name=None) -> jax.Array:
     """u [P, D] with items [P, n], or [1, n] for all: [P, n].
 
     Where the catalogue is not much larger than n, scoring all of it and picking is less
@@ -152,7 +158,9 @@ def scores_of_negatives(u: jax.Array, item_table: jax.Array, negatives: jax.Arra
     The gathered rows of each pair are [P, n, D], 105 MB at P = 1,024 there.
     """
     if len(negatives) == 1:
-        return u @ item_table[negatives[0]].T
-    if len(item_table) <= 32 * negatives.shape[1]:
+        return u @ tables.look_up(item_table, negatives[0], axis_name).T
+    whole = not tables.is_split(axis_name)
+    if whole and len(item_table) <= 32 * negatives.shape[1]:
         return jnp.take_along_axis(u @ item_table.T, negatives, axis=1)
-    return jnp.einsum("pd,pnd->pn", u, item_table[negatives])
+    rows = tables.look_up(item_table, negatives, axis_name)
+    return jnp.einsum("pd,pnd->pn", u, rows)
