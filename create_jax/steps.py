@@ -1,5 +1,6 @@
 """A training step of each phase, pure: (state, batch, graph) -> (state, losses)."""
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -62,11 +63,16 @@ def start(model: System, tx, seed: int, mesh) -> TrainState:
         return parallel.place(mesh, init(model, tx, seed))
 
     def make():
-        params = pad_tables(model.init(seed), mesh)
-        return TrainState(jnp.zeros((), jnp.int32), params, optim.init(tx, params))
+        return pad_tables(model.init(seed), mesh)
 
-    specs = state_specs(jax.eval_shape(make), ALL)
-    return jax.jit(make, out_shardings=parallel.shardings(mesh, specs))()
+    specs = group_specs(jax.eval_shape(make), ALL)
+    params = jax.jit(make, out_shardings=parallel.shardings(mesh, specs))()
+    # The other groups one by one, as above: in one program they round otherwise.
+    others = dataclasses.replace(model, n_users=1, n_items=1).init(seed)
+    others = {k: v for k, v in others.items() if k not in (*TABLES, "token")}
+    params |= parallel.place(mesh, others)
+    state = TrainState(jnp.zeros((), jnp.int32), params, {})
+    return restart(tx, state._replace(step=parallel.place(mesh, state.step)), mesh)
 
 
 def restart(tx, state: TrainState, mesh) -> TrainState:

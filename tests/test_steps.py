@@ -112,7 +112,7 @@ class Case:
     phase = JOINT
 
     def __init__(self, encoder, **changes):
-        config = make_config(encoder=encoder, **changes)
+        config = self.config = make_config(encoder=encoder, **changes)
         self.model, feed, self.graph = prepare(config, JOINT, SHARDS)
         self.whole_graph = feeds.make_graph(config, self.model, LOG, 1)[2]
         stacked = feed.batch(feed.plan(0), 0)
@@ -191,19 +191,42 @@ def by_pmap(case):
     return jax.pmap(case.step(DATA), axis_name=DATA, in_axes=axes)(*arguments)
 
 
-def by_compiled_phase(case):
-    """As training does it: shard_map under jit, over the mesh of all devices."""
-    mesh = parallel.make_mesh()
+def by_compiled_phase(case, parts=1):
+    """As training does it: shard_map under jit, over the mesh of all devices.
+
+    Args:
+      parts: devices that share the rows of tables.
+    """
+    mesh = parallel.make_mesh(parts)
     assert mesh.size == SHARDS
+    axes, shards = parallel.batch_axes(mesh), mesh.shape[DATA]
+    given = case.config, case.model, LOG, shards, parts
+    graph = in_float64(feeds.make_graph(*given)[2])
     stacked = jax.tree.map(lambda x: np.asarray(x)[None], case.batch)
-    batch = parallel.place(mesh, stacked, steps.batch_specs(stacked))
-    graph = parallel.place(mesh, case.graph, steps.graph_specs(case.graph))
+    batch = parallel.place(mesh, stacked, steps.batch_specs(stacked, axes))
+    graph = parallel.place(mesh, graph, steps.graph_specs(graph, axes))
     run = steps.compile_phase(case.model, case.phase, KEEP, 0, mesh, batch, graph)
-    state = jax.tree.map(jnp.copy, case.state)  # it is given away
-    state, sums = run(parallel.place(mesh, state), batch, graph)
+    params = steps.pad_tables(jax.tree.map(jnp.copy, case.state.params), mesh)
+    state = steps.TrainState(jnp.int32(0), params, optim.init(KEEP, params))
+    state = parallel.place(mesh, state, steps.state_specs(state, axes))
+    assert state.params["item_table"].addressable_shards[0].data.size * parts == (
+        params["item_table"].size
+    )
+    state, sums = run(state, batch, graph)
     assert int(state.step) == 1
     assert all(values.shape == (1,) for values in sums.values())
-    return state, sums
+    return without_filling(state, case.state), sums
+
+
+def without_filling(state, like):
+    """A state with the rows that `like` has; more of them are zeros."""
+
+    def cut(x, real):
+        if x.ndim:
+            assert not np.asarray(x[len(real) :]).any()
+        return x[: len(real)] if x.ndim else x
+
+    return jax.tree.map(cut, state, like)
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -211,7 +234,8 @@ def by_compiled_phase(case):
 def test_vmap_pmap_and_eight_devices_give_the_step_of_one_device(encoder):
     case = Case(encoder)
     expected = case.on_one_device()
-    for split in (by_vmap, by_pmap, by_compiled_phase):
+    by_rows = partial(by_compiled_phase, parts=4)
+    for split in (by_vmap, by_pmap, by_compiled_phase, by_rows):
         state, sums = split(case)
         same((sums, gradients(state)), expected)
 
