@@ -1,9 +1,7 @@
 """Orbax checkpoints of one stage of a run: the latest two, and the best, kept apart."""
 
 import json
-import os
 import re
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -11,9 +9,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from etils import epath
 
+from create_jax import cluster
 from create_jax.errors import StorageError
+from create_jax.writers import warn
 
 # How tensorstore and zstd say that a file is not what was written. Memory that is out,
 # rights that are missing and a disk that is away have other words.
@@ -49,18 +49,16 @@ class Checkpoints:
         )
 
     def due(self) -> bool:
-        """Whether the last save is long ago; process 0's clock decides for all, as all
-        must save together."""
-        due = time.monotonic() - self.saved_at >= self.every
-        if jax.process_count() > 1:
-            due = bool(multihost_utils.broadcast_one_to_all(np.array(due)))
-        return due
+        """Whether the last save is long ago by the clock of process 0; the others never
+        say so."""
+        return cluster.is_first() and time.monotonic() - self.saved_at >= self.every
 
     def save(self, step: int, state, progress: dict) -> None:
         """Begins to save; `progress` must not be changed any more."""
         self.saved_at = time.monotonic()
         if step in self.manager.all_steps():
-            return
+            # Of a run that was asked to leave before its validation, which is done now.
+            self.manager.delete(step)
         self.kept.best = progress["best_step"]
         progress = progress | {"checksum": _checksum(state, progress)}
         try:
@@ -104,10 +102,9 @@ class Checkpoints:
                 damaged.append((step, error))
                 continue
             for bad, error in damaged:
-                print(
+                warn(
                     f"warning: checkpoint {self.directory / str(bad)} is damaged "
-                    f"({error}) and put aside; continuing from the one before",
-                    file=sys.stderr,
+                    f"({error}) and put aside; continuing from the one before"
                 )
                 self._put_aside(bad)
             return found
@@ -140,6 +137,22 @@ class Checkpoints:
             ) from None
 
     def _restore(self, step, like):
+        """(state, progress); all processes agree on what is wrong with it."""
+        state, progress = _agreed(lambda: self._read(step, like))
+        expected = progress.pop("checksum", None)  # older ones have none
+
+        def check():
+            if expected not in (None, found):
+                raise Damaged("its checksum differs")
+
+        found = _checksum(state, progress)
+        _agreed(check)
+        if "best_step" not in progress:
+            progress["best_step"] = self._best_by_score()
+        self.kept.best = progress["best_step"]
+        return state, progress
+
+    def _read(self, step, like):
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         place = self.directory / str(step)
         try:
@@ -165,14 +178,7 @@ class Checkpoints:
                 f"{place}: the checkpoint could not be read ({_reason(error)}); "
                 "nothing was changed: once that is mended, the same command goes on"
             ) from None
-        state, progress = restored["state"], restored["progress"]
-        expected = progress.pop("checksum", None)  # older ones have none
-        if expected not in (None, _checksum(state, progress)):
-            raise Damaged("its checksum differs")
-        if "best_step" not in progress:
-            progress["best_step"] = self._best_by_score()
-        self.kept.best = progress["best_step"]
-        return state, progress
+        return restored["state"], restored["progress"]
 
     def _best_by_score(self) -> int:
         """The best step of a run that is older than `best_step`: the last of those with
@@ -186,13 +192,12 @@ class Checkpoints:
 
     def _put_aside(self, step: int) -> None:
         """Renames a checkpoint, so that its step can be saved again."""
-        if jax.process_index() == 0:
+        if cluster.is_first():
             place, number = self.directory / str(step), 1
             while (aside := place.with_name(f"{step}.damaged-{number}")).exists():
                 number += 1
-            os.rename(place, aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"put aside {step}")
+            place.rename(aside)
+        cluster.gather(None)  # all wait for that
         self.manager.reload()
 
 
@@ -210,19 +215,87 @@ class _Kept:
         return [n >= latest or c.step == self.best for n, c in enumerate(checkpoints)]
 
 
+def _agreed(attempt):
+    """What `attempt()` returns, where it succeeds in every process.
+
+    Raises:
+      StorageError: of the first that has one. Damaged: of the first, if none has.
+    """
+    found = error = None
+    try:
+        found = attempt()
+    except (Damaged, StorageError) as raised:
+        error = raised
+    said = None if error is None else [type(error).__name__, str(error)]
+    everyone = [one for one in cluster.gather(said) if one]
+    for kind in (StorageError, Damaged):
+        for name, text in everyone:
+            if name == kind.__name__:
+                raise kind(text)
+    return found
+
+
 def _checksum(state, progress: dict) -> int:
-    """CRC-32 of what a checkpoint holds. Compressed files carry none of their own: a
-    flipped bit would give other numbers without a word."""
+    """CRC-32 of what a checkpoint holds, however it lies on the devices. Compressed
+    files carry none of their own: a flipped bit would give other numbers without a
+    word."""
+    leaves = jax.tree.leaves(state)
+    ours = {n: _own_parts(x) for n, x in enumerate(leaves) if _is_split(x)}
+    parts = cluster.gather([ours[n] for n in sorted(ours)]) if ours else []
     value = zlib.crc32(json.dumps(progress, sort_keys=True).encode())
-    for leaf in jax.tree.leaves(state):
-        value = zlib.crc32(np.ascontiguousarray(leaf), value)
+    for n, leaf in enumerate(leaves):
+        if n not in ours:
+            value = zlib.crc32(np.ascontiguousarray(leaf), value)
+            continue
+        at = sorted(ours).index(n)
+        for _, crc, size in sorted(part for process in parts for part in process[at]):
+            value = combined(value, crc, size)
     return value
+
+
+def _is_split(x) -> bool:
+    """Whether parts of an array lie in other processes only."""
+    there = isinstance(x, jax.Array)
+    return there and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def _own_parts(x) -> list[list[int]]:
+    """[first row, CRC-32, bytes] of the rows that lie here; each once in a cluster."""
+    found = []
+    for shard in x.addressable_shards:
+        if shard.replica_id == 0:
+            rows = np.ascontiguousarray(shard.data)
+            found.append([shard.index[0].start or 0, zlib.crc32(rows), rows.nbytes])
+    return found
+
+
+def combined(crc: int, after: int, size: int) -> int:
+    """The CRC-32 of a text from that of its beginning and that of its last `size` bytes
+    (as `crc32_combine` of zlib): the first one times x^(8 size) modulo the polynomial.
+    """
+    power, factor = 1 << 23, 1 << 31  # x^8, x^0; the highest bit is the lowest power
+    while size:
+        if size & 1:
+            factor = _product(power, factor)
+        power, size = _product(power, power), size >> 1
+    return _product(factor, crc) ^ after
+
+
+def _product(a: int, b: int) -> int:
+    """Of two polynomials over GF(2), modulo that of CRC-32."""
+    total = 0
+    while a:
+        if a & 1 << 31:
+            total ^= b
+        a = a << 1 & 0xFFFFFFFF
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+    return total
 
 
 def _damage(error, place: Path) -> str | None:
     """What shows that the files of a checkpoint are damaged; None: not the files."""
     for part in ("state", "progress"):
-        if not any(path.is_file() for path in (place / part).rglob("*")):
+        if not any(names for _, _, names in epath.Path(place / part).walk()):
             return f"no files in {part}"
     while error is not None:
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):

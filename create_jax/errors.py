@@ -20,6 +20,10 @@ class StorageError(InputError):
     would not help."""
 
 
+class AgreedError(InputError):
+    """Raised in all processes of a cluster alike: process 0 says it for all."""
+
+
 def one_line(text: object, longest: int) -> str:
     """At most `longest` printable characters of a text, its middle left out."""
     line = "".join(c if c.isprintable() else " " for c in str(text))

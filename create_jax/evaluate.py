@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from create_jax import metrics, parallel, steps, tables
+from create_jax import cluster, metrics, parallel, steps, tables
 from create_jax.data import packing
 from create_jax.data.splits import Holdout
 from create_jax.models.system import System
@@ -139,6 +139,7 @@ class Evaluator:
         catalogue = make_catalogue(holdout.candidates, places, parts)
         spec = P(MODEL) if parts > 1 else P()
         self._catalogue = parallel.place(mesh, catalogue, spec)
+        self.own, self.wishes = parallel.own_shards(mesh), parallel.wishes(mesh)
         self._program = None
         # Small enough to stay on the devices between epochs.
         self._resident = None
@@ -156,7 +157,8 @@ class Evaluator:
         return made
 
     def _queries(self, start: int) -> Queries:
-        plan = packing.steps_of(self.plan, start, start + self.layout.chunk)
+        stop = start + self.layout.chunk
+        plan = packing.steps_of(self.plan, start, stop, self.own)
         batch = packing.fill(plan, self.sequences, self.layout)
         holdout = self.holdout
         query = np.where(batch.weights > 0, batch.users, -1)
@@ -164,7 +166,7 @@ class Evaluator:
         batch = batch._replace(users=holdout.users[np.maximum(query, 0)])
         seen = self._seen(plan) if self.seen_rows else None
         queries = Queries(batch, targets.astype(np.int32), query, seen)
-        return parallel.place(self.mesh, queries, P(None, self.axes))
+        return parallel.place_own(self.mesh, queries, P(None, self.axes))
 
     def _room_for_histories(self) -> tuple[bool, int]:
         """(whether queries share histories, most rows of a shard)."""
@@ -259,15 +261,22 @@ class Evaluator:
         return Ranking(ranks, tied, means, kept)
 
     def _outputs(self, params, graph):
-        """(query, ranks, tied, top) of a dispatch, fetched while the next one runs."""
+        """(query, ranks, tied, top) of a dispatch, fetched while the next one runs.
+
+        Raises:
+          Leaving: a process was asked to leave.
+        """
         under_way = None
         for queries in self.chunks():
             program = self._compiled(params, graph)
             outputs = program(params, graph, self._catalogue, queries)
+            wish = self.wishes(cluster.LEAVE * cluster.asked_to_leave())
+            # Gathered before the next dispatch, which would go first otherwise.
+            outputs = parallel.whole(self.mesh, (wish, queries.query, *outputs))
             if under_way is not None:
-                yield jax.device_get(under_way)
-            under_way = queries.query, *outputs
-        yield jax.device_get(under_way)
+                yield _settled(under_way)
+            under_way = outputs
+        yield _settled(under_way)
 
     def lower(self, params, graph):
         """The lowered program of a dispatch."""
@@ -373,6 +382,14 @@ def make_catalogue(candidates: np.ndarray, places: np.ndarray, parts: int = 1) -
     near = np.argsort(order, axis=1)
     whole = (x.reshape(-1).astype(np.int32) for x in (places, near, order))
     return bias, *whole
+
+
+def _settled(outputs):
+    """Waits for the outputs of a dispatch."""
+    wishes, *outputs = jax.device_get(outputs)
+    if wishes.max() == cluster.LEAVE:
+        raise cluster.Leaving
+    return outputs
 
 
 def _sum_rows(*flags):

@@ -3,11 +3,10 @@ use, perhaps fit all rows."""
 
 import time
 from functools import partial
-from pathlib import Path
 
 import jax
 
-from create_jax import baselines, build, curves, evaluate, rundir
+from create_jax import baselines, build, cluster, curves, evaluate, rundir
 from create_jax.errors import InputError
 from create_jax.rundir import FREE_TO_CHANGE, NOTABLE, Opened
 from create_jax.train import Fitted, Progress, fit
@@ -24,12 +23,11 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
       profile: epoch of the first stage to trace, from 1; 0 = none.
     """
     build.check(config)
-    directory = Path(workdir).absolute()
+    directory = rundir.locate(workdir)
     rundir.check(directory, config, FREE_TO_CHANGE)
     opened = rundir.open_run(config, directory)
-    result = read_json(directory / "result.json")
+    result = cluster.first(lambda: rundir.read_result(directory))
     if result is not None:
-        rundir.check_result(directory, result)
         say(
             f"{directory} holds a finished run: its result as it was; --mode=evaluate "
             "ranks anew, another --workdir trains anew"
@@ -38,11 +36,12 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
             return result
     with rundir.hold(directory):
         rundir.mark(directory, config, opened.facts["data"], FREE_TO_CHANGE)
+        cluster.leave_if_asked()
         traced = opened._replace(run=opened.run._replace(profile=profile))
         fitted, selection = _select_and_refit(traced, trains=result is None)
         if result is None:
             result, ranks = test(opened, fitted, selection)
-            if jax.process_index() == 0:
+            if cluster.is_first():
                 picture = directory / "curves.png"
                 with curves.optional(picture):
                     curves.draw(opened.run.lines.path, picture, config.eval.select_by)
@@ -59,12 +58,13 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
       save: a directory to keep it in, like a run of its own for `create_jax.report`.
     """
     build.check(config)
-    place = Path(save).absolute()
+    place = rundir.locate(save, "--save")
     if save:
         rundir.check(place, config, FREE_TO_CHANGE)
     opened, fitted, selection = reopen(config, workdir)
     if save:
-        rundir.refuse_other_data(place, opened.facts["data"])
+        data = opened.facts["data"]
+        cluster.first(lambda: rundir.refuse_other_data(place, data))
     result, ranks = test(opened, fitted, selection)
     if save:
         with rundir.hold(place):
@@ -77,19 +77,23 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
     """A finished run as it ended: its data under the `eval` settings of now, its model,
     and the progress of the stage that chose its length. An InputError where it is not
     finished, or left no checkpoints: it would be trained again."""
-    directory = Path(workdir).absolute()
-    result = read_json(directory / "result.json")
-    if result is None:
-        raise InputError(
-            f"{directory}: no finished run here (no result.json); train it first with "
-            "--mode=train, or name its directory with --workdir"
-        )
-    if result["epochs"] and not (directory / "checkpoints").exists():
-        raise InputError(
-            f"{directory}: the parameters of this run are gone (no checkpoints); train "
-            "it again into another --workdir, or bring them back"
-        )
-    rundir.refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
+    directory = rundir.locate(workdir)
+
+    def check():
+        result = read_json(directory / "result.json")
+        if result is None:
+            raise InputError(
+                f"{directory}: no finished run here (no result.json); train it first "
+                "with --mode=train, or name its directory with --workdir"
+            )
+        if result["epochs"] and not (directory / "checkpoints").exists():
+            raise InputError(
+                f"{directory}: the parameters of this run are gone (no checkpoints); "
+                "train it again into another --workdir, or bring them back"
+            )
+        rundir.refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
+
+    cluster.first(check)
     opened = rundir.open_run(config, directory)
     return opened, *_select_and_refit(opened, trains=False)
 

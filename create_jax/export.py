@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from create_jax import artifact, build, experiment, methods, parallel, protocol, steps
+from create_jax import (
+    artifact,
+    build,
+    experiment,
+    methods,
+    parallel,
+    protocol,
+    rundir,
+    steps,
+)
 from create_jax.artifact import Artifact, Texts, Users
 from create_jax.data import interactions
 from create_jax.errors import InputError, one_line
@@ -32,7 +41,7 @@ def export(config, workdir: str, out: str) -> str:
       InputError: no finished run, or a method that cannot serve.
     """
     refuse(config)
-    directory = Path(workdir).absolute()
+    directory = rundir.locate(workdir)
     opened, fitted, selection = experiment.reopen(config, workdir)
     log, rows = tested_rows(opened), "up to the cut, as tested"
     final = (directory / "checkpoints" / "final").exists()

@@ -20,10 +20,13 @@ class Feed:
       train: the training Interactions.
       rows, pairs: of the user-item graph, None without one.
       shards: devices that share a step.
+      own: the numbers of the shards whose sequences `batch` holds; None = all.
     """
 
-    def __init__(self, config, model, phase: Phase, train, rows, pairs, shards: int):
-        self.config, self.model, self.shards = config, model, shards
+    def __init__(
+        self, config, model, phase: Phase, train, rows, pairs, shards: int, own=None
+    ):
+        self.config, self.model, self.shards, self.own = config, model, shards, own
         self.rows, self.pairs = rows, pairs
         self.n_items, self.seed = train.n_items, config.seed
         self.with_edges = phase.w_global > 0 and model.reads_edges
@@ -108,11 +111,12 @@ class Feed:
         return self.model.graph.batches(self.rows, self.pairs, settings, draw)
 
     def batch(self, plan, chunk: int) -> StepBatch:
-        """The stacked arrays of dispatch `chunk`."""
+        """The stacked arrays of dispatch `chunk`: sequences and views of the own
+        shards, pairs of all."""
         start, stop = chunk * self.chunk_steps, (chunk + 1) * self.chunk_steps
         packed, hidden, edges, views = plan
         if packed is not None:
-            part = packing.steps_of(packed, start, stop)
+            part = packing.steps_of(packed, start, stop, self.own)
             packed = packing.fill(
                 part,
                 self.sequences,
@@ -123,7 +127,7 @@ class Feed:
         if edges is not None:
             edges = type(edges)(*(field[start:stop] for field in edges))
         if views is not None:
-            part = packing.steps_of(views[0], start, stop)
+            part = packing.steps_of(views[0], start, stop, self.own)
             views = packing.fill(part, views[1], self.view_layout)
         return StepBatch(packed, edges, views)
 

@@ -1,13 +1,24 @@
 """Files that take their place whole, or not at all."""
 
+import io
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
 
+def is_remote(path) -> bool:
+    """Whether a path is an object store's: `gs://`."""
+    return "://" in str(path)
+
+
 @contextmanager
 def whole(path: Path):
     """A binary file that takes its place at `path` when all is written, or goes."""
+    if is_remote(path):  # an object is there when it is whole, and not before
+        with io.BytesIO() as file:
+            yield file
+            path.write_bytes(file.getvalue())
+        return
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with named(path), open(part, "wb") as file:

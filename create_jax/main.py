@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import sys
 import threading
@@ -11,8 +10,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from create_jax import config_file, methods, named
-from create_jax.errors import InputError
+from create_jax import cluster, config_file, methods, named
+from create_jax.errors import AgreedError, InputError, one_line
 
 
 class ConfigParser(flags.ArgumentParser):
@@ -66,7 +65,11 @@ _OUT = flags.DEFINE_string(
     "out", None, "Of --mode=export: the file, as in --out=model.safetensors."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a cluster (jax.distributed)."
+    "distributed",
+    None,
+    "Join the other processes of a cluster that JAX detects (Kubernetes, TPU pods). "
+    "Needless under Slurm and Open MPI and where CREATE_JAX_PROCESSES says how many "
+    "there are; --nodistributed keeps to one process even there.",
 )
 _PROFILE = flags.DEFINE_integer(
     "profile",
@@ -78,6 +81,67 @@ _PROFILE = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
+    config = checked(argv)
+    if FLAGS.verbosity < 0:
+        logging.set_verbosity(logging.FATAL)  # orbax has much to say
+    # JAX wakes only now: --help and mistakes in flags and values need not wait for it.
+    from create_jax import (
+        build,
+        example,
+        experiment,
+        export,
+        protocol,
+        report,
+        rundir,
+        tune,
+    )
+    from create_jax.settings import flatten
+    from create_jax.writers import say
+
+    refuse_other_commands(config)
+    build.check(config)
+    if _MODE.value == "describe":
+        log = protocol.load(config)
+        facts = protocol.describe(config, log, protocol.make_split(config, log))
+        rundir.warn_of_odd_times(config, facts["data"])
+        say(json.dumps(facts, indent=2))
+    elif _MODE.value == "evaluate":
+        runs = runs_of([config.method])
+        say_without_effect([flatten(c.to_dict()) for c in runs])
+        again = experiment.evaluate_again
+        results = [again(c, workdir(c), _apart(_SAVE.value, c)) for c in runs]
+        if cluster.is_first():
+            report.show(results)
+    elif _MODE.value == "export":
+        runs = runs_of([config.method])
+        if len(runs) > 1:
+            raise InputError(
+                f"config.seeds is {tuple(config.seeds)}; one file holds one run: name "
+                "it with --config.seed="
+            )
+        if cluster.count() > 1:
+            raise InputError(
+                "--mode=export was started on several processes of one cluster; start "
+                "one, with --nodistributed"
+            )
+        say_without_effect([flatten(runs[0].to_dict())])
+        export.export(runs[0], workdir(runs[0]), _OUT.value)
+    elif _MODE.value == "tune":
+        say_without_effect(tune.variants(config, tune.check(config)))
+        tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
+    else:
+        runs = runs_of([config.method, *config.compare])
+        say_without_effect([flatten(c.to_dict()) for c in runs])
+        profile, train = {0: profiled(runs[0])}, experiment.train_and_evaluate
+        results = [train(c, workdir(c), profile.get(n, 0)) for n, c in enumerate(runs)]
+        if cluster.is_first():
+            report.show(results)
+        if config.example:
+            example.show(runs[0], workdir(runs[0]))
+
+
+def checked(argv: list[str]):
+    """The config of the command line; an InputError for mistakes that need no JAX."""
     if len(argv) > 1:
         raise InputError(
             f"unexpected argument {argv[1]!r}; every option starts with --"
@@ -96,59 +160,23 @@ def main(argv: list[str]) -> None:
             f"--out=FILE goes with --mode=export, found --mode={_MODE.value} and "
             f"--out={_OUT.value or ''}; as in --mode=export --out=model.safetensors"
         )
-    if FLAGS.verbosity < 0:
-        logging.set_verbosity(logging.FATAL)  # orbax has much to say
     from create_jax import settings
 
     config = config_for()
     settings.check(config)
-    # JAX wakes only now: --help and mistakes in flags and values need not wait for it.
-    import jax
+    return config
 
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-    from create_jax import (
-        build,
-        example,
-        experiment,
-        export,
-        protocol,
-        report,
-        rundir,
-        tune,
-    )
 
-    build.check(config)
-    if _MODE.value == "describe":
-        log = protocol.load(config)
-        facts = protocol.describe(config, log, protocol.make_split(config, log))
-        rundir.warn_of_odd_times(config, facts["data"])
-        print(json.dumps(facts, indent=2))
-    elif _MODE.value == "evaluate":
-        runs = runs_of([config.method])
-        say_without_effect([settings.flatten(c.to_dict()) for c in runs])
-        again = experiment.evaluate_again
-        report.show([again(c, workdir(c), _apart(_SAVE.value, c)) for c in runs])
-    elif _MODE.value == "export":
-        runs = runs_of([config.method])
-        if len(runs) > 1:
-            raise InputError(
-                f"config.seeds is {tuple(config.seeds)}; one file holds one run: name "
-                "it with --config.seed="
-            )
-        say_without_effect([settings.flatten(runs[0].to_dict())])
-        export.export(runs[0], workdir(runs[0]), _OUT.value)
-    elif _MODE.value == "tune":
-        say_without_effect(tune.variants(config, tune.check(config)))
-        tune.tune(config, _WORKDIR.value or f"{workdir(config)}-tune")
-    else:
-        runs = runs_of([config.method, *config.compare])
-        say_without_effect([settings.flatten(c.to_dict()) for c in runs])
-        profile, train = {0: profiled(runs[0])}, experiment.train_and_evaluate
-        results = [train(c, workdir(c), profile.get(n, 0)) for n, c in enumerate(runs)]
-        report.show(results)
-        if config.example:
-            example.show(runs[0], workdir(runs[0]))
+def refuse_other_commands(config) -> None:
+    """All processes of a cluster do the same; files may lie elsewhere in each."""
+    from create_jax import settings
+
+    flat = settings.flatten(config.to_dict())
+    values = {f"--config.{key}": value for key, value in flat.items()}
+    del values["--config.data.path"]
+    own = {"--mode": _MODE.value, "--workdir": _WORKDIR.value, "--save": _SAVE.value}
+    own["--profile"] = _PROFILE.value
+    cluster.same("settings", values | own)
 
 
 @functools.cache
@@ -193,14 +221,13 @@ def profiled(config) -> int:
 
 def say_without_effect(flats: list[dict]) -> None:
     """Names on stderr what the command line sets for nothing."""
-    import jax
-
     from create_jax.unread import without_effect
+    from create_jax.writers import warn
 
     changed = list(config_flags.get_override_values(FLAGS["config"]))
     text = without_effect(changed, flats, _MODE.value)
-    if text and jax.process_index() == 0:
-        print(text, file=sys.stderr)
+    if text:
+        warn(text)
 
 
 def workdir(config) -> str:
@@ -248,22 +275,52 @@ def run() -> None:
     try:
         if any(flag in sys.argv[1:] for flag in ("--help", "-h", "--helpfull")):
             app.run(main)
-        main(parse_flags(sys.argv))
+        argv = begin()
+        cluster.listen()
+        main(argv)
+    except AgreedError as error:
+        cluster.end(f"error: {error}", 2)
     except InputError as error:
-        _stop(f"error: {error}", 2)
+        cluster.stop(f"error: {error}", 2)
+    except cluster.Leaving:
+        cluster.end(
+            "stopped by SIGTERM; the same command goes on from the checkpoint",
+            cluster.SIGTERM_CODE,
+        )
     except OSError as error:
         reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        _stop(f"error: {reason}; put that right and run again", 2)
+        cluster.stop(f"error: {reason}; put that right and run again", 2)
     except KeyboardInterrupt:
-        _stop("stopped; the same command continues from the last checkpoint", 130)
+        text = "stopped; the same command continues from the last checkpoint"
+        cluster.stop(text, 130)
+    except Exception as error:
+        if not cluster.is_lost(error):
+            raise
+        cluster.stop(
+            f"error: another process has ended ({one_line(error, 150)}); the same "
+            "command continues from the last checkpoint",
+            1,
+        )
 
 
-def _stop(message: str, code: int) -> None:
-    """Says why, and leaves at once: a failed save must not speak after the message."""
-    print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def begin() -> list[str]:
+    """The arguments without flags, once this process has joined the others, if any, and
+    none of them found a mistake on its command line."""
+    argv, mistake = [], None
+    try:
+        argv = parse_flags(sys.argv)
+        checked(argv)
+    except InputError as error:
+        mistake = error
+    joins = _DISTRIBUTED.value if FLAGS.is_parsed() else None
+    if cluster.described() if joins is None else joins:
+        cluster.join()
+        with cluster.together():
+            if mistake:
+                raise mistake
+    elif mistake:
+        raise mistake
+    return argv
 
 
 def _mute_background_threads() -> None:

@@ -7,6 +7,7 @@ over devices: that form is exact under pmap, shard_map and vmap alike.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import numpy as np
@@ -59,6 +60,67 @@ def shardings(mesh: Mesh, specs):
     """A tree of PartitionSpecs as shardings of a mesh."""
     is_spec = dict(is_leaf=lambda x: isinstance(x, P))
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, **is_spec)
+
+
+def own_shards(mesh: Mesh) -> np.ndarray | None:
+    """The numbers of the shards, one a device, that lie in this process; None = all."""
+    if jax.process_count() == 1:
+        return None
+    owners = [device.process_index for device in mesh.devices.flat]
+    return np.flatnonzero(np.array(owners) == jax.process_index())
+
+
+def place_own(mesh: Mesh, tree, spec: P):
+    """Rows of this process's own shards, one shard after the other, onto its devices.
+
+    Args:
+      spec: of all arrays, split along one axis over all devices.
+    """
+    own, axis = own_shards(mesh), len(spec) - 1
+    if own is None:
+        return place(mesh, tree, spec)
+
+    def put(x):
+        rows = x.shape[axis] // len(own)
+        shape = (*x.shape[:axis], rows * mesh.size, *x.shape[axis + 1 :])
+
+        def part(index):
+            at = np.searchsorted(own, index[axis].start // rows) * rows
+            return x[(*index[:axis], slice(at, at + rows))]
+
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), part)
+
+    return jax.tree.map(put, tree)
+
+
+def wishes(mesh: Mesh) -> Callable[[int], jax.Array]:
+    """wish -> [devices] int32, what this process wishes on each of its own. The others
+    may wish something else; a compiled program returns the maximum."""
+    sharding = NamedSharding(mesh, P(mesh.axis_names))
+
+    @cache
+    def made(wish: int):
+        one = np.array([wish], np.int32)
+        return jax.make_array_from_callback((mesh.size,), sharding, lambda _: one)
+
+    return made
+
+
+def whole(mesh: Mesh, tree):
+    """Begins to bring arrays of the mesh to every process; `jax.device_get` of what
+    comes back waits for them."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.jit(_as_it_is, out_shardings=NamedSharding(mesh, P()))(tree)
+
+
+def _as_it_is(tree):  # one function: JAX compiles it once for each form of a tree
+    return tree
+
+
+def fetch(mesh: Mesh, tree):
+    """Arrays of the mesh as NumPy, whole, in every process."""
+    return jax.device_get(whole(mesh, tree))
 
 
 def place(mesh: Mesh, tree, specs=None):

@@ -2,26 +2,26 @@
 
 import errno
 import platform
+import secrets
 import subprocess
-import sys
 import tempfile
+import time
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import filelock
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from etils import epath
 
-from create_jax import build, parallel, protocol, settings
+from create_jax import build, cluster, parallel, protocol, settings
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
-from create_jax.errors import InputError
-from create_jax.files import whole
+from create_jax.errors import AgreedError, InputError
+from create_jax.files import is_remote, whole
 from create_jax.unread import unread
-from create_jax.writers import JsonLines, read_json, say, write_json
+from create_jax.writers import JsonLines, read_json, say, warn, write_json
 
 # Settings that may differ when a run, or a study, goes on.
 FREE_TO_CHANGE = (*settings.CHANGE_NO_NUMBER, "tune.")
@@ -52,15 +52,40 @@ class Opened(NamedTuple):
     log: Interactions
 
 
+def locate(name: str, flag: str = "--workdir") -> Path:
+    """The absolute path of a directory that a flag names: on a disk, or `gs://`.
+
+    Raises:
+      InputError: of another store, where checkpoints cannot be written.
+    """
+    if not is_remote(name):
+        return Path(name).absolute()
+    if not name.startswith("gs://"):
+        raise InputError(
+            f"{flag}={name}: checkpoints are written to disks and to gs:// only; name "
+            "one of these, a mounted bucket for example"
+        )
+    path = epath.Path(name)
+    try:
+        path.exists()
+    except ImportError as error:
+        raise InputError(
+            f"{flag}={name}: {error}; pip install 'create_jax[gcs]'"
+        ) from None
+    return path
+
+
 def open_run(config, directory: Path) -> Opened:
     """The data of a run, compared with what its directory was marked with; nothing is
     written."""
-    log = protocol.load(config)
-    build.check_log(config, log)
-    split = protocol.make_split(config, log)
-    facts = protocol.describe(config, log, split) | program()
+    with cluster.together():
+        log = protocol.load(config)
+        build.check_log(config, log)
+        split = protocol.make_split(config, log)
+        facts = protocol.describe(config, log, split) | program()
     data = facts["data"]
-    refuse_other_data(directory, data)
+    cluster.same("data", {"the fingerprint": data["fingerprint"]})
+    cluster.first(lambda: refuse_other_data(directory, data))
     span = " from {} to {}".format(*data["times"]) if "times" in data else ""
     say(
         f"{facts['dataset']}, {config.method}: {data['users']:,} users, "
@@ -83,11 +108,10 @@ def warn_of_odd_times(config, data: dict) -> None:
         and own.time_unit == "auto"
         and "1970" <= last < "1971"
     ):
-        print(
+        warn(
             "warning: all times lie in 1970, as their size says seconds; if they are "
             "days, dates or another unit, convert them, and if they only say what came "
-            "before what, add --config.data.table.has_clock=False",
-            file=sys.stderr,
+            "before what, add --config.data.table.has_clock=False"
         )
 
 
@@ -110,12 +134,16 @@ def warn_of_hidden_targets(config, data: dict) -> None:
 
 def mark(directory: Path, config, data: dict, free: tuple[str, ...]) -> None:
     """Writes into a run's directory what it is a run of, or compares with what another
-    process has written since the data were loaded."""
-    refuse_other_config(directory, config, free)
-    refuse_other_data(directory, data)
-    if _begun(directory) is None:
-        about = {"config": config.to_dict(), "data": data["fingerprint"]}
-        write_json(directory / "config.json", about)
+    run has written since the data were loaded."""
+
+    def compare_or_write():
+        refuse_other_config(directory, config, free)
+        refuse_other_data(directory, data)
+        if _begun(directory) is None:
+            about = {"config": config.to_dict(), "data": data["fingerprint"]}
+            write_json(directory / "config.json", about)
+
+    cluster.first(compare_or_write)
 
 
 def _begun(directory: Path) -> dict | None:
@@ -133,8 +161,12 @@ def _begun(directory: Path) -> dict | None:
     return started
 
 
-def check_result(directory: Path, result) -> None:
-    """Raises InputError for a result.json that is none of ours."""
+def read_result(directory: Path) -> dict | None:
+    """The result of a finished run, None where there is none; an InputError for a
+    result.json that is none of ours."""
+    result = read_json(directory / "result.json")
+    if result is None:
+        return None
     if not isinstance(result, dict) or not {"method", "test", "protocol"} <= set(
         result
     ):
@@ -142,6 +174,7 @@ def check_result(directory: Path, result) -> None:
             f"{directory / 'result.json'}: found JSON that is no result of a run; "
             "bring it back as it was, or choose another --workdir"
         )
+    return result
 
 
 def refuse_other_data(directory: Path, data: dict) -> None:
@@ -178,22 +211,65 @@ def refuse_other_config(directory: Path, config, free: tuple[str, ...]) -> None:
 
 
 def check(directory: Path, config, free: tuple[str, ...]) -> None:
-    """Fails before any work where a run cannot be written or is one of another config.
+    """Fails before any work where a run cannot be written, is one of another config, or
+    lies where not all processes see it.
 
     Args:
       free: settings, or sections ("x."), that may differ.
     """
-    check_writable(directory)
-    refuse_other_config(directory, config, free)
+
+    def here():
+        check_writable(directory)
+        refuse_other_config(directory, config, free)
+
+    cluster.first(here)
+    check_shared(directory)
+
+
+def check_shared(directory: Path) -> None:
+    """Fails where a process does not see what process 0 writes: all save their parts of
+    a checkpoint in one directory."""
+    if cluster.count() == 1:
+        return
+    place = directory if is_remote(directory) else _existing(directory)
+    seen = place / cluster.first(lambda: f".seen-{secrets.token_hex(8)}")
+    try:
+        cluster.first(lambda: seen.touch())
+        with cluster.together():
+            until = time.monotonic() + 10  # file systems over a network take a moment
+            while not seen.exists():
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"--workdir {directory} is not that of process 0 but on a disk "
+                        f"of {platform.node()} alone; all processes need one that they "
+                        "share: a network file system, or gs://"
+                    )
+                time.sleep(0.1)
+    finally:
+        if cluster.is_first():
+            seen.unlink(missing_ok=True)
+
+
+def _existing(directory: Path) -> Path:
+    """The nearest directory above, or this one, that is there for process 0."""
+    above = [directory, *directory.parents]
+
+    def find():
+        return next(n for n, place in enumerate(above) if place.exists())
+
+    return above[cluster.first(find)]
 
 
 def check_writable(directory: Path) -> None:
     """Fails before any work if `directory`, which may not exist yet, cannot be written
     to; leaves nothing behind."""
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        if is_remote(directory):
+            probe = directory / f".probe-{secrets.token_hex(8)}"
+            probe.write_bytes(bytes(4096))
+            probe.unlink()
+            return
+        place = next(x for x in (directory, *directory.parents) if x.exists())
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(4096))
     except OSError as error:
@@ -205,7 +281,10 @@ def check_writable(directory: Path) -> None:
 
 def lock(path: Path, timeout: float = 0.0):
     """A lock to enter with `with`, or None where another process holds it for longer
-    than `timeout` seconds. It falls with the process."""
+    than `timeout` seconds. It falls with the process. Object stores have none."""
+    if is_remote(path):
+        warn(f"warning: {path.parent} has no locks; let one run at a time work in it")
+        return nullcontext()
     try:
         return filelock.FileLock(path).acquire(timeout=timeout)
     except filelock.Timeout:
@@ -213,7 +292,7 @@ def lock(path: Path, timeout: float = 0.0):
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
             raise
-        print(f"warning: {path}: this file system has no locks", file=sys.stderr)
+        warn(f"warning: {path}: this file system has no locks")
         return nullcontext()
 
 
@@ -226,14 +305,16 @@ def hold(directory: Path, timeout: float = 0.0):
       InputError: another process holds it; in all processes of a cluster alike.
     """
     held = None
-    if jax.process_index() == 0:
+
+    def take():
+        nonlocal held
         directory.mkdir(parents=True, exist_ok=True)
         held = lock(directory / "lock", timeout)
-    free = held is not None
-    if jax.process_count() > 1:
-        free = bool(multihost_utils.broadcast_one_to_all(np.array(free)))
+        return held is not None
+
+    free = cluster.first(take)
     if not free:
-        raise InputError(
+        raise AgreedError(
             f"{directory}: another process is at work here; wait until it has ended, "
             "or choose another --workdir"
         )
@@ -243,12 +324,15 @@ def hold(directory: Path, timeout: float = 0.0):
 
 def keep(directory: Path, result: dict, ranks: dict) -> None:
     """What a report needs; result.json comes last and says that all is there."""
-    if jax.process_index() == 0:
+
+    def write():
         # Never an old result beside new ranks.
         (directory / "result.json").unlink(missing_ok=True)
         with whole(directory / "ranks.npz") as file:
             np.savez_compressed(file, **ranks)
-    write_json(directory / "result.json", result)
+        write_json(directory / "result.json", result)
+
+    cluster.first(write)
 
 
 def program() -> dict:

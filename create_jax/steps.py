@@ -140,7 +140,11 @@ def _squares(grads: dict, axis_name) -> jax.Array:
 
 
 def compile_phase(model, phase, tx, seed, mesh, batch: StepBatch, graph):
-    """(state, chunk of batches [S, ...], graph) -> (state, losses [S]): one dispatch.
+    """(state, chunk of batches [S, ...], graph, wishes) -> (state, losses [S], the
+    greatest wish): one dispatch.
+
+    What a process wishes (`parallel.wishes`) rides on it: the answer comes to all with
+    the losses, which are awaited anyway.
 
     Args:
       batch, graph: examples, for their structure.
@@ -148,17 +152,19 @@ def compile_phase(model, phase, tx, seed, mesh, batch: StepBatch, graph):
 
     axes = parallel.batch_axes(mesh)
 
-    def run(state, batches, graph):
+    def run(state, batches, graph, wish):
         def body(state, batch):
             return train_step(model, phase, tx, seed, axes, state, batch, graph)
 
-        return lax.scan(body, state, batches)
+        state, losses = lax.scan(body, state, batches)
+        return state, losses, lax.pmax(wish[0], axes)
 
     state = P()
     if tables.is_split(axes):
         state = state_specs(jax.eval_shape(partial(init, model, tx, seed)), axes)
-    in_specs = (state, batch_specs(batch, axes), graph_specs(graph, axes))
-    return parallel.compile_step(run, mesh, in_specs, (state, P()), donate=(0,))
+    in_specs = (state, batch_specs(batch, axes), graph_specs(graph, axes), P(axes))
+    out_specs = (state, P(), P())
+    return parallel.compile_step(run, mesh, in_specs, out_specs, donate=(0,))
 
 
 def batch_specs(batch: StepBatch, axes=DATA) -> StepBatch:

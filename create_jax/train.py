@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from create_jax import build, evaluate, feeds, optim, parallel, speed, steps
+from create_jax import build, cluster, evaluate, feeds, optim, parallel, speed, steps
 from create_jax.checkpoint import Checkpoints
-from create_jax.errors import InputError
+from create_jax.errors import AgreedError, InputError
 from create_jax.rundir import Run
 from create_jax.writers import say
 
@@ -75,6 +76,9 @@ def fit(
       should_end: (epoch of the last phase, score) -> bool, asked after its validations:
         a study's wish to end a run without promise (`progress.ended_early`).
       trains: False: the stage is finished; it is read and nothing is written.
+
+    Raises:
+      Leaving: a process was asked to; all is saved.
     """
     # The model. Its graph is made when first asked for.
     config, clock = run.config, speed.Clock()
@@ -96,6 +100,8 @@ def fit(
                 f"stage {stage!r}, which goes on with epoch {progress.epoch + 1}; "
                 "choose a later one, or another --workdir"
             )
+        if not progress.finished:
+            cluster.leave_if_asked()
         with _bar(stage, rules.total, progress) as bar:
             while not progress.finished:
                 # A phase begins: its batches, its program, perhaps a fresh optimizer.
@@ -117,15 +123,19 @@ def fit(
                     clock.steps(),
                 ):
                     now = ready._replace(dispatch=dispatch)
-                    state, progress = run_epoch(
+                    state, progress, agreed = run_epoch(
                         now, state, progress, checkpoints, bar, clock
                     )
                 step, metrics, early = int(state.step), {}, False
 
-                # Validation.
+                # Validation; who leaves in it begins it again.
                 if rules.validates(epoch + 1):
                     with _timed(progress.seconds, "eval"):
-                        metrics = validate(state.params, graph.arrays, phase)
+                        try:
+                            metrics = validate(state.params, graph.arrays, phase)
+                        except cluster.Leaving:
+                            checkpoints.save(step, state, asdict(progress))
+                            raise
                     if should_end is not None and epoch >= rules.last_from:
                         score = metrics[rules.select_by]
                         early = should_end(epoch + 1 - rules.last_from, score)
@@ -137,9 +147,11 @@ def fit(
                 bar.update(epoch + 1 - bar.n)
                 bar.set_postfix_str(_brief(line, rules.select_by), refresh=False)
                 progress = after_epoch(progress, rules, step, metrics, early)
-                due, better = checkpoints.due(), progress.best_epoch == epoch + 1
-                if due or better or progress.finished:
+                better = progress.best_epoch == epoch + 1
+                if agreed or better or progress.finished:
                     checkpoints.save(step, state, asdict(progress))
+                if agreed == cluster.LEAVE and not progress.finished:
+                    raise cluster.Leaving
 
         if run.profile > progress.epoch:
             say(
@@ -213,13 +225,15 @@ def _continue(run: Run, stage: str, checkpoints, state, trains: bool):
 
 
 class Ready(NamedTuple):
-    """A phase to run. dispatch: (state, batch, graph) -> (state, losses), compiled."""
+    """A phase to run. dispatch: (state, batch, graph, wishes) -> (state, losses, the
+    greatest wish), compiled. wishes: makes what this process wishes."""
 
     phase: steps.Phase
     feed: feeds.Feed
     dispatch: Callable
     mesh: object
     graph: Graph
+    wishes: Callable
 
     def batch(self, plan, chunk: int) -> steps.StepBatch:
         """A dispatch's batch, on the devices."""
@@ -227,21 +241,30 @@ class Ready(NamedTuple):
 
 
 def _place(mesh, batch: steps.StepBatch) -> steps.StepBatch:
-    specs = steps.batch_specs(batch, parallel.batch_axes(mesh))
-    return parallel.place(mesh, batch, specs)
+    """A batch of `Feed`: its sequences and views are of this process's shards alone."""
+    axes = parallel.batch_axes(mesh)
+    specs, split = steps.batch_specs(batch, axes), P(None, axes)
+    return steps.StepBatch(
+        parallel.place_own(mesh, batch.sequences, split),
+        parallel.place(mesh, batch.edges, specs.edges),
+        parallel.place_own(mesh, batch.views, split),
+    )
 
 
 def prepare_phase(run, model, tx, train, phase, graph, state, progress) -> Ready:
     """Plans the batches of a phase and compiles its program."""
     config, mesh = run.config, run.mesh
-    feed = feeds.Feed(config, model, phase, train, graph.rows, graph.pairs, mesh.size)
+    rows, pairs, own = graph.rows, graph.pairs, parallel.own_shards(mesh)
+    feed = feeds.Feed(config, model, phase, train, rows, pairs, mesh.size, own)
+    wishes = parallel.wishes(mesh)
     batch = _place(mesh, feed.batch(feed.plan(progress.epoch), 0))
     with _timed(progress.seconds, "compile"):
         dispatch = steps.compile_phase(
             model, phase, tx, config.seed, mesh, batch, graph.arrays
         )
-        dispatch = dispatch.lower(state, batch, graph.arrays).compile()
-    return Ready(phase, feed, dispatch, mesh, graph)
+        wish = wishes(cluster.NOTHING)
+        dispatch = dispatch.lower(state, batch, graph.arrays, wish).compile()
+    return Ready(phase, feed, dispatch, mesh, graph, wishes)
 
 
 def _phase_at(phases, epoch):
@@ -256,48 +279,58 @@ def _phase_at(phases, epoch):
 
 
 def run_epoch(ready: Ready, state, progress: Progress, checkpoints, bar, clock):
-    """(state, progress) after all dispatches of an epoch, or those that are left.
+    """(state, progress, what was wished with the last dispatch) after all dispatches of
+    an epoch, or those that are left.
 
-    A batch is made while the dispatch before it runs. Saves between dispatches when it
-    is time to.
+    A batch is made while the dispatch before it runs. Whether to save or to leave is
+    asked with a dispatch and done after it, by all processes alike.
+
+    Raises:
+      Leaving: a process was asked to; all is saved.
     """
-    feed, losses = ready.feed, None
+    feed, under_way = ready.feed, None
     plan = feed.plan(progress.epoch)
     before = int(state.step) - progress.chunk * feed.chunk_steps
     for chunk in range(progress.chunk, feed.chunks):
         batch = ready.batch(plan, chunk)
-        progress = _settle(progress, losses, before, ready)
-        state, losses = ready.dispatch(state, batch, ready.graph.arrays)
-        bar.update(progress.epoch + chunk / feed.chunks - bar.n)
-        if chunk + 1 < feed.chunks and checkpoints.due():
-            progress, losses = _settle(progress, losses, before, ready), None
+        progress, agreed = _settle(progress, under_way, before, ready)
+        if agreed:
             with clock.apart():
                 checkpoints.save(int(state.step), state, asdict(progress))
-    return state, _settle(progress, losses, before, ready)
+        if agreed == cluster.LEAVE:
+            raise cluster.Leaving
+        wish = cluster.SAVE if checkpoints.due() else cluster.NOTHING
+        wish = cluster.LEAVE if cluster.asked_to_leave() else wish
+        state, *under_way = ready.dispatch(
+            state, batch, ready.graph.arrays, ready.wishes(wish)
+        )
+        bar.update(progress.epoch + chunk / feed.chunks - bar.n)
+    return state, *_settle(progress, under_way, before, ready)
 
 
-def _settle(progress: Progress, losses, before: int, ready: Ready) -> Progress:
-    """Waits for the dispatch under way, if any, and adds its losses in float64.
+def _settle(progress: Progress, under_way, before: int, ready: Ready):
+    """Waits for the dispatch under way, if any, and adds its losses in float64; the
+    progress, and what was wished with it.
 
     A loss or gradient that is not finite ends the run before it can reach a checkpoint.
 
     Args:
       before: steps taken before this epoch, for that message.
     """
-    if losses is None:
-        return progress
-    losses, sums = jax.device_get(losses), dict(progress.sums)
+    if under_way is None:
+        return progress, cluster.NOTHING
+    (losses, agreed), sums = jax.device_get(under_way), dict(progress.sums)
     bad = steps.first_bad_step(losses)
     if bad is not None:
         step = before + progress.chunk * ready.feed.chunk_steps + bad[0]
-        raise InputError(
+        raise AgreedError(
             f"{bad[1]} is not finite at step {step} of phase {ready.phase.name}; in "
             "another --workdir, lower optim.lr or the weight of that loss, or set "
             "optim.clip=1; the last checkpoint is intact"
         )
     for name, values in losses.items():
         sums[name] = sums.get(name, 0.0) + float(np.sum(values, dtype=np.float64))
-    return replace(progress, chunk=progress.chunk + 1, sums=sums)
+    return replace(progress, chunk=progress.chunk + 1, sums=sums), int(agreed)
 
 
 # --- after an epoch -------------------------------------------------------------------

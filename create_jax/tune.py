@@ -17,7 +17,7 @@ import jax
 
 from create_jax import build, methods, rundir, settings, train
 from create_jax.errors import InputError, StorageError
-from create_jax.files import write_text
+from create_jax.files import is_remote, write_text
 from create_jax.unread import unread
 from create_jax.writers import JsonLines, read_json, say
 
@@ -97,7 +97,12 @@ def tune(config, workdir: str) -> Path:
     """
     optuna = _import_optuna()
     space = check(config)
-    directory = Path(workdir).absolute()
+    directory = rundir.locate(workdir)
+    if is_remote(directory):
+        raise InputError(
+            f"--workdir={workdir}: a study is a journal that its processes share on a "
+            "disk; name a directory on one"
+        )
     rundir.check(directory, config, rundir.FREE_IN_A_STUDY)
     opened = rundir.open_run(config, directory)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -148,7 +153,7 @@ def check(config) -> list[Dimension]:
     if jax.process_count() > 1:
         raise InputError(
             "--mode=tune was started on several processes of one cluster; start each "
-            "by itself, without --distributed, with the same --workdir"
+            "by itself, with --nodistributed and the same --workdir"
         )
     return make_space(config)
 

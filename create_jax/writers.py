@@ -1,19 +1,20 @@
 """The files of a run's directory, written by process 0; a resumed run writes on."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import jax
 
 from create_jax.errors import InputError
-from create_jax.files import named, write_text
+from create_jax.files import is_remote, named, write_text
 
 
 class JsonLines:
     """Appends one JSON object a line to `path`.
 
-    With the extra `tensorboard`, numbers also go to event files beside it.
+    With the extra `tensorboard`, numbers also go to event files beside it, on a disk.
     """
 
     def __init__(self, path: Path):
@@ -38,8 +39,13 @@ class JsonLines:
         """Args: record: with `stage` and `epoch`, and numbers by name."""
         if jax.process_index():
             return
+        text = json.dumps(record) + "\n"
+        if is_remote(self.path):  # nothing can be added to an object
+            before = self.path.read_text() if self.path.exists() else ""
+            self.path.write_text(before + text)
+            return
         with named(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(text)
         if self.events is None:
             self.events = _open_events(self.path.parent / "tensorboard")
         if self.events:
@@ -97,3 +103,9 @@ def say(text: str) -> None:
     """One line for people, from process 0."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """One line on stderr, from process 0."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr)

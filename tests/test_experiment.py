@@ -64,8 +64,9 @@ def test_work_without_its_config_is_nobody_s(tmp_path):
 
 @pytest.mark.parametrize("result", [[], {}, "text", {"method": "sasrec"}])
 def test_json_that_is_no_result_is_refused(tmp_path, result):
+    write_json(tmp_path / "result.json", result)
     with pytest.raises(InputError, match="no result of a run"):
-        rundir.check_result(tmp_path, result)
+        rundir.read_result(tmp_path)
 
 
 def test_times_of_1970_are_named(capsys):

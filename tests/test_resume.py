@@ -42,7 +42,7 @@ def log(tmp_path_factory):
     return path
 
 
-def in_child(workdir, log, cache):
+def in_child(workdir, log, cache, options):
     """The command, with its output beside the workdir."""
     output = os.open(f"{workdir}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -53,16 +53,18 @@ def in_child(workdir, log, cache):
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    sys.argv = ["main", *SETTINGS, f"--config.data.path={log}", f"--workdir={workdir}"]
+    places = f"--config.data.path={log}", f"--workdir={workdir}"
+    sys.argv = ["main", *SETTINGS, *places, *options]
     main.run()
 
 
 @pytest.fixture(scope="module")
 def start(fork, log):
-    """(workdir, compilation cache) -> the process of a run."""
+    """(workdir, compilation cache, more options) -> the process of a run."""
 
-    def begin(workdir, cache):
-        process = fork(target=in_child, args=(workdir, log, cache), daemon=True)
+    def begin(workdir, cache, *options):
+        own = workdir, log, cache, options
+        process = fork(target=in_child, args=own, daemon=True)
         process.start()
         return process, workdir
 
@@ -141,6 +143,29 @@ def test_killed_runs_end_identically(start, uninterrupted, tmp_path):
         assert metrics(workdir) == metrics(reference)
         assert same(final_state(workdir), final_state(reference))
         assert lines(workdir) == lines(reference)
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 9])
+def test_a_run_that_is_asked_to_leave_ends_identically(
+    start, uninterrupted, tmp_path, epochs
+):
+    reference, cache = uninterrupted
+    workdir = tmp_path / "run"
+    # Nothing is saved by the clock, so that all is lost that is not saved on leaving.
+    process, _ = start(workdir, cache, "--config.checkpoint.seconds=1000")
+    while epochs_done(workdir) < epochs and process.exitcode is None:
+        time.sleep(0.002)
+    process.terminate()
+    process.join(60)
+    output = Path(f"{workdir}.out").read_text()
+    assert process.exitcode == 143, output
+    assert "stopped by SIGTERM; the same command goes on" in output
+    assert "Traceback" not in output and not (workdir / "result.json").exists()
+    output = finish(*start(workdir, cache))
+    assert "continuing in epoch" in output
+    assert metrics(workdir) == metrics(reference)
+    assert same(final_state(workdir), final_state(reference))
+    assert lines(workdir) == lines(reference)
 
 
 def test_a_finished_run_prints_its_result_at_once(start, uninterrupted):

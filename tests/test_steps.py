@@ -212,7 +212,8 @@ def by_compiled_phase(case, parts=1):
     assert state.params["item_table"].addressable_shards[0].data.size * parts == (
         params["item_table"].size
     )
-    state, sums = run(state, batch, graph)
+    state, sums, wished = run(state, batch, graph, parallel.wishes(mesh)(2))
+    assert int(wished) == 2
     assert int(state.step) == 1
     assert all(values.shape == (1,) for values in sums.values())
     return without_filling(state, case.state), sums
@@ -304,10 +305,11 @@ def make_run(config, phase, mesh, options=None):
 
     first = batch(0, 0)
     run = steps.compile_phase(model, phase, tx, config.seed, mesh, first, graph)
-    run = run.lower(fresh(), first, graph).compile(options)
+    wish = parallel.wishes(mesh)(0)
+    run = run.lower(fresh(), first, graph, wish).compile(options)
 
     def dispatch(state, epoch, chunk):
-        return run(state, batch(epoch, chunk), graph)
+        return run(state, batch(epoch, chunk), graph, wish)[:2]
 
     return fresh, dispatch, feed
 

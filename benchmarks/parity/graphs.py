@@ -145,7 +145,7 @@ def main() -> None:
                 run = steps.compile_phase(
                     model, phase, tx, flags.seed, mesh, batch, graph
                 )
-            state, losses = run(state, batch, graph)
+            state, losses, _ = run(state, batch, graph, parallel.wishes(mesh)(0))
             total += losses["loss"].mean()
         if (epoch + 1) % flags.every == 0:
             line = f"epoch {epoch + 1}: loss {float(total) / chunks:.4f}"

@@ -38,7 +38,12 @@ def prepare(config, train) -> Prepared:
     tx = optim.make(**config.optim.to_dict())
     state = parallel.place(mesh, steps.init(model, tx, config.seed))
     example = feed.batch(feed.plan(0), 0)
-    run = steps.compile_phase(model, phase, tx, config.seed, mesh, example, graph)
+    whole = steps.compile_phase(model, phase, tx, config.seed, mesh, example, graph)
+    wish = parallel.wishes(mesh)(0)
+
+    def run(state, batch, graph):
+        return whole(state, batch, graph, wish)[:2]
+
     return Prepared(model, feed, pairs, graph, mesh, state, run)
 
 

@@ -339,7 +339,7 @@ def fill(
     shift: bool = False,
     hidden: np.ndarray | None = None,
 ) -> Batch:
-    """The arrays of the steps in `plan` (slice it for a chunk).
+    """The arrays of the steps and shards in `plan` (a part: `steps_of`).
 
     Args:
       shift: the target of a slot is the item after it in the log; a special slot at
@@ -348,8 +348,8 @@ def fill(
         model takes them out; a [MASK] is never a target.
       Without either there are no targets.
     """
-    steps = len(plan.index)
-    shards, width, rows, length = layout[1:5]
+    steps, shards, width = plan.index.shape
+    rows, length = layout.rows, layout.length
     real = plan.index >= 0
     index = plan.index[real]
     size = sequences.lengths[index]
@@ -400,6 +400,9 @@ def fill(
     )
 
 
-def steps_of(plan: Plan, start: int, stop: int) -> Plan:
-    """The part of a plan that belongs to steps start..stop-1."""
-    return Plan(*(field[start:stop] for field in plan))
+def steps_of(plan: Plan, start: int, stop: int, own: np.ndarray | None = None) -> Plan:
+    """The part of a plan that belongs to steps start..stop-1, and to the shards `own`;
+    None = all."""
+    if own is None:
+        return Plan(*(field[start:stop] for field in plan))
+    return Plan(*(field[start:stop, own] for field in plan))

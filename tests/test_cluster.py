@@ -1,0 +1,315 @@
+"""Several processes act as one: two on this machine, joined over its own network."""
+
+import json
+import os
+import socket
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import FAST
+from jax.sharding import PartitionSpec as P
+
+from create_jax import checkpoint, cluster, main, parallel
+from create_jax.data import packing
+from create_jax.errors import AgreedError, InputError
+from create_jax.settings import flatten
+
+ROOT = Path(__file__).parent.parent
+# CREATE with warm-up, selection, refit and test, in seconds.
+SETTINGS = [
+    *("--config=quickstart", "--config.compare=()", "--config.model.dim=16"),
+    *("--config.split.validation=by_time", "--config.train.epochs=2"),
+    *("--config.warmup.epochs=1", "--config.train.chunk=2", "--config.seq.blocks=1"),
+    *("--config.seq.max_len=20", "--config.train.batch=700"),
+    *("--config.graph.batch_size=14000", "--config.eval.batch=2048"),
+]
+
+
+# --- without other processes ----------------------------------------------------------
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Sets what the environment says of processes, and nothing else says."""
+    for name in (*cluster.TASKS, *VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+
+    def change(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return change
+
+
+VARIABLES = (cluster.COORDINATOR, cluster.PROCESSES, cluster.PROCESS, cluster.WAIT)
+OURS = dict(zip(VARIABLES[:3], ("localhost:1234", "2", "1"), strict=True))
+
+
+def test_only_an_environment_of_several_processes_is_one(variables):
+    assert not cluster.described()
+    variables(SLURM_STEP_NUM_TASKS="1", SLURM_NTASKS="4")  # a job's script, one task
+    assert not cluster.described()
+    variables(SLURM_STEP_NUM_TASKS="2")
+    assert cluster.described()
+    variables(SLURM_STEP_NUM_TASKS="", OMPI_COMM_WORLD_SIZE="3")
+    assert cluster.described()
+    variables(OMPI_COMM_WORLD_SIZE="1", CREATE_JAX_PROCESS="0")
+    assert cluster.described()
+
+
+@pytest.mark.parametrize(
+    "changes, found",
+    [
+        ({cluster.PROCESS: "2"}, "CREATE_JAX_PROCESS is 2 of CREATE_JAX_PROCESSES=2"),
+        (
+            {cluster.PROCESS: "-1"},
+            "CREATE_JAX_PROCESS is '-1'; expected",
+        ),
+        ({cluster.PROCESSES: "two"}, "CREATE_JAX_PROCESSES is 'two'"),
+        ({cluster.PROCESSES: "0"}, "CREATE_JAX_PROCESSES is '0'"),
+        ({cluster.COORDINATOR: ""}, "CREATE_JAX_COORDINATOR not set; "),
+        ({cluster.COORDINATOR: "here"}, "expected host:port"),
+        ({cluster.WAIT: "long"}, "CREATE_JAX_WAIT is 'long'"),
+    ],
+    ids=str,
+)
+def test_what_the_environment_says_wrongly_is_named(variables, changes, found):
+    variables(**OURS | changes)
+    with pytest.raises(InputError, match=found):
+        cluster.join()
+
+
+def test_one_process_is_asked_for_nothing():
+    assert cluster.gather({"a": 1}) == [{"a": 1}] and cluster.is_first()
+    assert cluster.first(lambda: (1, 2)) == (1, 2)
+    cluster.same("settings", {"a": 1})
+    with pytest.raises(KeyError), cluster.together():
+        raise KeyError
+
+
+def test_a_checksum_is_put_together_from_its_parts():
+    data = np.random.default_rng(0).bytes(1000)
+    for at in (0, 1, 333, 1000):
+        parts = zlib.crc32(data[:at]), zlib.crc32(data[at:]), 1000 - at
+        assert checkpoint.combined(*parts) == zlib.crc32(data)
+
+
+@pytest.mark.parametrize("own", [[0], [2, 3], [0, 3]])
+def test_rows_of_some_shards_are_those_of_the_whole_batch(own):
+    lengths = np.random.default_rng(0).integers(1, 9, 200)
+    begin = np.cumsum(lengths) - lengths
+    log = np.arange(1, lengths.sum() + 2, dtype=np.int32)
+    numbers = np.arange(200, dtype=np.int32)
+    sequences = packing.Sequences(numbers, log, begin, begin + lengths)
+    rules = dict(batch=50, row_length=10, shards=4, chunk=2)
+    layout = packing.make_layout(lengths, **rules)._replace(ends=10)
+    plan = packing.plan_epoch(lengths, layout, 0, 0)
+    whole, part = (
+        packing.fill(packing.steps_of(plan, 1, 3, some), sequences, layout, shift=True)
+        for some in (None, np.array(own))
+    )
+    for mine, all_ in zip(part, whole, strict=True):
+        of_shards = all_.reshape(2, 4, -1, *all_.shape[2:])
+        expected = of_shards[:, own].reshape(mine.shape)
+        np.testing.assert_array_equal(mine, expected)
+
+
+def test_wishes_lie_on_every_device():
+    wish = parallel.wishes(parallel.make_mesh())
+    assert np.array_equal(wish(cluster.LEAVE), [cluster.LEAVE] * 8)
+    assert wish(1) is wish(1)
+
+
+# --- with others ----------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def in_child(output, variables, devices, folder, cache, target, arguments):
+    """A process of a cluster, with its output in a file."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.chdir(folder)
+    os.environ |= variables
+    count = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = f"{count} {FAST}"
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    target(*arguments)
+
+
+def command(arguments):
+    sys.argv = ["main", *arguments]
+    main.run()
+
+
+class Cluster:
+    """Processes under way; every list has one entry for each."""
+
+    def __init__(self, fork, cache, target, arguments, folders, devices=4, **changes):
+        variables = {cluster.COORDINATOR: f"localhost:{free_port()}"}
+        variables |= {cluster.PROCESSES: str(len(folders)), cluster.WAIT: "60"}
+        self.outputs, self.processes = [], []
+        for rank, (own, folder) in enumerate(zip(arguments, folders, strict=True)):
+            ranks = variables | {cluster.PROCESS: str(rank)} | changes
+            ranks = ranks if len(folders) > 1 or changes else {}
+            self.outputs.append(cache / f"output-{time.monotonic_ns()}-{rank}")
+            given = self.outputs[-1], ranks, devices, folder, cache, target, own
+            self.processes.append(fork(target=in_child, args=given, daemon=True))
+            self.processes[-1].start()
+
+    def join(self, seconds=200):
+        """Exit codes of all."""
+        for process in self.processes:
+            process.join(seconds)
+        return [process.exitcode for process in self.processes]
+
+    def texts(self):
+        """What they printed, without what the transport says of itself."""
+        every = [output.read_text().splitlines() for output in self.outputs]
+        return ["\n".join(x for x in lines if "peer rank" not in x) for lines in every]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs compiled by any process, and what all print."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def begin(fork, cache):
+    """(workdir, processes, devices, options) -> the command's Cluster."""
+
+    def start(workdir, processes=2, devices=4, options=(), **changes):
+        arguments = [([*SETTINGS, f"--workdir={workdir}", *options],)] * processes
+        folders = [ROOT] * processes
+        return Cluster(fork, cache, command, arguments, folders, devices, **changes)
+
+    return start
+
+
+def final_state(workdir):
+    stage = workdir / "checkpoints" / "refit"
+    newest = max(int(p.name) for p in stage.iterdir() if p.name.isdigit())
+    return ocp.StandardCheckpointer().restore(stage / str(newest) / "state")
+
+
+def result(workdir):
+    found = json.loads((workdir / "result.json").read_text())
+    return {key: found[key] for key in ("valid", "test", "test_by_target", "epochs")}
+
+
+def finished(run):
+    assert run.join() == [0] * len(run.processes), "\n".join(run.texts())
+
+
+@pytest.fixture(scope="module")
+def pair(begin, tmp_path_factory):
+    """The workdir of a run of two processes with four devices each, and its texts."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    run = begin(workdir)
+    finished(run)
+    return workdir, run.texts()
+
+
+def ranks_of(workdir):
+    with np.load(workdir / "ranks.npz") as found:
+        assert {"last", "first", "random", "successive"} < set(found.files)
+        return dict(found)
+
+
+@pytest.mark.services
+def test_two_processes_are_one_with_as_many_devices(pair, begin, tmp_path):
+    workdir, texts = pair
+    # Process 0 speaks for both.
+    assert "ndcg@10" in texts[0] and "The model's top ten" in texts[0] and not texts[1]
+    # One process ranks by what two have trained: the same ranks.
+    asked = ["--mode=evaluate", f"--save={tmp_path / 'ranked'}"]
+    finished(begin(workdir, processes=1, devices=8, options=asked))
+    assert result(tmp_path / "ranked") == result(workdir) | {"valid": {}}
+    two, one = ranks_of(workdir), ranks_of(tmp_path / "ranked")
+    for name in two:
+        np.testing.assert_array_equal(two[name], one[name])
+    # One process trains: the same to rounding, so that a rank of a near tie may move.
+    finished(begin(tmp_path / "one", processes=1, devices=8))
+    states = final_state(workdir), final_state(tmp_path / "one")
+    close = dict(rtol=0, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), *states)
+    both = result(workdir), result(tmp_path / "one")
+    assert flatten(both[0]) == pytest.approx(flatten(both[1]), rel=1e-4)
+    one = ranks_of(tmp_path / "one")
+    moved = {name: int((two[name] != one[name]).sum()) for name in two}
+    print(f"ranks that moved, of {len(two['last'])} in each rule: {moved}")
+    assert sum(moved.values()) <= 0.001 * sum(map(len, two.values()))
+
+
+# --- what one process sees otherwise --------------------------------------------------
+
+
+def talk(folder):
+    """What two processes say to each other, and a checkpoint whose rows lie in both."""
+    cluster.join()
+    rank, mesh = jax.process_index(), parallel.make_mesh()
+    assert cluster.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    assert cluster.first(lambda: [rank, "a"]) == [0, "a"]
+    alone = pytest.raises(AgreedError, match="^process 1: no such file$")
+    with alone, cluster.together():
+        if rank:
+            raise InputError("no such file")
+    with pytest.raises(AgreedError, match="^only here$"):
+        cluster.first(lambda: (_ for _ in ()).throw(InputError("only here")))
+    unforeseen = pytest.raises(ZeroDivisionError if rank else AgreedError)
+    with unforeseen, cluster.together():
+        1 / (1 - rank)
+    with pytest.raises(AgreedError, match="different data: b is [12], in process 0"):
+        cluster.same("data", {"a": 1, "b": 1 + rank})
+    cluster.same("data", {"a": 1})
+
+    # Rows of each process's own shards, as if it had made no others.
+    table = np.arange(48.0, dtype=np.float32).reshape(8, 6)
+    own = table.reshape(4, 2, 6)[parallel.own_shards(mesh)].reshape(4, 6)
+    split = parallel.place_own(mesh, own, P(parallel.DATA))
+    np.testing.assert_array_equal(parallel.fetch(mesh, split), table)
+    assert parallel.fetch(mesh, parallel.wishes(mesh)(rank)).tolist() == [0, 0, 1, 1]
+
+    checkpoints = checkpoint.Checkpoints(folder / "stage")
+    for step in (1, 2):
+        state = {"step": parallel.place(mesh, np.int32(step)), "table": split * step}
+        checkpoints.save(step, state, {"epoch": step, "best_step": 0})
+    checkpoints.wait()
+    if rank == 0:
+        os.truncate(folder / "stage" / "2" / "progress" / "metadata", 3)
+    cluster.gather(None)
+    found, about = checkpoints.restore_latest(state)
+    assert about == {"epoch": 1, "best_step": 0}
+    np.testing.assert_array_equal(parallel.fetch(mesh, found["table"]), table)
+    checkpoints.close()
+    cluster.end("", 0)
+
+
+def test_two_processes_agree(fork, cache, tmp_path):
+    arguments, folders = [(tmp_path,)] * 2, [ROOT] * 2
+    run = Cluster(fork, cache, talk, arguments, folders, devices=2)
+    assert run.join() == [0, 0], "\n".join(run.texts())
+    warned = f"checkpoint {tmp_path / 'stage' / '2'} is damaged"
+    assert warned in run.texts()[0] and not run.texts()[1]
+    assert (tmp_path / "stage" / "2.damaged-1").is_dir()
+    # One process reads what two wrote, and finds the same checksum.
+    checkpoints = checkpoint.Checkpoints(tmp_path / "stage", read_only=True)
+    like = {"step": np.int32(0), "table": np.zeros((8, 6), np.float32)}
+    found, _ = checkpoints.restore(1, jax.tree.map(jnp.asarray, like))
+    np.testing.assert_array_equal(found["table"], np.arange(48).reshape(8, 6))
+    checkpoints.close()
