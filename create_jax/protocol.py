@@ -3,7 +3,7 @@
 from types import ModuleType
 
 from create_jax import named
-from create_jax.data import interactions, sources, splits
+from create_jax.data import interactions, prepared, sources, splits, table
 from create_jax.data import titles as title_files
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
@@ -20,29 +20,56 @@ def find_loader(name: str) -> ModuleType:
 
 
 def load(config) -> Interactions:
-    """The raw log of `config.data`, by the loader module of that name."""
-    data = config.data
-    form = named.section_of(data.to_dict(), data.loader)
-    log = find_loader(data.loader).load(
-        _locate(data),
-        k_core=data.k_core,
-        drop_repeats=data.drop_repeats,
-        counts=list(data.counts),
-        **table_form(data.table) if data.loader == "table" else form,
-    )
+    """The log of `config.data`, with the ties that `split.ties` asks for."""
+    log = load_as_it_is(config)
     if config.split.ties == "random":
         log = interactions.shuffle_ties(log, config.split.seed)
     return log
 
 
-def table_form(table) -> dict:
+def load_as_it_is(config) -> Interactions:
+    """The log by the loader of that name, or of a folder that was prepared."""
+    data = config.data
+    given = {
+        "k_core": data.k_core,
+        "drop_repeats": data.drop_repeats,
+        "counts": list(data.counts),
+    }
+    if prepared.is_prepared(data.path):
+        return prepared.load(data.path, has_clock=data.table.has_clock, **given)
+    return find_loader(data.loader).load(_locate(data), **given, **_form(data))
+
+
+def stream(config) -> table.Stream:
+    """The log in blocks, none of them filtered."""
+    data, loader = config.data, find_loader(config.data.loader)
+    if prepared.is_prepared(data.path):
+        raise InputError(
+            f"{data.path}: is prepared already; give the log it was made of"
+        )
+    if not hasattr(loader, "stream"):
+        raise InputError(
+            f"the loader {data.loader} reads its log at once; prepare it with "
+            "--engine=polars"
+        )
+    return loader.stream(_locate(data), **_form(data))
+
+
+def _form(data) -> dict:
+    """What the loader is told of the form of its files."""
+    if data.loader == "table":
+        return table_form(data.table)
+    return named.section_of(data.to_dict(), data.loader)
+
+
+def table_form(section) -> dict:
     """The form of a log, as `table.load` takes it. Columns of a file without a header
     are numbers, given as text."""
-    form = table.to_dict()
+    form = section.to_dict()
     del form["titles"]
     if not form["columns"]["rating"]:
         del form["columns"]["rating"]
-    if not table.header:
+    if not section.header:
         for key, column in form["columns"].items():
             if not column.isdecimal():
                 raise InputError(
@@ -71,6 +98,8 @@ def titles(config) -> dict[str, str]:
     it has them."""
     if config.data.table.titles:
         return title_files.read(config.data.table.titles)
+    if prepared.is_prepared(config.data.path):
+        return prepared.titles(config.data.path)
     loader = find_loader(config.data.loader)
     return loader.titles(_locate(config.data)) if hasattr(loader, "titles") else {}
 

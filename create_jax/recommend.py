@@ -208,7 +208,7 @@ def blocks_of(args, recommender: Recommender):
     for key in (*FORM, *SWITCHES):
         if getattr(args, key) is not None:
             form[key] = getattr(args, key)
-    yield from table.stream(args.log, **protocol.table_form(form))
+    yield from table.stream(args.log, **protocol.table_form(form)).blocks
 
 
 def history_in(args, recommender: Recommender) -> np.ndarray:

@@ -9,6 +9,17 @@ from collections.abc import Sequence
 from create_jax.data import table
 from create_jax.data.interactions import Interactions
 
+LAYOUT = {
+    "columns": {
+        "user": "reviewerID",
+        "item": "asin",
+        "time": "unixReviewTime",
+        "rating": "overall",
+    },
+    "format": "jsonl",
+    "time_unit": "s",
+}
+
 
 def load(
     path: str,
@@ -18,17 +29,10 @@ def load(
     counts: Sequence[int] = (),
 ) -> Interactions:
     """Loads `reviews_<category>_5.json.gz`; see `from_frame`."""
-    return table.load(
-        path,
-        columns={
-            "user": "reviewerID",
-            "item": "asin",
-            "time": "unixReviewTime",
-            "rating": "overall",
-        },
-        format="jsonl",
-        time_unit="s",
-        k_core=k_core,
-        drop_repeats=drop_repeats,
-        counts=counts,
-    )
+    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
+    return table.load(path, **LAYOUT, **filters)
+
+
+def stream(path: str) -> table.Stream:
+    """The same in blocks."""
+    return table.stream(path, **LAYOUT)

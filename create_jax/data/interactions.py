@@ -15,6 +15,7 @@ import polars as pl
 from create_jax.errors import InputError
 
 MISSING = ("nan", "null", "none", "na", "n/a", "<na>", "nil", "\\n", "inf", "-inf")
+NUMBER = r"^[+-]?[0-9]+(\.[0-9]*)?$"
 
 
 class Rows(NamedTuple):
@@ -99,14 +100,14 @@ def from_frame(
         )
     users, user_ids = _codes(frame["user"])
     items, item_ids = _codes(frame["item"])
-    _refuse_missing(user_ids, "user", source)
-    _refuse_missing(item_ids, "item", source)
+    refuse_missing(user_ids, "user", source)
+    refuse_missing(item_ids, "item", source)
     times, per_second = _exact(frame["time"])
     ratings = None
     if "rating" in frame.columns and frame["rating"].null_count() < frame.height:
         ratings = frame["rating"].to_numpy().astype(np.float32)
     log = Interactions(users, items, times, user_ids, item_ids, ratings, per_second)
-    _check_counts((len(user_ids), len(item_ids), len(times)), counts, source)
+    check_counts((len(user_ids), len(item_ids), len(times)), counts, source)
 
     log = take(log, in_order(users, times))
     del users, items, times, ratings
@@ -118,23 +119,13 @@ def from_frame(
     single = len(log.users)
     if k_core > 1:
         log = _k_core(log, k_core)
-        if not len(log.users):
-            raise InputError(
-                f"{source}: the {k_core}-core leaves no interactions of {single:,}"
-                f"{_without_repeats(frame.height - single)}; lower k_core or bring a "
-                "denser log"
-            )
+        check_core(len(log.users), single, frame.height, k_core, source)
         users, user_ids = _renumber(log.users, user_ids)
         items, item_ids = _renumber(log.items, item_ids)
         log = log._replace(
             users=users, items=items, user_ids=user_ids, item_ids=item_ids
         )
-    if min(len(user_ids), len(item_ids)) < 2:
-        after = f" after the {k_core}-core" if k_core > 1 else ""
-        raise InputError(
-            f"{source}: found {len(user_ids)} user(s) and {len(item_ids)} item(s)"
-            f"{after}; expected at least 2 of each: are the columns right?"
-        )
+    check_sizes(len(user_ids), len(item_ids), k_core, source)
     if log.ratings is not None and np.isnan(log.ratings).all():
         log = log._replace(ratings=None)
     rows = Rows(frame.height, frame.height - single, single - len(log.users))
@@ -208,10 +199,6 @@ def _exact(times: pl.Series) -> tuple[np.ndarray, int]:
     return numbers, finest
 
 
-def _without_repeats(repeats: int) -> str:
-    return f" ({repeats:,} repeats dropped before, drop_repeats)" if repeats else ""
-
-
 def _codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
     ids = column.unique().cast(pl.String).sort()
     if column.dtype != pl.Categorical:
@@ -220,10 +207,10 @@ def _codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
     return codes.to_numpy().astype(np.int32), ids
 
 
-def _refuse_missing(ids: pl.Series, key: str, source: str) -> None:
+def refuse_missing(ids: pl.Series, key: str, source: str) -> None:
     """Refuses a word such as "null" among numeric ids: many rows might share it."""
     missing = ids.filter(ids.str.to_lowercase().is_in(MISSING))
-    numbers = ids.str.contains(r"^[+-]?[0-9]+(\.[0-9]*)?$").sum()
+    numbers = ids.str.contains(NUMBER).sum()
     if len(missing) and numbers and numbers + len(missing) == len(ids):
         raise InputError(
             f"{source}: found no {key} but {missing[0]!r} in some rows, where all "
@@ -231,13 +218,37 @@ def _refuse_missing(ids: pl.Series, key: str, source: str) -> None:
         )
 
 
-def _check_counts(found: Sequence[int], expected: Sequence[int], source: str) -> None:
+def check_counts(found: Sequence[int], expected: Sequence[int], source: str) -> None:
+    """Refuses other users, items and interactions than are expected; () = any."""
     if len(expected) and tuple(found) != tuple(expected):
         text = "{:,} users, {:,} items, {:,} interactions"
         raise InputError(
             f"{source}: found {text.format(*found)}; expected "
             f"{text.format(*expected)}: is it another release, or filtered? "
             "Fetch the official file, or load without counts"
+        )
+
+
+def check_core(left: int, single: int, read: int, k_core: int, source: str) -> None:
+    """Refuses a k-core without rows, of `single` rows that `read` had no repeats."""
+    if left:
+        return
+    repeats = ""
+    if read > single:
+        repeats = f" ({read - single:,} repeats dropped before, drop_repeats)"
+    raise InputError(
+        f"{source}: the {k_core}-core leaves no interactions of {single:,}{repeats}; "
+        "lower k_core or bring a denser log"
+    )
+
+
+def check_sizes(n_users: int, n_items: int, k_core: int, source: str) -> None:
+    """Refuses a log of one user or one item."""
+    if min(n_users, n_items) < 2:
+        after = f" after the {k_core}-core" if k_core > 1 else ""
+        raise InputError(
+            f"{source}: found {n_users} user(s) and {n_items} item(s){after}; expected "
+            "at least 2 of each: are the columns right?"
         )
 
 

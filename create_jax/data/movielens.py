@@ -30,33 +30,45 @@ def load(
     counts: Sequence[int] = (),
 ) -> Interactions:
     """Loads `ratings.dat`, the zip or the directory that holds it; see `from_frame`."""
-    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
+    log = stream(path)
+    return from_frame(
+        table.gather(log),
+        source=log.source,
+        k_core=k_core,
+        drop_repeats=drop_repeats,
+        counts=counts,
+    )
+
+
+def stream(path: str) -> table.Stream:
+    """The same in blocks."""
     if Path(path).is_dir():
         found = sorted(Path(path).rglob(FILE))
         if not found:
             raise InputError(f"{path}: found no {FILE}; expected it here: unzip ml-1m")
         path = str(found[0])
     if Path(path).suffix != ".zip" or not Path(path).is_file():
-        return table.load(path, **LAYOUT, **filters)
+        return table.stream(path, **LAYOUT)
     try:
-        archive = zipfile.ZipFile(path)
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
     except zipfile.BadZipFile as error:
         raise InputError(
             f"{path}: the file is cut off or damaged ({error}); "
             "expected a zip archive: fetch it again"
         ) from error
-    with archive:
-        names = [n for n in archive.namelist() if PurePosixPath(n).name == FILE]
-        if not names:
-            raise InputError(
-                f"{path}: found {', '.join(archive.namelist()[:5]) or 'nothing'}; "
-                f"expected {FILE}, in any folder: fetch ml-1m.zip again"
-            )
-        source = f"{path}/{names[0]}"
-        with archive.open(names[0]) as file:
-            return from_frame(
-                table.read(file, source, **LAYOUT), source=source, **filters
-            )
+    inside = [name for name in names if PurePosixPath(name).name == FILE]
+    if not inside:
+        raise InputError(
+            f"{path}: found {', '.join(names[:5]) or 'nothing'}; "
+            f"expected {FILE}, in any folder: fetch ml-1m.zip again"
+        )
+
+    def opened():
+        return zipfile.ZipFile(path).open(inside[0])
+
+    source = f"{path}/{inside[0]}"
+    return table.stream_from({source: opened}, source, **LAYOUT)
 
 
 def titles(path: str) -> dict[str, str]:

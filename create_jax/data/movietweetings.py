@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 
 from create_jax.data import movielens, table
@@ -18,13 +19,23 @@ def load(
     counts: Sequence[int] = (),
 ) -> Interactions:
     """Loads `ratings.dat`, plain or compressed, the packaged one by default."""
-    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
+    log = stream(path)
+    return from_frame(
+        table.gather(log),
+        source=log.source,
+        k_core=k_core,
+        drop_repeats=drop_repeats,
+        counts=counts,
+    )
+
+
+def stream(path: str = "") -> table.Stream:
+    """The same in blocks."""
     if path:
-        return table.load(path, **movielens.LAYOUT, **filters)
+        return table.stream(path, **movielens.LAYOUT)
     source = "movietweetings/ratings.dat.gz"
-    with (FOLDER / "ratings.dat.gz").open("rb") as file:
-        frame = table.read(file, source, **movielens.LAYOUT)
-    return from_frame(frame, source=source, **filters)
+    opened = partial((FOLDER / "ratings.dat.gz").open, "rb")
+    return table.stream_from({source: opened}, source, **movielens.LAYOUT)
 
 
 def titles(path: str = "") -> dict[str, str]:

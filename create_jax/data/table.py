@@ -7,9 +7,10 @@ more memory than its arrays. A row that cannot be read is an error: none is drop
 
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import polars as pl
@@ -27,48 +28,62 @@ AHEAD = 86_400  # seconds by which the clock of another machine may be ahead
 EVER = 9_200_000_000  # seconds, to 1678 and 2261: their nanoseconds fit 64 bits
 
 
+class Stream(NamedTuple):
+    """A log on its way from its files. blocks: frames of user and item (text), time
+    (Datetime in ns, or numbers that sort: Int128, or Float64) and perhaps rating, never
+    all at once. source: for messages. files: their names."""
+
+    blocks: Iterator[pl.DataFrame]
+    source: str
+    files: Sequence[str]
+
+
 def load(
     path: str,
     *,
     k_core: int = 0,
     drop_repeats: bool = True,
     counts: Sequence[int] = (),
-    time_unit: times.Unit = "auto",
-    has_clock: bool = True,
     **form,
 ) -> Interactions:
     """Loads a log from a file, or from a folder of Parquet parts in the order of names.
 
     Args:
       k_core, drop_repeats, counts: see `from_frame`.
-      time_unit, has_clock, form: see `read`.
+      form: see `stream_from`.
     """
-    try:
-        if Path(path).is_dir():
-            blocks = _folder_blocks(path, form)
-        else:
-            blocks = _file_blocks(path, form)
-        frame = _combine(blocks, path, time_unit, has_clock)
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; expected the file of the log: check the path"
-        ) from error
+    frame = gather(stream(path, **form))
     return from_frame(
         frame, source=path, k_core=k_core, drop_repeats=drop_repeats, counts=counts
     )
 
 
-def read(
-    file: BinaryIO,
+def stream(path: str, **form) -> Stream:
+    """The same in blocks; `form` as in `stream_from`."""
+    files = [Path(path)]
+    if files[0].is_dir():
+        files = parts(path)
+        others = [part.name for part in files if not _is_parquet(part)]
+        if others or not files:
+            raise InputError(
+                f"{path}: is a folder and holds {listed(others, 3) or 'nothing'}; "
+                "expected a file, or a folder of Parquet parts alone"
+            )
+    return stream_from({str(p): partial(p.open, "rb") for p in files}, path, **form)
+
+
+def stream_from(
+    files: dict[str, Callable[[], BinaryIO]],
     source: str,
     *,
     time_unit: times.Unit = "auto",
     has_clock: bool = True,
     **form,
-) -> pl.DataFrame:
-    """Reads the columns that `from_frame` takes from an open file.
+) -> Stream:
+    """The columns that `from_frame` takes from some files, in blocks.
 
     Args:
+      files: what opens each, by its name.
       time_unit: "auto" is iso if the times are no numbers, dates if all numbers look
         like 20170820, else s, ms, us or ns by their size. ISO times without an offset
         are UTC.
@@ -84,30 +99,45 @@ def read(
         quoting: of csv; False: a quote is a character as any other.
         encoding: of text; "auto" is that of its byte order mark, or UTF-8.
     """
-    return _combine(_blocks(file, source, **form), source, time_unit, has_clock)
+
+    def blocks():
+        try:
+            for name, opened in files.items():
+                with opened() as file:
+                    yield from _blocks(file, name, **form)
+        except OSError as error:
+            raise InputError(
+                f"{source}: {error.strerror}; expected the file of the log: check the "
+                "path"
+            ) from error
+
+    parsed = _parsed(blocks(), source, time_unit, has_clock)
+    return Stream(parsed, source, list(files))
 
 
-def _file_blocks(path: str, form: dict) -> Iterator[Block]:
-    with open(path, "rb") as file:
-        yield from _blocks(file, path, **form)
+def gather(log: Stream) -> pl.DataFrame:
+    """A whole log in memory; ids become categories block by block."""
+    ids = pl.col("user", "item").cast(pl.Categorical)
+    found = [block.with_columns(ids) for block in log.blocks]
+    if not found:
+        raise InputError(
+            f"{log.source}: the log is empty; expected rows of user, item, time"
+        )
+    if found[0]["time"].dtype.is_temporal():
+        return pl.concat(found)
+    order = times.ranks([block["time"] for block in found])
+    return pl.concat([block.drop("time") for block in found]).with_columns(time=order)
 
 
-def _folder_blocks(path: str, form: dict) -> Iterator[Block]:
-    """The parts, subfolders included; names that begin with . or _ are no parts."""
-    parts = [
+def parts(path: str) -> list[Path]:
+    """The files of a folder in their order, subfolders included; names that begin with
+    . or _ are no parts."""
+    return [
         part
         for part in sorted(Path(path).rglob("*"))
         if part.is_file()
         and not any(n.startswith((".", "_")) for n in part.relative_to(path).parts)
     ]
-    others = [part.name for part in parts if not _is_parquet(part)]
-    if others or not parts:
-        raise InputError(
-            f"{path}: is a folder and holds {listed(others, 3) or 'nothing'}; expected "
-            "a file, or a folder of Parquet parts alone"
-        )
-    for part in parts:
-        yield from _file_blocks(str(part), form)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -162,43 +192,7 @@ def _written(separator: str) -> str:
         return separator
 
 
-def stream(
-    path: str, *, time_unit: times.Unit = "auto", has_clock: bool = True, **form
-) -> Iterator[pl.DataFrame]:
-    """The rows of a file or folder as they stand there, block by block, never all at
-    once: user and item as text, time as Datetime, or with `has_clock` False as numbers
-    that sort (Int128, or Float64).
-
-    Args:
-      form: see `read`.
-    """
-    make = _folder_blocks if Path(path).is_dir() else _file_blocks
-    try:
-        yield from _checked(make(path, form), path, time_unit, has_clock)
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; expected the file of the log: check the path"
-        ) from error
-
-
-def _combine(
-    blocks: Iterator[Block], source: str, unit: str, has_clock: bool
-) -> pl.DataFrame:
-    codes = pl.col("user", "item").cast(pl.Categorical)
-    parts = [
-        part.with_columns(codes) for part in _checked(blocks, source, unit, has_clock)
-    ]
-    if not parts:
-        raise InputError(
-            f"{source}: the log is empty; expected rows of user, item, time"
-        )
-    if parts[0]["time"].dtype == pl.Datetime:
-        return pl.concat(parts)
-    order = times.ranks([part["time"] for part in parts])
-    return pl.concat([part.drop("time") for part in parts]).with_columns(time=order)
-
-
-def _checked(
+def _parsed(
     blocks: Iterator[Block], source: str, unit: str, has_clock: bool
 ) -> Iterator[pl.DataFrame]:
     """Blocks with parsed times, of which every row is good."""

@@ -1,0 +1,189 @@
+"""Prepares a log once, for runs that map it into memory (docs/prepared.md).
+
+python -m create_jax.prepare --config=NAME --out=DIR [--engine=duckdb] [--config.x.y=V]
+python -m create_jax.prepare --check=DIR
+python -m create_jax.prepare --finish=DIR
+
+A log takes its place whole, or not at all: it is written into DIR.part, which a killed
+run leaves behind and the same command begins anew.
+"""
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import polars as pl
+
+from create_jax import config_file, protocol, settings
+from create_jax.data import out_of_core, prepared
+from create_jax.data.prepared import About
+from create_jax.errors import InputError, bad_setting
+from create_jax.files import named
+
+ENGINES = ("polars", "duckdb")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 after a line that says what is wrong."""
+    parser = argparse.ArgumentParser(
+        "python -m create_jax.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", help="NAME or FILE.py, as create_jax.main takes it")
+    parser.add_argument("--out", help="the folder to make")
+    parser.add_argument("--engine", choices=ENGINES, default="polars")
+    parser.add_argument("--memory", default="4GB", help="of duckdb; %(default)s")
+    parser.add_argument("--spill", help="of duckdb: a folder on a disk with room")
+    parser.add_argument(
+        "--check", metavar="DIR", help="say what is wrong with a folder"
+    )
+    parser.add_argument(
+        "--finish", metavar="DIR", help="add raw rows and manifest to an engine's files"
+    )
+    args, changes = parser.parse_known_args(argv)
+    try:
+        if args.check:
+            manifest = prepared.check(Path(args.check))
+            print(_line(args.check, manifest, "whole"))
+        elif args.finish:
+            manifest = prepared.finish(Path(args.finish))
+            print(_line(args.finish, manifest, "finished"))
+        elif args.config and args.out:
+            config = _config(args.config, changes)
+            manifest = prepare(
+                config, args.out, args.engine, args.memory, args.spill or ""
+            )
+            print(_line(args.out, manifest, f"prepared by {manifest['engine']}"))
+        else:
+            raise InputError(
+                "found nothing to do; expected --config=NAME with --out=DIR, or "
+                "--check=DIR, or --finish=DIR"
+            )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+        print(f"error: {reason}; put that right and run again", file=sys.stderr)
+        return 2
+    return 0
+
+
+def prepare(
+    config, out: str, engine: str = "polars", memory: str = "4GB", spill: str = ""
+) -> dict:
+    """Prepares the log of a config; returns the manifest.
+
+    Args:
+      engine: one of ENGINES.
+      memory, spill: of duckdb: what it may hold, as in "8GB", and where the rest goes;
+        "" = beside `out`.
+    """
+    with written_beside(Path(out)) as folder:
+        if engine == "polars":
+            return _by_polars(config, folder)
+        return _by_duckdb(config, folder, memory, Path(spill) if spill else folder)
+
+
+def _by_polars(config, folder: Path) -> dict:
+    """In memory, by the loader."""
+    log = protocol.load_as_it_is(config)
+    about = _about(config, f"polars {pl.__version__}", log.rows, log.per_second)
+    return prepared.write(folder, log, about, protocol.titles(config))
+
+
+def _by_duckdb(config, folder: Path, memory: str, spill: Path) -> dict:
+    data = config.data
+    engine, rows, per_second = out_of_core.write(
+        folder,
+        protocol.stream(config),
+        k_core=data.k_core,
+        drop_repeats=data.drop_repeats,
+        counts=tuple(data.counts),
+        titles=protocol.titles(config),
+        memory=memory,
+        spill=spill,
+    )
+    prepared.write_about(folder, _about(config, engine, rows, per_second))
+    return prepared.finish(folder)
+
+
+def _about(config, engine: str, rows, per_second: int) -> About:
+    data = config.data
+    return About(
+        name=data.name,
+        engine=engine,
+        sources=[data.path or data.name],
+        k_core=data.k_core,
+        drop_repeats=data.drop_repeats,
+        per_second=per_second,
+        has_clock=data.table.has_clock,
+        rows=rows,
+    )
+
+
+@contextmanager
+def written_beside(out: Path):
+    """An empty folder, `out`.part, that becomes `out` when all is written."""
+    part = out.with_name(f"{out.name}.part")
+    if out.exists():
+        raise InputError(
+            f"{out}: is there already; take it away, or choose another --out"
+        )
+    with named(part):
+        part.mkdir(parents=True, exist_ok=True)
+    lock = part.with_name(f"{part.name}.lock")
+    try:
+        held = filelock.FileLock(lock).acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(
+            f"{part}: another process is at work here; wait until it has ended, or "
+            "choose another --out"
+        ) from None
+    with held:
+        for old in part.iterdir():  # of a run that was killed
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        yield part
+        with named(out):
+            os.replace(part, out)
+    lock.unlink(missing_ok=True)
+
+
+def _config(source: str, options: Sequence[str]):
+    """The config of a file with --config.x.y=VALUE on top."""
+    config = config_file.make(source, {})
+    changes = {}
+    for option in options:
+        key, _, text = option.removeprefix("--config.").partition("=")
+        if not option.startswith("--config.") or "=" not in option:
+            raise InputError(
+                f"found {option!r}; expected --config.x.y=VALUE, or a flag of "
+                "python -m create_jax.prepare --help"
+            )
+        try:
+            value = settings.read(config, key)
+            changes[key] = text if isinstance(value, str) else ast.literal_eval(text)
+        except (KeyError, TypeError):
+            raise InputError(f"found {option!r}; there is no setting {key}") from None
+        except (ValueError, SyntaxError):
+            raise bad_setting(key, text, f"a {type(value).__name__}") from None
+    config = config_file.make(source, changes)
+    settings.check(config)
+    return config
+
+
+def _line(place: str, manifest: dict, done: str) -> str:
+    counts = json.dumps(manifest["counts"])[1:-1].replace('"', "")
+    return f"{place}: {done}; {counts}, fingerprint {manifest['fingerprint']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
