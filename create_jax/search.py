@@ -1,0 +1,131 @@
+"""Items found by what somebody types: an id, a title, a part of one, a misspelt one."""
+
+import difflib
+import re
+import unicodedata
+
+import numpy as np
+
+from create_jax.artifact import Artifact
+
+HITS = 4000  # lines of the names that one search looks at
+NEAR = 200  # of them for each beginning of a misspelt word
+ALIKE = 0.65  # of the letters, below which a name is not near
+WORD = re.compile(r"\w+")
+
+
+class Names:
+    """The names of the items that a model was trained with, the most popular first.
+
+    One text holds a line for each item, its title and its id in small letters without
+    accents, so that a search is one for bytes.
+    """
+
+    def __init__(self, artifact: Artifact):
+        self._artifact = artifact
+        order = np.argsort(-artifact.counts, kind="stable")
+        self._codes = order[(artifact.counts[order] > 0) & (order > 0)]
+        titles, ids = artifact.titles, artifact.ids
+        lines = [
+            f"{plain(titles[code]) if titles else ''}\t{plain(ids[code])}\n".encode()
+            for code in self._codes
+        ]
+        self._text = b"\n" + b"".join(lines)
+        self._starts = 1 + np.cumsum([0, *map(len, lines)])
+
+    def named(self, text: str) -> list[int]:
+        """The item of an id, or else all items of a title, in any letters."""
+        code = self._artifact.ids.code_of(text)
+        if code is not None:
+            return [code]
+        wanted = plain(text).encode()
+        return self._lines(b"\n%b\t" % wanted, HITS) if wanted else []
+
+    def find(self, text: str, n: int) -> list[int]:
+        """At most n items, best first: the id or title itself, what begins with the
+        text, what has all its words, else what is spelt alike. All for no text.
+
+        Of equals the most popular comes first.
+        """
+        whole = plain(text)
+        words = sorted(set(whole.split()), key=len, reverse=True)
+        if not words:
+            return self._codes[:n].tolist()
+        found = {}
+        for line in self._places(words[0].encode(), HITS):
+            name = self._line(line)
+            if all(word in name for word in words):
+                found[line] = _rank(name, whole, words)
+        best = sorted(found, key=lambda line: (found[line], line))[:n]
+        return self._codes[best].tolist() if best else self.nearest(text, n)
+
+    def nearest(self, text: str, n: int) -> list[int]:
+        """At most n items with a title or an id that is spelt like a text."""
+        whole = plain(text)[:100]
+        lines = set()
+        for word in whole.split()[:8]:
+            for part in {
+                word[:4],
+                word[1:5],
+                word[-4:],
+                f" {word[:2]}",
+                f"\n{word[:2]}",
+            }:
+                if len(part) > 2:
+                    lines.update(self._places(part.encode(), NEAR))
+        scored = [(_alike(whole, self._line(line)), -line) for line in lines]
+        best = sorted(filter(lambda one: one[0] >= ALIKE, scored), reverse=True)[:n]
+        return [int(self._codes[-line]) for _, line in best]
+
+    def _line(self, line: int) -> str:
+        return self._text[self._starts[line] : self._starts[line + 1] - 1].decode()
+
+    def _places(self, part: bytes, most: int) -> list[int]:
+        """The first lines that have some bytes."""
+        found, at = [], self._text.find(part)
+        while at >= 0 and len(found) < most:
+            line = int(
+                np.searchsorted(self._starts, at + part.startswith(b"\n"), "right")
+            )
+            found.append(line - 1)
+            at = self._text.find(part, int(self._starts[line]) - 1)
+        return found
+
+    def _lines(self, part: bytes, most: int) -> list[int]:
+        return sorted(self._codes[self._places(part, most)].tolist())
+
+
+def plain(text: str) -> str:
+    """One line in small letters, without accents and repeated spaces."""
+    if not text.isascii():
+        apart = unicodedata.normalize("NFKD", text)
+        text = "".join(c for c in apart if not unicodedata.combining(c))
+        text = text.encode(errors="replace").decode()
+    return " ".join(text.casefold().split())
+
+
+def _rank(name: str, whole: str, words: list[str]) -> int:
+    """0 is best."""
+    title, item = name.split("\t")
+    if whole in (title, item):
+        return 0
+    if title.startswith(whole) or item.startswith(whole):
+        return 1
+    begins = all(f" {word}" in f" {title}" for word in words)
+    return 2 if begins else 3
+
+
+def _alike(whole: str, name: str) -> float:
+    """The share of the letters of a text whose words stand in a name, by difflib's
+    ratio of each with the nearest word of the name."""
+    near, letters = 0.0, 0
+    there = set(WORD.findall(name)) | {name.split("\t")[1]}
+    for word in WORD.findall(whole):
+        match = difflib.SequenceMatcher(b=word, autojunk=False)
+        best = 0.0
+        for other in there:
+            match.set_seq1(other[:100])
+            if match.real_quick_ratio() > best and match.quick_ratio() > best:
+                best = max(best, match.ratio())
+        near, letters = near + best * len(word), letters + len(word)
+    return near / max(letters, 1)

@@ -1,0 +1,156 @@
+"""Answers over HTTP by the model of one artifact, with a page for people.
+
+    python -m create_jax.serve beauty.safetensors --port=8000
+
+The endpoints are in docs/serve.md. SIGHUP reads the file anew, SIGTERM ends when all
+that was asked is answered.
+"""
+
+import argparse
+import asyncio
+import errno
+import signal
+import socket
+import sys
+
+from create_jax import artifact
+from create_jax.errors import InputError
+
+GRACE = 30  # seconds in which what was asked is answered after SIGTERM
+
+
+def main(argv=None) -> int:
+    args = parse(argv)
+    try:
+        run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def parse(argv) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m create_jax.serve", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("artifact", help="what --mode=export wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="0: any; default: %(default)s"
+    )
+    parser.add_argument(
+        "--queue", type=int, default=256, help="requests that may wait; %(default)s"
+    )
+    parser.add_argument(
+        "--trust", action="store_true",
+        help="run the exported program of an encoder whose module is not installed",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if not 0 <= args.port < 2**16:
+        parser.error(f"--port is {args.port}; expected 0 to 65535")
+    if args.queue < 1:
+        parser.error(f"--queue is {args.queue}; expected at least 1")
+    return args
+
+
+def run(args) -> None:
+    """Serves until a signal ends it.
+
+    Raises:
+      InputError: the extra is missing, the artifact is not fit, the port is taken.
+    """
+    artifact.read(args.artifact, check=False)
+    try:
+        import uvicorn
+
+        from create_jax import service
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed; serving needs the extra `serve`: "
+            "pip install 'create_jax[serve]'"
+        ) from None
+    with listen(args.host, args.port) as place:
+        served = service.Service(args.artifact, trust=args.trust, longest=args.queue)
+        config = uvicorn.Config(
+            service.make_app(served),
+            log_config=None, access_log=False, lifespan="off", server_header=False,
+            timeout_graceful_shutdown=GRACE,
+        )  # fmt: skip
+        # uvicorn ends on it and raises it again, when all is done.
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            asyncio.run(serve(uvicorn.Server(config), served, place))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            served.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at which requests wait from now on.
+
+    Raises:
+      InputError: it is taken, not ours, or no place of this machine.
+    """
+    try:
+        kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(kind, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        todo = "choose another with --port"
+        if error.errno == errno.EADDRINUSE:
+            todo = "another program answers there: end it, or " + todo
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            todo = "expected an address of this machine in --host"
+        reason = error.strerror or error
+        raise InputError(f"cannot listen at {host}:{port} ({reason}); {todo}") from None
+    return found
+
+
+async def serve(server, served, place: socket.socket) -> None:
+    """Loads the model while `/live` answers already; then all does."""
+    wanted, failure = asyncio.Event(), None
+    if hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, wanted.set)
+
+    async def load():
+        nonlocal failure
+        try:
+            model = await asyncio.to_thread(served.load)
+        except InputError as error:
+            failure, server.should_exit = error, True
+            return
+        host, port = place.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        say(f"http://{host}:{port} {about(model)}")
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            try:
+                model = await asyncio.to_thread(served.load)
+                say(f"reloaded {about(model)}")
+            except InputError as error:
+                say(f"not reloaded, the model before answers on: {error}")
+
+    loading = asyncio.create_task(load())
+    try:
+        await server.serve(sockets=[place])
+    finally:
+        loading.cancel()
+    if failure is not None:
+        raise failure
+
+
+def about(model) -> str:
+    method, n = model.artifact.manifest["method"], len(model.artifact.ids) - 1
+    return f"{method}, {n:,} items, {model.version}"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
