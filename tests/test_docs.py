@@ -17,7 +17,10 @@ from create_jax.configs import common
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *DOCS]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "BUILD.md", "launch/README.md")),
+    *DOCS,
+]
 CODE = [
     path
     for name in ("create_jax", "configs", "tests", "benchmarks")
