@@ -11,6 +11,7 @@ from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from create_jax import tables
@@ -23,6 +24,17 @@ AT_ONCE = 2**24  # numbers of a loss over pairs, of rows or with samples: 64 MB
 def global_sum(x: jax.Array, axis_name: str | None) -> jax.Array:
     """Sum over the devices of `axis_name`; the identity without one."""
     return x if axis_name is None else lax.psum(x, axis_name)
+
+
+def global_sums(arrays: tuple, axis_name: str | None) -> tuple:
+    """`global_sum` of several arrays, in one message between several devices: each
+    message costs its latency, however small it is."""
+    if axis_name is None or lax.axis_size(axis_name) == 1:
+        return tuple(global_sum(x, axis_name) for x in arrays)
+    ends = np.cumsum([x.size for x in arrays])[:-1]
+    whole = lax.psum(jnp.concatenate([x.ravel() for x in arrays]), axis_name)
+    parts = zip(jnp.split(whole, ends), arrays, strict=True)
+    return tuple(part.reshape(x.shape).astype(x.dtype) for part, x in parts)
 
 
 def gather_rows(x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -38,8 +50,9 @@ def row_numbers(n: int, axis_name: str | None) -> jax.Array:
 
 def weighted_mean(values, weights, axis_name=None):
     """sum(values * weights) / sum(weights) over all devices; 0 without any weight."""
-    total = global_sum(jnp.sum(values * weights), axis_name)
-    return total / jnp.maximum(global_sum(jnp.sum(weights), axis_name), 1e-12)
+    sums = jnp.sum(values * weights), jnp.sum(weights)
+    total, weight = global_sums(sums, axis_name)
+    return total / jnp.maximum(weight, 1e-12)
 
 
 def map_rows(values_of, rows, width: int):
@@ -117,8 +130,9 @@ def _token_chunks(states, targets, most):
 
 def _over_tokens(total, targets, axis_name):
     """A sum over tokens as the mean over those with a target, on all devices."""
-    count = global_sum(jnp.sum(targets > 0).astype(jnp.float32), axis_name)
-    return global_sum(total, axis_name) / jnp.maximum(count, 1)
+    count = jnp.sum(targets > 0).astype(jnp.float32)
+    total, count = global_sums((total, count), axis_name)
+    return total / jnp.maximum(count, 1)
 
 
 def _scan_real(body, carry, chunks):
@@ -551,8 +565,8 @@ def mean_over_pairs(value_of, a, b, weights, axis_name=None):
 
     rows = a, weights, row_numbers(len(a), axis_name)
     sums, counts = map_rows(of_rows, rows, len(others))
-    count = global_sum(jnp.sum(counts), axis_name)
-    return global_sum(jnp.sum(sums), axis_name) / jnp.maximum(count, 1)
+    total, count = global_sums((jnp.sum(sums), jnp.sum(counts)), axis_name)
+    return total / jnp.maximum(count, 1)
 
 
 def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
@@ -563,26 +577,38 @@ def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
 # --- alignment: two views [B, D] of the same users -> scalar --------------------------
 
 
-def standardise(x, weights, axis_name=None, epsilon=1e-5):
+def standardise(x, weights, axis_name=None):
     """Zero mean, unit (biased) deviation of each column over the real rows."""
-    mean, variance = _moments(x, weights, axis_name)
-    # The root's slope at 0 is infinite: a constant column has deviation 0 and slope 0.
-    varies = variance > 0
-    deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
-    return (x - mean) / (deviation + epsilon)
+    return _standardised((x,), weights, axis_name)[1][0]
 
 
-def _moments(x, weights, axis_name):
-    count = jnp.maximum(global_sum(weights.sum(), axis_name), 1.0)
-    mean = global_sum(weights @ x, axis_name) / count
-    return mean, global_sum(weights @ (x - mean) ** 2, axis_name) / count
+def _standardised(views, weights, axis_name, epsilon=1e-5):
+    """The number of real rows, and each of the views standardised."""
+    count, means, variances = _moments(views, weights, axis_name)
+    found = []
+    for x, mean, variance in zip(views, means, variances, strict=True):
+        # The root's slope at 0 is infinite: a constant column has both 0.
+        varies = variance > 0
+        deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+        found.append((x - mean) / (deviation + epsilon))
+    return count, found
+
+
+def _moments(views, weights, axis_name):
+    """The number of real rows, and the mean and biased variance of each view [B, D]."""
+    sums = weights.sum(), *(weights @ x for x in views)
+    count, *sums = global_sums(sums, axis_name)
+    count = jnp.maximum(count, 1.0)
+    means = [x / count for x in sums]
+    apart = zip(views, means, strict=True)
+    squares = tuple(weights @ (x - mean) ** 2 for x, mean in apart)
+    return count, means, [x / count for x in global_sums(squares, axis_name)]
 
 
 def cross_correlation(a, b, weights, axis_name=None):
     """C_ij = 1/B sum_u za_ui zb_uj of standardised views (CREATE, eq. 2) -> [D, D]."""
-    count = jnp.maximum(global_sum(weights.sum(), axis_name), 1.0)
-    a = standardise(a, weights, axis_name) * weights[:, None]
-    b = standardise(b, weights, axis_name)
+    count, (a, b) = _standardised((a, b), weights, axis_name)
+    a = a * weights[:, None]
     return global_sum(jnp.matmul(a.T, b, precision="highest"), axis_name) / count
 
 
@@ -654,16 +680,18 @@ def vicreg(
     + variance * (hinge of each column's deviation at 1, of both views)
     + covariance * (squared off-diagonal covariances / D, of both views).
     """
-    count = jnp.maximum(global_sum(weights.sum(), axis_name), 2.0)
     d = a.shape[1]
     distance = weighted_mean(jnp.mean((a - b) ** 2, -1), weights, axis_name)
     spread, redundancy = 0.0, 0.0
-    for x in (a, b):
-        mean, moment = _moments(x, weights, axis_name)
+    count, means, moments = _moments((a, b), weights, axis_name)
+    count = jnp.maximum(count, 2.0)
+    pairs = zip((a, b), means, strict=True)
+    centred = [(x - mean) * weights[:, None] for x, mean in pairs]
+    products = global_sums(tuple(x.T @ x for x in centred), axis_name)
+    for moment, product in zip(moments, products, strict=True):
         unbiased = moment * count / (count - 1)
         spread += jnp.mean(jax.nn.relu(1 - jnp.sqrt(unbiased + 1e-4)))
-        centred = (x - mean) * weights[:, None]
-        covariances = global_sum(centred.T @ centred, axis_name) / (count - 1)
+        covariances = product / (count - 1)
         diagonal = jnp.diagonal(covariances)
         redundancy += (jnp.sum(covariances**2) - jnp.sum(diagonal**2)) / d
     return similarity * distance + variance * spread + covariance * redundancy

@@ -10,7 +10,7 @@ import scipy.sparse
 
 from create_jax import tables
 from create_jax.data import graph as graphs
-from create_jax.losses import binary_cross_entropy, global_sum
+from create_jax.losses import binary_cross_entropy, global_sums
 from create_jax.models.graph_encoder import Vectors
 
 PROPAGATES = False
@@ -140,13 +140,14 @@ def loss(params, vectors, batch, graph: Constraints, settings: dict, axis_name=N
 
     pairs = positive + settings["negative_weight"] * negative.mean(-1)
     pairs += settings["item_weight"] * similar
-    total = global_sum(jnp.sum(pairs * batch.weights), axis_name)
+    sums = jnp.sum(pairs * batch.weights), batch.weights.sum()
+    total, count = global_sums(sums, axis_name)
     norms = jnp.sum(user_table**2) + jnp.sum(item_table**2)
     norms = tables.group_sum(norms, axis_name)
     total += settings["norm_weight"] * 0.5 * norms
     if settings["reduce"] == "sum":
         return total
-    return total / jnp.maximum(global_sum(batch.weights.sum(), axis_name), 1.0)
+    return total / jnp.maximum(count, 1.0)
 
 
 def scores_of_negatives(u, item_table, negatives, axis_name=None) -> jax.Array:
