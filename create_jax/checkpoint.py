@@ -32,10 +32,19 @@ class Checkpoints:
     Args:
       every: seconds after which a save is due.
       read_only: writes nothing, not even the directory.
+      rows: by name, how many rows of some arrays are real. The zeros behind them are as
+        many as a mesh needs (tables.py), and a checkpoint of any mesh can be read.
     """
 
-    def __init__(self, directory: Path, *, every: float = 0.0, read_only: bool = False):
-        self.directory, self.every = directory, every
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        every: float = 0.0,
+        read_only: bool = False,
+        rows: dict[str, int] | None = None,
+    ):
+        self.directory, self.every, self.rows = directory, every, rows or {}
         self.saved_at = time.monotonic()
         self.kept = _Kept()
         self.manager = ocp.CheckpointManager(
@@ -60,7 +69,7 @@ class Checkpoints:
             # Of a run that was asked to leave before its validation, which is done now.
             self.manager.delete(step)
         self.kept.best = progress["best_step"]
-        progress = progress | {"checksum": _checksum(state, progress)}
+        progress = progress | {"checksum": _checksum(state, progress, self.rows)}
         try:
             self.manager.save(
                 step,
@@ -145,7 +154,7 @@ class Checkpoints:
             if expected not in (None, found):
                 raise Damaged("its checksum differs")
 
-        found = _checksum(state, progress)
+        found = _checksum(state, progress, self.rows)
         _agreed(check)
         if "best_step" not in progress:
             progress["best_step"] = self._best_by_score()
@@ -155,11 +164,14 @@ class Checkpoints:
     def _read(self, step, like):
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         place = self.directory / str(step)
+        # Zeros behind the real rows are cut or added.
+        other = self.rows and _other_form(place / "state", abstract, {})
+        refits = bool(other) and not _other_form(place / "state", abstract, self.rows)
         try:
             restored = self.manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract),
+                    state=ocp.args.StandardRestore(abstract, strict=not refits),
                     progress=ocp.args.JsonRestore(),
                 ),
             )
@@ -167,7 +179,7 @@ class Checkpoints:
             reason = _damage(error, place) if place.is_dir() else None
             if reason:
                 raise Damaged(reason) from None
-            other = _other_form(place / "state", abstract)
+            other = _other_form(place / "state", abstract, self.rows)
             if other:
                 raise StorageError(
                     f"{place}: this checkpoint is of another version of the method "
@@ -235,17 +247,25 @@ def _agreed(attempt):
     return found
 
 
-def _checksum(state, progress: dict) -> int:
+def _checksum(state, progress: dict, rows: dict[str, int]) -> int:
     """CRC-32 of what a checkpoint holds, however it lies on the devices. Compressed
     files carry none of their own: a flipped bit would give other numbers without a
-    word."""
-    leaves = jax.tree.leaves(state)
-    ours = {n: _own_parts(x) for n, x in enumerate(leaves) if _is_split(x)}
+    word.
+
+    Args:
+      rows: as of `Checkpoints`.
+    """
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    leaves = [(leaf, _real_rows(name, leaf, rows)) for name, leaf in leaves.items()]
+    ours = {n: _own_parts(*x) for n, x in enumerate(leaves) if _is_split(x[0])}
     parts = cluster.gather([ours[n] for n in sorted(ours)]) if ours else []
     value = zlib.crc32(json.dumps(progress, sort_keys=True).encode())
-    for n, leaf in enumerate(leaves):
+    for n, (leaf, size) in enumerate(leaves):
         if n not in ours:
-            value = zlib.crc32(np.ascontiguousarray(leaf), value)
+            value = zlib.crc32(np.ascontiguousarray(leaf)[:size], value)
             continue
         at = sorted(ours).index(n)
         for _, crc, size in sorted(part for process in parts for part in process[at]):
@@ -259,13 +279,20 @@ def _is_split(x) -> bool:
     return there and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
-def _own_parts(x) -> list[list[int]]:
+def _real_rows(name: str, shape_of, rows: dict[str, int]) -> int | None:
+    """How many rows of an array are real; None = all."""
+    own = [rows[part] for part in name.split(".") if part in rows and shape_of.shape]
+    return own[0] if own else None
+
+
+def _own_parts(x, size: int | None) -> list[list[int]]:
     """[first row, CRC-32, bytes] of the rows that lie here; each once in a cluster."""
     found = []
     for shard in x.addressable_shards:
         if shard.replica_id == 0:
-            rows = np.ascontiguousarray(shard.data)
-            found.append([shard.index[0].start or 0, zlib.crc32(rows), rows.nbytes])
+            first, rows = shard.index[0].start or 0, np.ascontiguousarray(shard.data)
+            rows = rows if size is None else rows[: max(0, size - first)]
+            found.append([first, zlib.crc32(rows), rows.nbytes])
     return found
 
 
@@ -309,14 +336,14 @@ def _damage(error, place: Path) -> str | None:
     return None
 
 
-def _other_form(place: Path, like) -> str | None:
-    """The first array of a checkpoint that is not as in `like`, if its list of arrays
-    can be read."""
+def _other_form(place: Path, like, rows: dict[str, int]) -> str | None:
+    """The first array of a checkpoint that is not as in `like` up to its real rows, if
+    its list of arrays can be read."""
     try:
         stored = ocp.StandardCheckpointer().metadata(place).item_metadata.tree
     except Exception:  # orbax raises many types; the error before this one says why
         return None
-    found, expected = _shapes(stored), _shapes(like)
+    found, expected = _shapes(stored, rows), _shapes(like, rows)
     names = sorted(found | expected, key=lambda name: name.startswith("opt_state"))
     for name in names:
         has, wanted = (shapes.get(name, "none") for shapes in (found, expected))
@@ -325,9 +352,14 @@ def _other_form(place: Path, like) -> str | None:
     return None
 
 
-def _shapes(tree) -> dict[str, list[int]]:
-    arrays = ocp.tree.to_flat_dict(tree, sep=".")
-    return {name: list(x.shape) for name, x in arrays.items() if hasattr(x, "shape")}
+def _shapes(tree, rows: dict[str, int]) -> dict[str, list[int]]:
+    arrays, shapes = ocp.tree.to_flat_dict(tree, sep="."), {}
+    for name, x in arrays.items():
+        if hasattr(x, "shape"):
+            size = _real_rows(name, x, rows)
+            cut = [] if size is None else [min(size, x.shape[0])]
+            shapes[name] = cut + list(x.shape[len(cut) :])
+    return shapes
 
 
 def _cannot_save(directory, error):

@@ -41,6 +41,8 @@ def export(config, workdir: str, out: str) -> str:
       InputError: no finished run, or a method that cannot serve.
     """
     refuse(config)
+    config = config.copy_and_resolve_references()
+    config.mesh.model = 1  # a file holds whole tables
     directory = rundir.locate(workdir)
     opened, fitted, selection = experiment.reopen(config, workdir)
     log, rows = tested_rows(opened), "up to the cut, as tested"

@@ -93,6 +93,12 @@ def pad_tables(params: dict, mesh) -> dict:
     }
 
 
+def real_rows(model: System) -> dict[str, int]:
+    """How many rows the tables have where they may be filled up, by group."""
+    sizes = dict(zip(TABLES, (model.n_rows, model.n_users), strict=True))
+    return sizes if model.splits_tables else {}
+
+
 def train_step(model, phase, tx, seed, axis_name, state, batch, graph):
     """One step on one device of `axis_name`; dropout is a function of (seed, step)."""
     key = jax.random.fold_in(jax.random.key(seed, impl=model.random), state.step)

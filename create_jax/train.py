@@ -92,7 +92,10 @@ def fit(
     # Where an earlier process stopped, or the beginning.
     rules, ready = make_stopping(config, phases, holdout), None
     place, every = run.workdir / "checkpoints" / stage, config.checkpoint.seconds
-    with closing(Checkpoints(place, every=every, read_only=not trains)) as checkpoints:
+    kept = Checkpoints(
+        place, every=every, read_only=not trains, rows=steps.real_rows(model)
+    )
+    with closing(kept) as checkpoints:
         state, progress = _continue(run, stage, checkpoints, state, trains)
         if run.profile and progress.epoch >= run.profile:
             raise InputError(

@@ -3,13 +3,15 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from test_evaluate import ITEMS, make_holdout, successive
 from test_steps import SHARDS, Case, by_compiled_phase, gradients, make_config
 
-from create_jax import build, evaluate, losses, parallel, steps, tables
+from create_jax import build, evaluate, losses, optim, parallel, steps, tables
+from create_jax.checkpoint import Checkpoints
 from create_jax.errors import InputError
 from create_jax.parallel import ALL, DATA
 
@@ -193,3 +195,47 @@ def test_what_needs_whole_tables_is_refused(method, changes, reason):
     with pytest.raises(InputError, match="config.mesh.model is .*" + reason) as raised:
         make_config(method, encoder, **{"mesh.model": PARTS} | changes)
     assert len(str(raised.value)) < 500
+
+
+# --- checkpoints ----------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_any_mesh_is_read_on_any_other(tmp_path):
+    config = make_config("ultragcn")
+    model, tx = build.make_model(config, 30, 15), optim.make(**config.optim.to_dict())
+    like = {m: steps.start(model, tx, 0, parallel.make_mesh(m)) for m in (1, 2, PARTS)}
+    lengths = {m: len(x.params["user_table"]) for m, x in like.items()}
+    assert lengths == {1: 30, 2: 30, PARTS: 32}
+
+    def numbered(x, real):
+        rows = np.arange(1, real.size + 1, dtype=x.dtype).reshape(real.shape)
+        filled = tables.padded(rows, PARTS) if real.ndim else rows
+        return jax.device_put(filled.reshape(x.shape), x.sharding)
+
+    saved = jax.tree.map(numbered, like[PARTS], like[1])
+    state, rules = saved, dict(rows=steps.real_rows(model))
+    for n, m in enumerate((1, 2, PARTS)):  # each reads what the one before has saved
+        kept = Checkpoints(tmp_path / str(n), **rules)
+        kept.save(1, state, {"best_step": 0})
+        kept.close()
+        again = Checkpoints(tmp_path / str(n), **rules)
+        state, _ = again.restore_latest(like[m])
+        again.close()
+        leaves = map(jax.tree.leaves, (state, like[m], saved))
+        for found, wanted, expected in zip(*leaves, strict=True):
+            assert found.sharding == wanted.sharding and found.shape == wanted.shape
+            rows = slice(len(found)) if found.ndim else ...
+            np.testing.assert_array_equal(found, np.asarray(expected)[rows])
+
+
+def test_real_rows_are_not_cut(tmp_path):
+    """A checkpoint with fewer or more real rows is of something else."""
+    kept = Checkpoints(tmp_path, rows={"t": 5})
+    kept.save(1, {"t": jnp.ones((6, 2)), "u": jnp.ones(6)}, {"best_step": 0})
+    kept.wait()
+    with pytest.raises(InputError, match=r"found \[6, 2\], expected \[7, 2\]"):
+        other = Checkpoints(tmp_path, rows={"t": 7}, read_only=True)
+        other.restore(1, {"t": jnp.ones((8, 2)), "u": jnp.ones(6)})
+    with pytest.raises(InputError, match="u: found .6., expected .5."):
+        kept.restore(1, {"t": jnp.ones((8, 2)), "u": jnp.ones(5)})
+    kept.close()
