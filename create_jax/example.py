@@ -1,14 +1,18 @@
-"""Prints a real history and the items that a finished run ranks first, by title."""
+"""Prints a real history, what a finished run ranks first for it, and how to ask more."""
+
+import shlex
+from pathlib import Path
 
 import numpy as np
 
-from create_jax import experiment, protocol
+from create_jax import experiment, export, protocol
 from create_jax.writers import say
 
 
 def show(config, workdir: str, least_history: int = 5) -> None:
-    """Prints one real history and the ten items ranked first for it, by title."""
-    opened, fitted, _ = experiment.reopen(config, workdir)
+    """Prints one real history and the ten items ranked first for it, by title; exports
+    the model, and prints the commands that ask it about oneself."""
+    opened, fitted, selection = experiment.reopen(config, workdir)
     split, titles = opened.split, protocol.titles(config)
     holdout = split.test[config.eval.target]
     long = np.flatnonzero(holdout.end - holdout.begin >= least_history)
@@ -37,3 +41,18 @@ def show(config, workdir: str, least_history: int = 5) -> None:
             f"  {place:2d}  {name(item)}"
             + ("   <- " if item == query.targets[0] else "")
         )
+
+    path = Path(workdir) / "model.safetensors"
+    say("\nThe model in one file:")
+    export.write(opened, fitted, selection, str(path))
+    counts = np.bincount(split.refit.items)
+    known = [name(item) for item in np.argsort(-counts)[:20]]
+    plain = [text for text in known if "'" not in text][:3]
+    asked = " ".join(f"--history={shlex.quote(text)}" for text in plain)
+    file = shlex.quote(str(path))
+    say(
+        "\nAsk it about yourself, with titles of yours:\n"
+        f"  python -m create_jax.recommend {file} {asked}\n"
+        "or click, in a browser (extra `serve`):\n"
+        f"  python -m create_jax.serve {file}"
+    )

@@ -1,6 +1,7 @@
 """From a finished run to an artifact: `create_jax.main --mode=export --out=FILE`."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from create_jax import (
     methods,
     parallel,
     protocol,
-    rundir,
     steps,
+    tables,
 )
 from create_jax.artifact import Artifact, Texts, Users
 from create_jax.data import interactions
@@ -34,38 +35,39 @@ GOLDEN = 10  # items of the query that an artifact carries with its answer
 def export(config, workdir: str, out: str) -> str:
     """Writes the artifact of a finished run; returns its hash.
 
-    Its parameters are those of the final fit where the run has one, else those that
-    were tested.
-
     Raises:
       InputError: no finished run, or a method that cannot serve.
     """
     refuse(config)
-    config = config.copy_and_resolve_references()
-    config.mesh.model = 1  # a file holds whole tables
-    directory = rundir.locate(workdir)
-    opened, fitted, selection = experiment.reopen(config, workdir)
+    return write(*experiment.reopen(config, workdir), out)
+
+
+def write(opened, fitted, selection, out: str) -> str:
+    """Writes the artifact of a run that `experiment.reopen` opened; returns its hash.
+
+    Its parameters are those of the final fit where the run has one, else those that
+    were tested.
+    """
+    run = opened.run
     log, rows = tested_rows(opened), "up to the cut, as tested"
-    final = (directory / "checkpoints" / "final").exists()
-    if config.final.fit == "all" and not final and fitted.progress.epoch:
+    final = (run.workdir / "checkpoints" / "final").exists()
+    if run.config.final.fit == "all" and not final and fitted.progress.epoch:
         raise InputError(
-            f"{directory}: this run has no final fit; add it with --mode=train "
+            f"{run.workdir}: this run has no final fit; add it with --mode=train "
             "--config.final.fit=all, or export what was tested without that setting"
         )
-    if config.final.fit == "all" or final:
+    if run.config.final.fit == "all" or final:
         fitted = experiment.fit_all_rows(opened, selection, trains=False)
         log, rows = opened.log, "all"
     made = make(opened, fitted, log)
-    result = read_json(directory / "result.json")
+    result = read_json(run.workdir / "result.json")
     made = replace(made, manifest=manifest(opened, made, result, log, rows))
     made = with_golden_query(opened, made)
     digest = artifact.write(out, made)
-    size = Path(out).stat().st_size / 1e6
-    trained = np.count_nonzero(made.counts)
+    size, trained = Path(out).stat().st_size / 1e6, np.count_nonzero(made.counts)
     say(
-        f"{out}: {config.method} of {directory.name}, {trained:,} of "
-        f"{len(made.ids) - 1:,} items trained, rows {rows}; {size:,.1f} MB, "
-        f"{digest[:12]}"
+        f"{out}: {run.config.method}, {trained:,} of {len(made.ids) - 1:,} items "
+        f"trained, rows {rows}; {size:,.1f} MB, {digest[:12]}"
     )
     return digest
 
@@ -140,18 +142,24 @@ def make(opened, fitted, log) -> Artifact:
 
 def query_tables(opened, model, fitted) -> tuple[np.ndarray, np.ndarray]:
     """What queries are made of, and the items they are scored with, as in ranking."""
-    graph = fitted.graph()
+    graph, mesh = fitted.graph(), opened.run.mesh
+    axes = parallel.batch_axes(mesh)
+    of_params = P()
+    if tables.is_split(axes):
+        of_params = steps.group_specs(fitted.params, axes)
 
     def run(params, graph):
         with jax.default_matmul_precision("highest"):
             by_graph = model.encoder is None
-            return model.query_tables(
-                params, graph, by_graph=by_graph, axis_name=parallel.DATA
-            )
+            return model.query_tables(params, graph, by_graph=by_graph, axis_name=axes)
 
-    specs = P(), steps.graph_specs(graph)
-    step = parallel.compile_step(run, opened.run.mesh, specs, P())
-    return jax.device_get(step(fitted.params, graph))
+    specs = of_params, steps.graph_specs(graph, axes)
+    rows = P(parallel.MODEL) if tables.is_split(axes) else P()
+    step = parallel.compile_step(run, mesh, specs, rows)
+    source, items = jax.device_get(step(fitted.params, graph))
+    if model.encoder is not None:
+        source = source[: model.n_rows]  # without what fills up the parts of a table
+    return source, items[: model.n_rows]
 
 
 def known_users(log, vectors: np.ndarray) -> Users:
@@ -197,13 +205,28 @@ def program(made: Artifact) -> bytes | None:
     )
     try:
         run = jax.jit(encoder_program(about))
-        return bytes(export.export(run, platforms=PLATFORMS)(*arguments).serialize())
+        with _without_places():
+            made = export.export(run, platforms=PLATFORMS)(*arguments)
+        return bytes(made.serialize())
     except Exception as error:  # somebody's encoder may need a known batch
         say(
             f"note: the artifact has no exported program ({one_line(error, 200)}); its "
             "encoder runs from its module"
         )
         return None
+
+
+@contextmanager
+def _without_places():
+    """Programs do not say from which lines of Python they come: the same encoder gives
+    the same bytes, wherever it was exported."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 # --- the manifest ---------------------------------------------------------------------

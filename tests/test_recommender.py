@@ -1,23 +1,37 @@
 """Recommendations of an artifact are those of the ranking of its run."""
 
+import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from create_jax import artifact, baselines, build, experiment, export, rundir, train
+from create_jax import (
+    artifact,
+    baselines,
+    build,
+    experiment,
+    export,
+    optim,
+    rundir,
+    steps,
+    train,
+)
 from create_jax.configs import table
+from create_jax.errors import InputError
 from create_jax.recommender import Recommender
 
 K = 20
-SYSTEMS = {
-    "sasrec": {},
-    "bert4rec": {},
-    "create": {"graph.encoder": "lightgcn", "item_source.output": "propagated"},
-    "lightgcn": {},
-    "svd": {"svd.history": "full", "svd.ranks": (4,)},
-    "mostpop": {},
-}
+PROPAGATED = {"graph.encoder": "lightgcn", "item_source.output": "propagated"}
+SYSTEMS = [
+    ("sasrec", {}),
+    ("bert4rec", {}),
+    ("create", PROPAGATED),
+    ("lightgcn", {"mesh.model": 2}),  # tables in parts of rows
+    ("svd", {"svd.history": "full", "svd.ranks": (4,)}),
+    ("mostpop", {}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +69,9 @@ def untrained(config, tmp_path):
     def graph():
         return train._make_graph(opened.run, model, rows)
 
-    params = train.parallel.place(opened.run.mesh, model.init(0))
-    return opened, train._fitted(model, params, graph, train.Progress())
+    tx, mesh = optim.make(**config.optim.to_dict()), opened.run.mesh
+    params = steps.start(model, tx, 0, mesh).params
+    return opened, train._fitted(opened.run, model, params, graph, train.Progress())
 
 
 def same_lists(ours, theirs, scores) -> int:
@@ -73,9 +88,9 @@ def same_lists(ours, theirs, scores) -> int:
     return swapped
 
 
-@pytest.mark.parametrize("method", SYSTEMS)
-def test_lists_are_those_of_the_ranking(log, tmp_path, method):
-    config = make_config(log, method, **SYSTEMS[method])
+@pytest.mark.parametrize("method, changes", SYSTEMS, ids=lambda x: str(x)[:20])
+def test_lists_are_those_of_the_ranking(log, tmp_path, method, changes):
+    config = make_config(log, method, **changes)
     opened, fitted = untrained(config, tmp_path)
     made = export.make(opened, fitted, opened.split.refit)
     made = replace(made, manifest=made.manifest | {"method": method})
@@ -109,3 +124,118 @@ def test_lists_are_those_of_the_ranking(log, tmp_path, method):
     assert same_lists(items, lists, scores) < 5
     never = np.flatnonzero(made.counts == 0)
     assert len(never) > 1 and not np.isin(items[items > 0], never).any()
+
+
+@pytest.fixture(scope="module")
+def trained(log, tmp_path_factory):
+    """(config, workdir) of a finished run with an encoder from outside."""
+    place = tmp_path_factory.mktemp("run")
+    config = make_config(log, "create", **{"graph.encoder": "none"})
+    with config.unlocked():
+        config.seq.encoder = "plugins.average"
+        config.seq.average = {"scale": 2.0}
+    titles = place / "titles.csv"
+    titles.write_text('id,title\ni01,One\ni02,"Two, or More"\nelse,Else\n')
+    config.data.table.titles = str(titles)
+    experiment.train_and_evaluate(config, str(place / "run"))
+    return config, place / "run"
+
+
+def stages(workdir) -> list[str]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["stage"] for line in lines]
+
+
+def test_a_final_fit_is_on_all_rows_and_changes_no_result(trained, tmp_path):
+    config, workdir = trained
+    config = config.copy_and_resolve_references()
+    before = (workdir / "result.json").read_text()
+    out = tmp_path / "tested.safetensors"
+    export.export(config, str(workdir), str(out))
+    tested = artifact.read(out)
+    assert tested.manifest["data"]["rows"] == "up to the cut, as tested"
+    assert len(np.flatnonzero(tested.counts == 0)) > 1
+
+    config.final.fit = "all"
+    with pytest.raises(InputError, match="no final fit; add it with --mode=train"):
+        export.export(config, str(workdir), str(out))
+    result = experiment.train_and_evaluate(config, str(workdir))
+    assert stages(workdir) == ["fixed", "final"]
+    experiment.train_and_evaluate(config, str(workdir))
+    assert stages(workdir) == ["fixed", "final"]
+    assert (workdir / "result.json").read_text() == before
+
+    digest = export.export(config, str(workdir), str(out))
+    found = artifact.read(out)
+    assert found.hash == digest != tested.hash
+    assert export.export(config, str(workdir), str(tmp_path / "again.st")) == digest
+    about, data = found.manifest, found.manifest["data"]
+    assert (data["rows"], data["interactions"]) == ("all", found.counts.sum())
+    assert found.counts.sum() > tested.counts.sum()
+    assert data["items"] == data["trained_items"] == len(found.ids) - 1
+    assert data["fingerprint"] == result["data"]["fingerprint"]
+    assert data["last_seen"].startswith("1970-01-01T00:16:") and not data["parent"]
+    assert about["metrics"] == json.loads(before)["test_by_target"]
+    assert about["protocol"] == json.loads(before)["protocol"]
+    assert (about["method"], about["needs"]) == ("create", "history")
+    assert about["config"]["data"]["path"] == ""  # a place on this machine
+    assert list(found.titles)[:4] == ["", "", "One", "Two, or More"]
+
+
+def test_an_encoder_of_somebody_runs_from_its_module_or_trusted(
+    trained, tmp_path, monkeypatch
+):
+    config, workdir = trained
+    out = tmp_path / "model.safetensors"
+    export.export(config, str(workdir), str(out))
+    found = artifact.read(out)
+    ours = Recommender(found)
+    golden = found.manifest["golden"]
+    items, scores = ours.recommend([golden["history"]], 10)
+    assert items[0].tolist() == golden["items"]
+    np.testing.assert_allclose(scores[0], golden["scores"], rtol=1e-6)
+
+    trusted = Recommender(found, trust=True)
+    histories = [[1], [2, 3, 4], list(range(1, 15)), []] * 9  # more than a few
+    asked = ours.vectors(histories)
+    np.testing.assert_allclose(trusted.vectors(histories), asked, atol=1e-6)
+    for few in (histories[:1], histories[:5]):
+        np.testing.assert_allclose(ours.vectors(few), asked[: len(few)], atol=1e-6)
+    ours.warm_up()
+
+    about = dict(found.manifest)
+    about["encoder"] = about["encoder"] | {"module": "no.one"}
+    with pytest.raises(InputError, match="no.one cannot be made.*add --trust"):
+        Recommender(replace(found, manifest=about))
+    other = Recommender(replace(found, manifest=about), trust=True)
+    np.testing.assert_allclose(other.vectors(histories), asked, atol=1e-6)
+    with pytest.raises(InputError, match="no exported program; bring its module"):
+        Recommender(replace(found, manifest=about, program=None))
+    with pytest.raises(InputError, match="exported program cannot be read"):
+        Recommender(replace(found, manifest=about, program=b"no"), trust=True)
+
+
+def test_without_flatbuffers_there_is_no_program(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    config, workdir = trained
+    export.export(config, str(workdir), str(tmp_path / "model.safetensors"))
+    assert "no exported program" in capsys.readouterr().out
+    assert artifact.read(tmp_path / "model.safetensors").program is None
+
+
+@pytest.mark.parametrize(
+    "method, reason",
+    [
+        ("random", "draws another list for each query"),
+        ("poprnd", "draws another list for each query"),
+        ("mrgsrec", "a user's row and its history together"),
+        ("selfgnn", "a user's row and its history together"),
+    ],
+)
+def test_a_method_that_cannot_serve_says_why(log, tmp_path, method, reason):
+    config = make_config(log, method)
+    with pytest.raises(InputError, match=f"{method} cannot be exported.*{reason}"):
+        export.export(config, str(tmp_path), str(tmp_path / "a.safetensors"))
+    assert not list(tmp_path.iterdir())
