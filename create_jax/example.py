@@ -1,11 +1,13 @@
-"""Prints a real history, what a finished run ranks first for it, and how to ask more."""
+"""Prints a real history, what a finished run ranks first for it, how to ask more."""
 
 import shlex
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from create_jax import experiment, export, protocol
+from create_jax.files import is_remote
 from create_jax.writers import say
 
 
@@ -42,6 +44,8 @@ def show(config, workdir: str, least_history: int = 5) -> None:
             + ("   <- " if item == query.targets[0] else "")
         )
 
+    if is_remote(workdir) or jax.process_count() > 1:
+        return
     path = Path(workdir) / "model.safetensors"
     say("\nThe model in one file:")
     export.write(opened, fitted, selection, str(path))

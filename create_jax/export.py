@@ -23,6 +23,7 @@ from create_jax import (
 from create_jax.artifact import Artifact, Texts, Users
 from create_jax.data import interactions
 from create_jax.errors import InputError, one_line
+from create_jax.files import is_remote
 from create_jax.models.create import Create
 from create_jax.recommender import Recommender, encoder_program
 from create_jax.writers import read_json, say
@@ -49,6 +50,8 @@ def write(opened, fitted, selection, out: str) -> str:
     were tested.
     """
     run = opened.run
+    if is_remote(out):
+        raise InputError(f"--out={out}: a file on a disk is needed; copy it from there")
     log, rows = tested_rows(opened), "up to the cut, as tested"
     final = (run.workdir / "checkpoints" / "final").exists()
     if run.config.final.fit == "all" and not final and fitted.progress.epoch:

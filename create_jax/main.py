@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
         results = [train(c, workdir(c), profile.get(n, 0)) for n, c in enumerate(runs)]
         if cluster.is_first():
             report.show(results)
-        if config.example and jax.process_count() == 1:
+        if config.example:
             example.show(runs[0], workdir(runs[0]))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from functools import cache, partial
 from importlib import metadata
@@ -19,6 +20,7 @@ from create_jax import (
     experiment,
     feeds,
     protocol,
+    recommend,
     report,
     rundir,
     settings,
@@ -134,6 +136,22 @@ def test_what_evaluate_keeps_is_a_run_for_the_report(created, tmp_path):
     assert values.mean() == pytest.approx(again["test"]["ndcg@10"], abs=1e-6)
     with pytest.raises(InputError, match="eval.history was 'train', is 'full'"):
         experiment.evaluate_again(config, str(workdir), str(tmp_path / "cut"))
+
+
+def test_an_example_ends_with_commands_that_work(created, capsys, monkeypatch):
+    config, workdir, _ = created
+    example.show(config, str(workdir))
+    lines = capsys.readouterr().out.splitlines()
+    heading = lines.index("Ask it about yourself, with titles of yours:")
+    asked = shlex.split(lines[heading + 1].removeprefix("  python -m "))
+    assert asked.pop(0) == "create_jax.recommend" and len(asked) == 4
+    assert recommend.main(asked) == 0
+    items = [row.split("\t")[2] for row in capsys.readouterr().out.splitlines()[1:]]
+    history = {text.removeprefix("--history=") for text in asked[1:]}
+    assert len(items) == 10 and len(history) == 3
+    assert all(text[0] == "i" for text in history)
+    served = shlex.split(lines[heading + 3])
+    assert served[:2] == ["python", "-m"] and served[3] == asked[0]
 
 
 def test_a_run_without_its_parameters_is_not_trained_again(created, tmp_path):

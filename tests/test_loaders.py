@@ -9,7 +9,15 @@ from test_interactions import triples
 
 from create_jax import protocol
 from create_jax.configs import table as table_config
-from create_jax.data import amazon, movielens, movietweetings, sources, table, yambda
+from create_jax.data import (
+    amazon,
+    movielens,
+    movietweetings,
+    sources,
+    table,
+    titles,
+    yambda,
+)
 from create_jax.data.interactions import fingerprint
 from create_jax.errors import InputError
 
@@ -88,9 +96,9 @@ def test_movietweetings_comes_with_the_package():
     assert (log.times.min(), log.times.max()) == (1_362_062_307, 1_378_067_265)
     core = movietweetings.load(k_core=5)
     assert (core.n_users, core.n_items, len(core.items)) == (4_333, 2_414, 68_055)
-    titles = movietweetings.titles()
-    assert titles["0002844"] == "Fantômas - À l'ombre de la guillotine (1913)"
-    assert set(log.item_ids) <= set(titles)
+    names = movietweetings.titles()
+    assert names["0002844"] == "Fantômas - À l'ombre de la guillotine (1913)"
+    assert set(log.item_ids) <= set(names)
 
 
 def test_describe_accounts_for_every_row(tmp_path):
@@ -181,3 +189,50 @@ def test_real_movielens():
     core = movielens.load(str(path), k_core=5)
     assert (core.n_items, len(core.items)) == (3_416, 999_611)
     assert fingerprint(core) != fingerprint(log)
+
+
+def test_titles_of_a_file_of_any_form(tmp_path):
+    csv, tsv, lines, parquet = (tmp_path / f"t.{x}" for x in ("csv", "tsv", "a", "b"))
+    csv.write_text('title,id,more\n"Up, Up",007,1\nÉté,8,2\n,9,3\n')
+    tsv.write_text("id\ttitle\n007\tUp, Up\n8\tÉté\n")
+    lines.write_text('{"id": "007", "title": "Up, Up"}\n{"id": "8", "title": "Été"}\n')
+    pl.DataFrame({"id": ["007", "8"], "title": ["Up, Up", "Été"]}).write_parquet(
+        parquet
+    )
+    for path in (csv, tsv, lines, parquet):
+        assert titles.read(str(path)) == {"007": "Up, Up", "8": "Été"}
+    pl.DataFrame({"id": [7, 8], "title": ["a", None]}).write_parquet(parquet)
+    assert titles.read(str(parquet)) == {"7": "a"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a,b\n1,2\n", "found columns a, b; expected id and title"),
+        ("", "cannot be read"),
+        ("PAR1 and no more", "cannot be read"),
+        ('{"id": 1', "cannot be read"),
+        (None, "No such file or directory; expected a file of titles"),
+    ],
+)
+def test_titles_that_cannot_be_read_are_one_line(tmp_path, text, message):
+    path = tmp_path / "titles"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        titles.read(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_titles_of_movielens(tmp_path):
+    movies = "1::Toy Story (1995)::Animation\n2::Été (1)::Drama\n".encode("latin-1")
+    with zipfile.ZipFile(tmp_path / "ml-1m.zip", "w") as archive:
+        archive.writestr("ml-1m/movies.dat", movies)
+    expected = {"1": "Toy Story (1995)", "2": "Été (1)"}
+    assert movielens.titles(str(tmp_path / "ml-1m.zip")) == expected
+    (tmp_path / "movies.dat").write_bytes(movies)
+    assert movielens.titles(str(tmp_path)) == expected
+    assert movielens.titles(str(tmp_path / "ratings.dat")) == expected
+    (tmp_path / "bad.zip").write_text("no")
+    with pytest.raises(InputError, match="expected the titles"):
+        movielens.titles(str(tmp_path / "bad.zip"))
