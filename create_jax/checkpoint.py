@@ -363,6 +363,8 @@ def _shapes(tree, rows: dict[str, int]) -> dict[str, list[int]]:
 
 
 def _cannot_save(directory, error):
+    if cluster.is_lost(error):
+        return error
     return StorageError(
         f"{directory}: the checkpoint could not be saved ({_reason(error)}); once that "
         "is mended, often by freeing space, the same command goes on from the last one"

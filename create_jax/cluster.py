@@ -26,7 +26,10 @@ WAIT = "CREATE_JAX_WAIT"  # seconds that the processes have to find each other
 # Tasks of a Slurm step (not of a job, whose script is one process), and of Open MPI.
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 # How XLA says that another process is gone.
-LOST = re.compile("Gloo|NCCL|closed by peer|oordination service|heartbeat|UNAVAILABLE")
+LOST = re.compile(
+    "Gloo|NCCL|closed by peer|oordination service|heartbeat|UNAVAILABLE|"
+    "waiting for .* barrier"  # of orbax, a TimeoutError
+)
 SIGTERM_CODE = 128 + signal.SIGTERM  # 143, what a shell says of a process that it ends
 
 

@@ -287,20 +287,20 @@ def run() -> None:
             "stopped by SIGTERM; the same command goes on from the checkpoint",
             cluster.SIGTERM_CODE,
         )
-    except OSError as error:
-        reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        cluster.stop(f"error: {reason}; put that right and run again", 2)
     except KeyboardInterrupt:
         text = "stopped; the same command continues from the last checkpoint"
         cluster.stop(text, 130)
     except Exception as error:
-        if not cluster.is_lost(error):
+        if cluster.is_lost(error):
+            cluster.stop(
+                f"error: another process has ended ({one_line(error, 150)}); the same "
+                "command continues from the last checkpoint",
+                1,
+            )
+        if not isinstance(error, OSError):
             raise
-        cluster.stop(
-            f"error: another process has ended ({one_line(error, 150)}); the same "
-            "command continues from the last checkpoint",
-            1,
-        )
+        reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+        cluster.stop(f"error: {reason}; put that right and run again", 2)
 
 
 def begin() -> list[str]:

@@ -11,7 +11,7 @@ import jax
 import pytest
 from conftest import FAST
 
-from create_jax import main
+from create_jax import checkpoint, cluster, main
 
 ROOT = Path(__file__).parent.parent
 # 20 users who meet items u % 5, 6 and 7 in this order.
@@ -305,3 +305,27 @@ def test_what_would_be_another_method_is_refused(command):
     code, out, err = command(*arguments, table("log.csv"))
     assert (code, out) == (2, "")
     assert "config.loss.local is 'ce'; expected gsau, for gsau" in err
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_lost_process_is_no_mistake(monkeypatch, lost):
+    """Its end comes as a TimeoutError, which is an OSError, where a save was waited
+    for."""
+    text = "Timed out while waiting for async_write_complete barrier."
+    error = TimeoutError(text) if lost else OSError(28, "no space", "file")
+
+    def fail(_):
+        raise checkpoint._cannot_save("place", error) if lost else error
+
+    ended = []
+    monkeypatch.setattr(main, "begin", list)
+    monkeypatch.setattr(main, "_mute_background_threads", lambda: None)
+    monkeypatch.setattr(main, "main", fail)
+    monkeypatch.setattr(cluster, "listen", lambda: None)
+    monkeypatch.setattr(cluster, "count", lambda: 2)
+    monkeypatch.setattr(cluster, "stop", lambda *told: ended.append(told) or sys.exit())
+    with pytest.raises(SystemExit):
+        main.run()
+    ((message, code),) = ended
+    assert code == (1 if lost else 2)
+    assert ("another process has ended" in message) == lost
