@@ -30,6 +30,7 @@ class Checkpoints:
     as `best_step`; 0 = none. What cannot be read is never deleted.
 
     Args:
+      directory: an absolute path.
       every: seconds after which a save is due.
       read_only: writes nothing, not even the directory.
       rows: by name, how many rows of some arrays are real. The zeros behind them are as
@@ -48,7 +49,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
         self.kept = _Kept()
         self.manager = ocp.CheckpointManager(
-            directory.absolute(),
+            directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self.kept,
                 read_only=read_only,

@@ -236,7 +236,7 @@ def check_shared(directory: Path) -> None:
     try:
         cluster.first(lambda: seen.touch())
         with cluster.together():
-            until = time.monotonic() + 10  # file systems over a network take a moment
+            until = time.monotonic() + 5  # file systems over a network take a moment
             while not seen.exists():
                 if time.monotonic() > until:
                     raise InputError(

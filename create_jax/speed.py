@@ -123,13 +123,14 @@ class Clock:
         Args:
           ready: train.Ready.
         """
-        share, seconds = chunks / ready.feed.chunks, self.epoch
-        found = {"step_seconds": seconds / (chunks * ready.feed.chunk_steps)}
-        if work.tokens:
-            found["tokens_per_second"] = share * work.tokens / seconds
+        share, seconds, found = chunks / ready.feed.chunks, self.epoch, {}
         most = peak(ready.mesh.devices.flat[0].device_kind)
-        if work.flops and most:
-            found["mfu"] = share * work.flops / (seconds * ready.mesh.size * most)
+        if chunks:  # none where a run goes on with a validation
+            found["step_seconds"] = seconds / (chunks * ready.feed.chunk_steps)
+            if work.tokens:
+                found["tokens_per_second"] = share * work.tokens / seconds
+            if work.flops and most:
+                found["mfu"] = share * work.flops / (seconds * ready.mesh.size * most)
         found["goodput"] = self.stage / (time.monotonic() - self.began)
         return {name: float(f"{value:.4g}") for name, value in found.items()}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -15,7 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import FAST
 from jax.sharding import PartitionSpec as P
+from jax.sharding import SingleDeviceSharding
 
+from benchmarks import processes
 from create_jax import checkpoint, cluster, main, parallel
 from create_jax.data import packing
 from create_jax.errors import AgreedError, InputError
@@ -156,6 +159,11 @@ def command(arguments):
     main.run()
 
 
+def measured_command(arguments):
+    sys.argv = ["main", *arguments]
+    processes.measured()
+
+
 class Cluster:
     """Processes under way; every list has one entry for each."""
 
@@ -191,20 +199,26 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begin(fork, cache):
-    """(workdir, processes, devices, options) -> the command's Cluster."""
+    """(workdir, number, devices, options) -> the command's Cluster."""
 
-    def start(workdir, processes=2, devices=4, options=(), **changes):
-        arguments = [([*SETTINGS, f"--workdir={workdir}", *options],)] * processes
-        folders = [ROOT] * processes
-        return Cluster(fork, cache, command, arguments, folders, devices, **changes)
+    def start(workdir, n=2, devices=4, options=(), target=command):
+        arguments = [([*SETTINGS, f"--workdir={workdir}", *options],)] * n
+        return Cluster(fork, cache, target, arguments, [ROOT] * n, devices)
 
     return start
 
 
 def final_state(workdir):
-    stage = workdir / "checkpoints" / "refit"
+    stage, reader = workdir / "checkpoints" / "refit", ocp.StandardCheckpointer()
     newest = max(int(p.name) for p in stage.iterdir() if p.name.isdigit())
-    return ocp.StandardCheckpointer().restore(stage / str(newest) / "state")
+    place = stage / str(newest) / "state"
+    here = SingleDeviceSharding(jax.devices()[0])  # it may be of other devices
+
+    def like(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+
+    tree = reader.metadata(place).item_metadata.tree
+    return reader.restore(place, jax.tree.map(like, tree))
 
 
 def result(workdir):
@@ -220,7 +234,7 @@ def finished(run):
 def pair(begin, tmp_path_factory):
     """The workdir of a run of two processes with four devices each, and its texts."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
-    run = begin(workdir)
+    run = begin(workdir, target=measured_command)
     finished(run)
     return workdir, run.texts()
 
@@ -235,16 +249,17 @@ def ranks_of(workdir):
 def test_two_processes_are_one_with_as_many_devices(pair, begin, tmp_path):
     workdir, texts = pair
     # Process 0 speaks for both.
-    assert "ndcg@10" in texts[0] and "The model's top ten" in texts[0] and not texts[1]
+    assert "ndcg@10" in texts[0] and "The model's top ten" in texts[0]
+    assert texts[1].startswith(processes.MARK)
     # One process ranks by what two have trained: the same ranks.
     asked = ["--mode=evaluate", f"--save={tmp_path / 'ranked'}"]
-    finished(begin(workdir, processes=1, devices=8, options=asked))
-    assert result(tmp_path / "ranked") == result(workdir) | {"valid": {}}
+    finished(begin(workdir, n=1, devices=8, options=asked))
+    assert result(tmp_path / "ranked") == result(workdir)
     two, one = ranks_of(workdir), ranks_of(tmp_path / "ranked")
     for name in two:
         np.testing.assert_array_equal(two[name], one[name])
     # One process trains: the same to rounding, so that a rank of a near tie may move.
-    finished(begin(tmp_path / "one", processes=1, devices=8))
+    finished(begin(tmp_path / "one", n=1, devices=8))
     states = final_state(workdir), final_state(tmp_path / "one")
     close = dict(rtol=0, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), *states)
@@ -254,6 +269,73 @@ def test_two_processes_are_one_with_as_many_devices(pair, begin, tmp_path):
     moved = {name: int((two[name] != one[name]).sum()) for name in two}
     print(f"ranks that moved, of {len(two['last'])} in each rule: {moved}")
     assert sum(moved.values()) <= 0.001 * sum(map(len, two.values()))
+
+
+@pytest.mark.services
+def test_agreeing_takes_no_time(pair):
+    """Whether to save, and broadcasts, beside the epochs. The barriers of saves are
+    only printed: here each of the short epochs is the best so far and saved."""
+    for text in pair[1]:
+        found = processes.read(text)
+        print(found, f"{processes.share(found):.1%} with the barriers of saves")
+        spent = found["seconds"]
+        assert spent["agreeing"] + spent["whether to save"] <= 0.05 * spent["epochs"]
+
+
+def epochs_done(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def when(run, workdir, epochs, signal_, rank):
+    """Sends a signal to one process once so many epochs are done."""
+    process = run.processes[rank]
+    while epochs_done(workdir) < epochs and process.exitcode is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal_)
+
+
+@pytest.mark.services
+def test_sigterm_to_one_of_two_ends_both_and_the_same_command_goes_on(
+    pair, begin, tmp_path
+):
+    workdir = tmp_path / "run"
+    run = begin(workdir)
+    when(run, workdir, 2, signal.SIGTERM, rank=1)
+    assert run.join() == [143, 143], "\n".join(run.texts())
+    texts = run.texts()
+    assert "stopped by SIGTERM; the same command goes on" in texts[0] and not texts[1]
+    again = begin(workdir)
+    finished(again)
+    assert "continuing in epoch" in again.texts()[0]
+    same = jax.tree.map(np.array_equal, final_state(workdir), final_state(pair[0]))
+    assert jax.tree.all(same)
+    assert result(workdir) == result(pair[0])
+    two, one = ranks_of(workdir), ranks_of(pair[0])
+    assert all(np.array_equal(two[name], one[name]) for name in two)
+
+
+@pytest.mark.services
+def test_killed_processes_go_on_as_one_and_as_two(pair, begin, tmp_path):
+    """kill -9 of each process in turn, and another number of them every time."""
+    workdir, options = tmp_path / "run", ["--config.checkpoint.seconds=0"]
+    run = begin(workdir, options=options)
+    when(run, workdir, 1, signal.SIGKILL, rank=1)
+    codes = run.join(60)
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None)
+    run = begin(workdir, n=1, devices=8, options=options)
+    when(run, workdir, 3, signal.SIGKILL, rank=0)
+    assert run.join() == [-signal.SIGKILL]
+    assert "continuing in epoch" in run.texts()[0]
+    run = begin(workdir, options=options)
+    when(run, workdir, 5, signal.SIGKILL, rank=0)
+    codes = run.join(60)
+    assert codes[0] == -signal.SIGKILL and codes[1] not in (0, None)
+    assert "continuing in epoch" in run.texts()[0]
+    run = begin(workdir, options=options)
+    finished(run)
+    states, close = (final_state(workdir), final_state(pair[0])), dict(atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), *states)
 
 
 # --- what one process sees otherwise --------------------------------------------------
@@ -313,3 +395,77 @@ def test_two_processes_agree(fork, cache, tmp_path):
     found, _ = checkpoints.restore(1, jax.tree.map(jnp.asarray, like))
     np.testing.assert_array_equal(found["table"], np.arange(48).reshape(8, 6))
     checkpoints.close()
+
+
+# --- bad input ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def differing(fork, cache, tmp_path):
+    """What two processes say and how they end: (options of each) -> codes, texts."""
+
+    def run(*own, config="--config=quickstart:mostpop"):
+        folders = [tmp_path / "a", tmp_path / "b"]
+        for folder in folders:
+            folder.mkdir()
+        both = config, "--config.compare=()"
+        arguments = [([*both, *options],) for options in own]
+        found = Cluster(fork, cache, command, arguments, folders, 2)
+        return found.join(60), found.texts()
+
+    return run
+
+
+def ended_in_one_line(found, expected):
+    codes, texts = found
+    assert codes == [2, 2], "\n".join(texts)
+    assert expected in texts[0] and texts[0].count("\n") == 0 and not texts[1], texts
+    assert len(texts[0]) < 500
+
+
+def test_separate_disks_are_found_out_at_the_start(differing, tmp_path):
+    own = ["--workdir=run"]
+    ended_in_one_line(differing(own, own), "run is not that of process 0 but on a disk")
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.services
+def test_other_settings_in_one_process_are_named(differing, tmp_path):
+    own = [f"--workdir={tmp_path / 'run'}"]
+    found = differing(own, [*own, "--config.seq.dropout=0.5"])
+    ended_in_one_line(found, "process 1: the processes have different settings: ")
+    assert "--config.seq.dropout is 0.5, in process 0 it is" in found[1][0]
+
+
+@pytest.mark.services
+def test_a_mistake_in_one_process_ends_both(differing, tmp_path):
+    own = [f"--workdir={tmp_path / 'run'}"]
+    found = differing(own, [*own, "--config.train.batch=0"])
+    ended_in_one_line(found, "process 1: config.train.batch is 0")
+
+
+@pytest.mark.services
+def test_other_data_in_one_process_are_named(differing, tmp_path):
+    own = [f"--workdir={tmp_path / 'run'}"]
+    rows = [f"{u},{i},{100 * i + u}" for u in range(20) for i in range(5)]
+    paths = []
+    for name, some in (("all", rows), ("less", rows[:-1])):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["user,item,time", *some]))
+        paths.append(f"--config.data.path={path}")
+    each = [*own, paths[0]], [*own, paths[1]]
+    found = differing(*each, config="--config=table:mostpop")
+    ended_in_one_line(found, "process 1: the processes have different data: the finger")
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_does_not_come_is_waited_for_as_long_as_said(fork, cache, tmp_path, rank):
+    own = ([*SETTINGS, f"--workdir={tmp_path / 'run'}"],)
+    there = {cluster.PROCESSES: "2", cluster.PROCESS: str(rank), cluster.WAIT: "3"}
+    run = Cluster(fork, cache, command, [own], [ROOT], **there)
+    assert run.join(60) == [2]
+    (text,) = run.texts()
+    assert text.startswith(f"error: process {rank} of 2 waited 3 s for the others: ")
+    assert ("no coordinator answers" if rank else "not all others came") in text
+    assert text.count("\n") == 0

@@ -145,7 +145,10 @@ def test_killed_runs_end_identically(start, uninterrupted, tmp_path):
         assert lines(workdir) == lines(reference)
 
 
-@pytest.mark.parametrize("epochs", [1, 4, 9])
+LATER = [pytest.param(epochs, marks=pytest.mark.services) for epochs in (1, 9)]
+
+
+@pytest.mark.parametrize("epochs", [4, *LATER])
 def test_a_run_that_is_asked_to_leave_ends_identically(
     start, uninterrupted, tmp_path, epochs
 ):

@@ -154,6 +154,7 @@ def test_saves_and_validation_are_no_steps(monkeypatch):
     assert tuple(line) == speed.KEYS
     loop.run()
     assert loop.clock.line(loop, 4, speed.Work())["goodput"] == round(14 / 128, 4)
+    assert loop.clock.line(loop, 0, speed.Work(1000, 11e12)).keys() == {"goodput"}
 
 
 def test_a_trace_has_two_dispatches_and_ends_between_two(tmp_path, monkeypatch, capsys):
