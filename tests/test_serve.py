@@ -581,6 +581,11 @@ def test_what_keeps_it_from_starting(path, capsys, monkeypatch):
     assert "uvicorn is not installed" in told and "create_jax[serve]" in told
 
 
+def test_an_answer_does_not_wait_for_an_acknowledgement():
+    with serve.listen("127.0.0.1", 0) as place:  # asyncio's condition for TCP_NODELAY
+        assert place.proto == socket.IPPROTO_TCP and place.type == socket.SOCK_STREAM
+
+
 def test_a_damaged_artifact_of_which_the_header_is_whole(path, capsys):
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
