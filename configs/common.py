@@ -71,6 +71,8 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 # More than ndcg, recall and mrr: ("your.module.metric", ...).
                 "metrics": (),
                 "select_by": "ndcg@10",  # validation metric that stops and selects (27)
+                # Most users that validation and test ask, drawn by split.seed; 0: all.
+                "queries": 0,
                 "batch": 256,  # queries a step
                 "every": 1,  # epochs between validations
             },

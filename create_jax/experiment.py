@@ -117,7 +117,7 @@ def _select_and_refit(
         return chosen, chosen.progress
     share = 1.0
     if retrain == "scaled":
-        share = len(split.train.users) / len(split.refit.users)
+        share = split.train.n_rows / split.refit.n_rows
     short = shorten(phases, chosen.progress.best_epoch, share)
     run = run._replace(profile=0)
     return fit(run, "refit", short, split.refit, None, trains=trains), chosen.progress
@@ -138,7 +138,7 @@ def fit_all_rows(
     phases, share = build.make_phases(run.config), 1.0
     if selection is not None:
         if run.config.retrain.epochs == "scaled":
-            share = len(split.train.users) / len(log.users)
+            share = split.train.n_rows / log.n_rows
         phases = shorten(phases, selection.best_epoch, share)
     return fit(run, "final", phases, log, None, trains=trains)
 

@@ -22,6 +22,7 @@ from create_jax import (
 )
 from create_jax.artifact import Artifact, Texts, Users
 from create_jax.data import interactions
+from create_jax.data.stored import Stored
 from create_jax.errors import InputError, one_line
 from create_jax.files import is_remote
 from create_jax.models.create import Create
@@ -62,6 +63,8 @@ def write(opened, fitted, selection, out: str) -> str:
     if run.config.final.fit == "all" or final:
         fitted = experiment.fit_all_rows(opened, selection, trains=False)
         log, rows = opened.log, "all"
+    if isinstance(log, Stored):
+        log = log.in_memory()
     made = make(opened, fitted, log)
     result = read_json(run.workdir / "result.json")
     made = replace(made, manifest=manifest(opened, made, result, log, rows))
@@ -95,7 +98,7 @@ def _serves(config) -> bool:
     return build.make_model(config, 2, 2).__class__ is Create
 
 
-def tested_rows(opened) -> interactions.Interactions:
+def tested_rows(opened) -> interactions.Interactions | Stored:
     """The rows that the tested parameters learnt from."""
     split = opened.split
     selects = split.valid is not None and opened.run.config.retrain.epochs == "none"

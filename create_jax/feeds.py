@@ -4,6 +4,10 @@ A feed is made once for a phase. `plan(epoch)` is a pure function of (seed, epoc
 `batch(plan, chunk)` gives the stacked arrays of one dispatch.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 
 from create_jax.data import graph as graphs
@@ -30,7 +34,7 @@ class Feed:
         self.rows, self.pairs = rows, pairs
         self.n_items, self.seed = train.n_items, config.seed
         self.with_edges = phase.w_global > 0 and model.reads_edges
-        self.sequences = None
+        self.sequences, self.blocks = None, 1
         self.train, self.view_layout = train, None
         limit = config.train.chunk
         if phase.local:
@@ -40,16 +44,24 @@ class Feed:
                 model.mask,
                 hides=model.objective == "masked",
             )
-            self.layout = packing.make_layout(
-                self.sequences.lengths,
+            views = phase.w_align and config.align.partner == "same_target"
+            if not (views or self.with_edges):  # which are drawn for a whole epoch
+                self.blocks = packing.count_blocks(len(self.sequences.owners))
+            shape = dict(
                 batch=config.train.batch,
                 row_length=config.seq.max_len,
                 shards=shards,
                 chunk=limit,
             )
-            steps, self.chunk_steps = self.layout.steps, self.layout.chunk
-            self.chunks = steps // self.chunk_steps
-            if phase.w_align and config.align.partner == "same_target":
+            if self.blocks > 1:
+                self.layout = packing.make_block_layout(
+                    self.sequences, self.blocks, **shape
+                )
+            else:
+                self.layout = packing.make_layout(self.sequences.lengths, **shape)
+            self.chunk_steps = self.layout.chunk
+            self.chunks = self.blocks * self.layout.steps // self.chunk_steps
+            if views:
                 self.view_layout = self._layout_of_views()
         else:
             steps = -(-len(pairs.users) // config.graph.batch_size)
@@ -57,21 +69,32 @@ class Feed:
         self.steps = self.chunks * self.chunk_steps
 
     def plan(self, epoch: int):
-        """Everything random about an epoch: (plan of the sequences, items to hide,
-        batches of pairs, (plan, sequences) of the views)."""
+        """Everything random about an epoch: (sequences, their plan, items to hide,
+        batches of pairs, (plan, sequences) of the views); of many sequences the Blocks
+        that make this for each block."""
+        if self.blocks > 1:
+            return Blocks(partial(self._plan, epoch), self.blocks)
+        return self._plan(epoch)
+
+    def _plan(self, epoch: int, *block: int):
         plan = hidden = edges = views = None
-        if self.sequences is not None:
-            lengths = self.sequences.lengths
-            plan = packing.plan_epoch(lengths, self.layout, self.seed, epoch)
+        sequences, seed = self.sequences, self.seed
+        if block:
+            n = len(sequences.owners)
+            index = packing.draw_block(n, self.blocks, seed, epoch, *block)
+            sequences = sequences.some(index)
+        if sequences is not None:
+            lengths = sequences.lengths
+            plan = packing.plan_epoch(lengths, self.layout, seed, epoch, *block)
             if self.model.objective == "masked":
                 share = self.config.train.mask
-                hidden = packing.hide(self.sequences, share, self.seed, epoch)
+                hidden = packing.hide(sequences, share, seed, epoch, *block)
         if self.with_edges:
             edges = self._edges(plan, epoch)
         if self.view_layout is not None:
             others = self._views(epoch)
             views = packing.pack_along(plan, others.lengths, self.view_layout), others
-        return plan, hidden, edges, views
+        return sequences, plan, hidden, edges, views
 
     def _views(self, epoch):
         rng = stream("view", self.seed, epoch)
@@ -113,13 +136,16 @@ class Feed:
     def batch(self, plan, chunk: int) -> StepBatch:
         """The stacked arrays of dispatch `chunk`: sequences and views of the own
         shards, pairs of all."""
+        if isinstance(plan, Blocks):
+            block, chunk = divmod(chunk, self.chunks // self.blocks)
+            plan = plan.of(block)
         start, stop = chunk * self.chunk_steps, (chunk + 1) * self.chunk_steps
-        packed, hidden, edges, views = plan
+        sequences, packed, hidden, edges, views = plan
         if packed is not None:
             part = packing.steps_of(packed, start, stop, self.own)
             packed = packing.fill(
                 part,
-                self.sequences,
+                sequences,
                 self.layout,
                 shift=hidden is None,
                 hidden=hidden,
@@ -130,6 +156,24 @@ class Feed:
             part = packing.steps_of(views[0], start, stop, self.own)
             views = packing.fill(part, views[1], self.view_layout)
         return StepBatch(packed, edges, views)
+
+
+class Blocks:
+    """The plans of an epoch in blocks, pure in their number: each is made when it is
+    asked for, and the next one meanwhile in another thread."""
+
+    THREAD = ThreadPoolExecutor(1)
+
+    def __init__(self, make: Callable, n: int):
+        self.make, self.n, self.made = make, n, {}
+
+    def of(self, block: int):
+        wanted = range(block, min(block + 2, self.n))
+        self.made = {
+            number: self.made.get(number) or self.THREAD.submit(self.make, number)
+            for number in wanted
+        }
+        return self.made[block].result()
 
 
 def make_graph(config, model, train, shards: int, parts: int = 1):

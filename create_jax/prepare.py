@@ -87,6 +87,10 @@ def prepare(
       memory, spill: of duckdb: what it may hold, as in "8GB", and where the rest goes;
         "" = beside `out`.
     """
+    if prepared.is_prepared(config.data.path):
+        raise InputError(
+            f"{config.data.path}: is prepared already; name the log it was made of"
+        )
     with written_beside(Path(out)) as folder:
         if engine == "polars":
             return _by_polars(config, folder)

@@ -2,11 +2,12 @@
 
 from types import ModuleType
 
-from create_jax import named
-from create_jax.data import interactions, prepared, sources, splits, table
+from create_jax import methods, named
+from create_jax.data import interactions, prepared, sources, splits, stored, table
 from create_jax.data import titles as title_files
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
+from create_jax.data.stored import Stored
 from create_jax.errors import InputError, bad_setting
 
 
@@ -19,15 +20,20 @@ def find_loader(name: str) -> ModuleType:
     return found
 
 
-def load(config) -> Interactions:
-    """The log of `config.data`, with the ties that `split.ties` asks for."""
-    log = load_as_it_is(config)
+def load(config) -> Interactions | Stored:
+    """The log of `config.data`, with the ties that `split.ties` asks for. A prepared
+    one stays on its disk where the run reads sequences alone."""
+    log, kind = load_as_it_is(config), methods.find(config.method).kind
+    if isinstance(log, Stored):
+        if stored.stays(config.split.kind, config.split.ties, kind):
+            return log
+        log = log.in_memory()
     if config.split.ties == "random":
         log = interactions.shuffle_ties(log, config.split.seed)
     return log
 
 
-def load_as_it_is(config) -> Interactions:
+def load_as_it_is(config) -> Interactions | Stored:
     """The log by the loader of that name, or of a folder that was prepared."""
     data = config.data
     given = {
@@ -43,10 +49,6 @@ def load_as_it_is(config) -> Interactions:
 def stream(config) -> table.Stream:
     """The log in blocks, none of them filtered."""
     data, loader = config.data, find_loader(config.data.loader)
-    if prepared.is_prepared(data.path):
-        raise InputError(
-            f"{data.path}: is prepared already; give the log it was made of"
-        )
     if not hasattr(loader, "stream"):
         raise InputError(
             f"the loader {data.loader} reads its log at once; prepare it with "
@@ -104,10 +106,11 @@ def titles(config) -> dict[str, str]:
     return loader.titles(_locate(config.data)) if hasattr(loader, "titles") else {}
 
 
-def make_split(config, log: Interactions) -> Split:
+def make_split(config, log: Interactions | Stored) -> Split:
     """Train, validation and test parts of `log` under the config's protocol."""
     kind, rules = config.split.kind, config.eval
-    split = named.find("split.kind", kind, splits.SPLITS)
+    ours = stored.SPLITS if isinstance(log, Stored) else splits.SPLITS
+    split = named.find("split.kind", kind, ours)
     own = named.arguments(config.split.to_dict(), kind, split)
     given = {
         "validation": splits.validation_of(kind, config.split.validation),
@@ -117,6 +120,7 @@ def make_split(config, log: Interactions) -> Split:
         "cold_items": rules.cold_items,
         "candidates": rules.candidates,
         "history": rules.history,
+        "queries": rules.queries,
         "places": interactions.places_of(log.item_ids),
     }
     return split(log, **own | given)
@@ -144,19 +148,22 @@ def as_done(stamp: dict) -> dict:
         "q_test": "q_test" not in splits.READS.get(kind, ()),
         "q_val": done.get("validation") != "by_time",
         "select_by": done.get("validation") == "none",
+        "queries": not done.get("queries"),
     }
     return {key: value for key, value in done.items() if not without.get(key)}
 
 
-def describe(config, log: Interactions, split: Split) -> dict:
+def describe(config, log: Interactions | Stored, split: Split) -> dict:
     """The `dataset`, `protocol` and `data` parts of a result; trains nothing."""
-    facts = split.facts | {"fingerprint": interactions.fingerprint(log)}
+    stays = isinstance(log, Stored)
+    name = log.fingerprint if stays else interactions.fingerprint(log)
+    facts = split.facts | {"fingerprint": name}
     if log.rows is not None:
         facts["rows"] = {
             "read": log.rows.read,
             "dropped_as_repeats": log.rows.repeats,
             "dropped_by_k_core": log.rows.k_core,
-            "kept": len(log.users),
+            "kept": log.n_rows,
         }
     if config.data.loader == "table" and config.data.table.has_clock:
         facts["times"] = [

@@ -78,7 +78,10 @@ AT_LEAST_ONE = (
     *("seq.feed_forward", "graph.signed.layers", "graph.hypergraph.layers"),
     *("graph.selfgnn.intervals", "graph.selfgnn.layers"),
 )
-AT_LEAST_ZERO = ("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds")
+AT_LEAST_ZERO = (
+    *("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds"),
+    "eval.queries",
+)
 
 # Settings that change no number: they may differ when a run goes on and make no other
 # system of a report. All others count. "x." is a section. Settings for
@@ -94,6 +97,7 @@ OLD_DEFAULTS: dict[str, object] = {
     "model.random": "threefry2x32",
     "eval.targets": ["last", "first", "random", "successive"],
     "eval.metrics": [],
+    "eval.queries": 0,
 }
 OLD_NAMES: dict[str, str] = {}
 

@@ -338,3 +338,39 @@ def test_ends_are_the_last_columns_of_a_rows_sequences(shards):
             assert ends[segment - 1] == (columns[-1] if len(columns) else 0)
             found += len(columns) > 0
     assert found == len(lengths) > layout.ends > 1
+
+
+@pytest.mark.parametrize("n", [1500, 2999, 4100])
+def test_blocks_hold_every_sequence_once_and_have_one_shape(n, monkeypatch):
+    monkeypatch.setattr(packing, "BLOCK", 700)
+    monkeypatch.setattr(packing, "RUN", 50)
+    sequences = make_sequences(geometric(n))
+    blocks = packing.count_blocks(n)
+    assert blocks > 1 and packing.count_blocks(700) == 1
+    shape = dict(batch=64, row_length=50, shards=2, chunk=4)
+    layout = packing.make_block_layout(sequences, blocks, **shape)
+    drawn = []
+    for epoch in range(2):
+        found = []
+        for block in range(blocks):
+            index = packing.draw_block(n, blocks, 3, epoch, block)
+            part = sequences.some(index)
+            plan = packing.plan_epoch(part.lengths, layout, 3, epoch, block)
+            assert plan.index.shape == (layout.steps, 2, layout.sequences)
+            assert packing.fill(plan, part, layout).items.shape == (
+                *(layout.steps, 2 * layout.rows, 50),
+            )
+            found += index[plan.index[plan.index >= 0]].tolist()
+        assert sorted(found) == list(range(n))
+        drawn.append(found)
+    assert drawn[0] != drawn[1]
+    alone = packing.draw_block(n, blocks, 3, 1, blocks - 1)  # whatever was drawn before
+    assert set(alone) == set(drawn[1][-len(alone) :])
+
+
+def test_one_block_is_the_plan_of_all():
+    """The rows that are read together: neighbours stay so."""
+    index = packing.draw_block(5000, 1, 0, 0, 0)
+    assert index.tolist() == list(range(5000))
+    index = packing.draw_block(5000, 2, 0, 0, 0)
+    assert (np.diff(index) == 1).mean() > 0.99

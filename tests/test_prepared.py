@@ -15,8 +15,8 @@ import pytest
 from create_jax import prepare, protocol
 from create_jax.configs import beauty, ml1m, yambda
 from create_jax.configs import table as table_config
-from create_jax.data import out_of_core, prepared
-from create_jax.data.interactions import fingerprint
+from create_jax.data import out_of_core, packing, prepared, splits, stored
+from create_jax.data.interactions import Interactions, fingerprint
 from create_jax.errors import InputError, StorageError
 
 RNG = np.random.default_rng(0)
@@ -104,6 +104,12 @@ def same(one, other) -> bool:
     )
 
 
+def is_mapped(array) -> bool:
+    while array is not None and not isinstance(array, np.memmap):
+        array = array.base
+    return array is not None
+
+
 @pytest.mark.parametrize("name", LOGS)
 def test_every_engine_writes_the_log_that_the_loader_reads(name, tmp_path):
     config = LOGS[name](tmp_path)
@@ -121,7 +127,7 @@ def test_every_engine_writes_the_log_that_the_loader_reads(name, tmp_path):
         ready.data.path = str(folder)
         read = protocol.load(ready)
         assert same(read, loaded)
-        assert isinstance(read.items.base, np.memmap)
+        assert is_mapped(read.items) and is_mapped(read.times)
         assert protocol.titles(ready) == titles
         assert os.listdir(tmp_path).count(f"{engine}.part") == 0
     one, other = ({**m, "engine": "", "files": ""} for m in manifests)
@@ -130,19 +136,20 @@ def test_every_engine_writes_the_log_that_the_loader_reads(name, tmp_path):
 
 @pytest.mark.parametrize("scale", [1, 7, 10**9, 2**53])
 def test_the_smallest_times_are_those_of_a_sort(scale, monkeypatch):
-    monkeypatch.setattr(prepared, "BLOCK", 100)
-    monkeypatch.setattr(prepared, "BINS", 64)
+    monkeypatch.setattr(stored, "BLOCK", 100)
+    monkeypatch.setattr(stored, "BINS", 64)
     times = RNG.integers(-500, 500, 1000) * scale
     places = [0, 999, *RNG.integers(0, 1000, 20).tolist()]
-    assert prepared.smallest(times, places) == np.sort(times)[places].tolist()
+    assert stored.smallest(times, places) == np.sort(times)[places].tolist()
 
 
 def test_blocks_of_any_size_make_one_folder(tmp_path, monkeypatch):
     config = with_ties(tmp_path, 500)
     whole = prepare.prepare(config, str(tmp_path / "whole"))
-    monkeypatch.setattr(prepared, "BLOCK", 7)
+    for module in (prepared, stored):
+        monkeypatch.setattr(module, "BLOCK", 7)
     monkeypatch.setattr(prepared, "FILE", 100)
-    monkeypatch.setattr(prepared, "BINS", 64)
+    monkeypatch.setattr(stored, "BINS", 64)
     parts = prepare.prepare(config, str(tmp_path / "parts"))
     assert len(list((tmp_path / "parts" / "rows").iterdir())) == 5
     assert {**parts, "files": ""} == {**whole, "files": ""}
@@ -399,3 +406,79 @@ def test_the_command(tmp_path, capsys):
     ):
         assert run(wrong) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+# --- read where it is -----------------------------------------------------------------
+
+
+def asked(holdout) -> list:
+    """The questions, whatever array their histories are slices of."""
+    if holdout is None:
+        return []
+    slices = zip(holdout.begin, holdout.end, strict=True)
+    return [
+        holdout.users.tolist(),
+        [holdout.log[begin:end].tolist() for begin, end in slices],
+        holdout.targets.tolist(),
+        holdout.offsets.tolist(),
+        holdout.candidates.tolist(),
+        holdout.places.tolist(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "validation"),
+    [
+        *[("global_temporal", v) for v in splits.VALIDATIONS["global_temporal"]],
+        *[("leave_one_out", v) for v in splits.VALIDATIONS["leave_one_out"]],
+    ],
+)
+@pytest.mark.parametrize("queries", [0, 20])
+def test_a_log_on_a_disk_splits_as_one_in_memory(
+    kind, validation, queries, tmp_path, monkeypatch
+):
+    """The splits, the questions and the training sequences, to the bit."""
+    monkeypatch.setattr(stored, "BLOCK", 50)
+    monkeypatch.setattr(stored, "BINS", 64)
+    changes = {"split.kind": kind, "split.validation": validation}
+    changes |= {"eval.queries": queries, "eval.targets": splits.TARGETS}
+    changes |= {"eval.cold_items": "drop", "retrain.epochs": "best"}
+    config = with_ties(tmp_path, 900, **changes)
+    config.method = "sasrec"
+    prepare.prepare(config, str(tmp_path / "out"))
+    in_memory = protocol.load(config)
+    whole = protocol.make_split(config, in_memory)
+    config.data.path = str(tmp_path / "out")
+    on_disk = protocol.load(config)
+    assert isinstance(on_disk, stored.Stored)
+    split = protocol.make_split(config, on_disk)
+    described = protocol.describe(config, on_disk, split)
+    assert described == protocol.describe(config, in_memory, whole)
+    assert described["protocol"].get("queries", 0) == queries
+    assert (split.test["last"].n_queries <= 20) == bool(queries)
+    for name, holdout in whole.test.items():
+        assert asked(split.test[name]) == asked(holdout), name
+    assert asked(split.valid) == asked(whole.valid)
+    for part in ("train", "refit"):
+        mine, other = getattr(split, part), getattr(whole, part)
+        assert same(mine.in_memory(), other._replace(rows=mine.rows))
+        assert mine.n_rows == other.n_rows
+        some, more = (packing.training_sequences(p, 10, 99) for p in (mine, other))
+        assert np.array_equal(some.owners, more.owners)
+        assert np.array_equal(some.lengths, more.lengths)
+        pairs = zip(some.begin, more.begin, some.end, strict=True)
+        for a, b, end in pairs:
+            assert np.array_equal(some.log[a:end], more.log[b : b + end - a])
+
+
+def test_what_reads_all_rows_gets_them(tmp_path):
+    config = with_ties(tmp_path, 300)
+    prepare.prepare(config, str(tmp_path / "out"))
+    config.data.path = str(tmp_path / "out")
+    for changes in (
+        {"method": "create"},
+        {"method": "mostpop"},
+        {"method": "sasrec", "split.ties": "random"},
+    ):
+        config.update_from_flattened_dict(changes)
+        assert isinstance(protocol.load(config), Interactions)

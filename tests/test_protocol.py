@@ -23,6 +23,7 @@ LOO = {"split.kind": "leave_one_out"}
         ({**LOO, "split.validation": "none"}, "none", {"q_test", "q_val", "select_by"}),
         ({"split.validation": "none"}, "none", {"q_val", "select_by"}),
         ({"split.validation": "last_train_item"}, "last_train_item", {"q_val"}),
+        ({"eval.queries": 5}, "by_time", set()),
     ],
 )
 def test_a_stamp_says_what_was_done(changes, validation, without):
@@ -31,6 +32,7 @@ def test_a_stamp_says_what_was_done(changes, validation, without):
     assert stamp["validation"] == validation
     whole = {*config.split, *config.eval, "k_core", "drop_repeats"}
     whole -= {"batch", "every", "targets", "metrics"}
+    without = without | ({"queries"} - {key[5:] for key in changes})
     assert stamp.keys() == whole - without
     # Of a result from before, which had all settings and the default of then.
     before = {key: stamp.get(key, 0) for key in whole}

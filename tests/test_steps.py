@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from create_jax import build, feeds, optim, parallel, steps
 from create_jax.checkpoint import Checkpoints
+from create_jax.data import packing
 from create_jax.data.interactions import Interactions
 from create_jax.parallel import DATA
 from create_jax.steps import Phase
@@ -434,3 +435,21 @@ def test_the_first_bad_step_is_named():
     assert steps.first_bad_step({"loss": late, "grad_norm": good}) == (3, "loss")
     found = steps.first_bad_step({"loss": late, "b": early, "a": early})
     assert found == (2, "a, b")
+
+
+@pytest.mark.parametrize("method", ["sasrec", "bert4rec"])
+def test_blocks_train_each_user_once_from_any_dispatch_on(method, monkeypatch):
+    config = make_config(method, "none", **{"train.batch": 4, "train.chunk": 1})
+    (phase,) = build.make_phases(config)
+    whole = prepare(config, phase, 2)[1]
+    monkeypatch.setattr(packing, "BLOCK", 10)
+    monkeypatch.setattr(packing, "RUN", 4)
+    feed = prepare(config, phase, 2)[1]
+    assert (whole.blocks, feed.blocks) == (1, 3) and feed.chunks == 9
+    seen, plan = [], feed.plan(5)
+    for chunk in range(feed.chunks):
+        batch = feed.batch(plan, chunk)
+        again = feed.batch(feed.plan(5), chunk)  # as after a kill
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, batch, again)))
+        seen += batch.sequences.users[batch.sequences.weights > 0].tolist()
+    assert sorted(seen) == whole.sequences.owners.tolist()

@@ -56,6 +56,15 @@ class Interactions(NamedTuple):
     def n_items(self) -> int:
         return len(self.item_ids)
 
+    @property
+    def n_rows(self) -> int:
+        return len(self.users)
+
+    def spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """[U] begin and end of the rows of each user."""
+        ends = np.cumsum(np.bincount(self.users, minlength=self.n_users))
+        return np.concatenate([[0], ends[:-1]]), ends
+
 
 def take(log: Interactions, rows: np.ndarray) -> Interactions:
     """The same ids, other rows: a mask, or their numbers in order."""

@@ -17,6 +17,8 @@ from create_jax.data.interactions import Interactions
 from create_jax.data.streams import stream
 
 DRAWN = 2**18  # float64 numbers drawn at once
+BLOCK = 2**20  # sequences that are planned at once, about
+RUN = 2**10  # neighbours in the log that share a block: their rows are read together
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,11 @@ class Sequences:
     def first(self) -> np.ndarray:
         """[n] the first slot of each, where all sequences follow one another."""
         return np.cumsum(self.lengths) - self.lengths
+
+    def some(self, index: np.ndarray) -> "Sequences":
+        """Those of some numbers, in order."""
+        owners, begin, end = (x[index] for x in (self.owners, self.begin, self.end))
+        return replace(self, owners=owners, begin=begin, end=end)
 
 
 class Batch(NamedTuple):
@@ -100,18 +107,21 @@ def training_sequences(
         Otherwise the slice leaves out the newest item, which is only a target (`fill`
         shifts by one).
     """
-    counts = np.bincount(train.users, minlength=train.n_users)
+    begin, end = train.spans()
+    counts = end - begin
     users = np.flatnonzero(counts >= 2)
     items = counts[users] - (not hides)
-    end = np.cumsum(counts)[users] - (not hides)
+    end = end[users] - (not hides)
     begin = end - np.minimum(items, max_len - (mask > 0 and not hides))
     owners = users.astype(np.int32)
     return Sequences(owners, train.items, begin, end, mask, room=max_len)
 
 
-def hide(sequences: Sequences, probability: float, seed: int, epoch: int) -> np.ndarray:
+def hide(
+    sequences: Sequences, probability: float, seed: int, epoch: int, *block: int
+) -> np.ndarray:
     """[slots of all sequences] bool: which items BERT4Rec hides in an epoch."""
-    rng = stream("hide", seed, epoch)
+    rng = stream("hide", seed, epoch, *block)
     hidden = np.empty(sequences.lengths.sum(), bool)
     for part in np.split(hidden, range(DRAWN, len(hidden), DRAWN)):
         part[:] = rng.random(len(part)) < probability
@@ -186,6 +196,37 @@ def make_layout(
     return layout._replace(rows=need, sequences=sequences + 2)
 
 
+def count_blocks(n: int) -> int:
+    """Blocks of about BLOCK of n sequences."""
+    return max(1, round(n / BLOCK))
+
+
+def draw_block(n: int, blocks: int, seed: int, epoch: int, number: int) -> np.ndarray:
+    """The numbers of the sequences of a block of an epoch, in order: runs of RUN
+    neighbours, dealt to the blocks at random."""
+    runs = stream("runs", seed, epoch).permutation(-(-n // RUN))
+    begin = np.sort(np.array_split(runs, blocks)[number]) * RUN
+    index = (begin[:, None] + np.arange(RUN)).ravel()
+    return index[index < n]
+
+
+def make_block_layout(sequences: Sequences, blocks: int, **shape) -> Layout:
+    """The shapes of any block of any epoch, as `make_layout` chooses them for three.
+
+    Blocks are alike, as each is of many runs. A block more needs little more room: one
+    row and 2% are spare, and `plan_epoch` deals again.
+    """
+    n = len(sequences.owners)
+    first = [draw_block(n, blocks, 0, 0, block) for block in range(min(blocks, 3))]
+    most = max(len(index) for index in first) + RUN
+    made = [make_layout(sequences.lengths[index], **shape) for index in first]
+    steps, shards = made[0].steps, made[0].shards
+    rows = max(layout.rows for layout in made)
+    return made[0]._replace(
+        rows=rows + 1 + rows // 50, sequences=-(-most // (steps * shards)) + 2
+    )
+
+
 def equal_chunks(steps: int, most: int) -> tuple[int, int]:
     """(chunks, steps of each): about `steps` in all and at most `most` in a chunk, so
     that all dispatches of an epoch have one shape."""
@@ -193,27 +234,29 @@ def equal_chunks(steps: int, most: int) -> tuple[int, int]:
     return chunks, steps // chunks
 
 
-def plan_epoch(lengths: np.ndarray, layout: Layout, seed: int, epoch: int) -> Plan:
-    """Deals all sequences into steps and packs each; pure in (seed, epoch).
+def plan_epoch(
+    lengths: np.ndarray, layout: Layout, seed: int, epoch: int, *block: int
+) -> Plan:
+    """Deals all sequences into steps and packs each; pure in (seed, epoch, block).
 
     Dealing: sequences are sorted by length (ties at random), cut into strata of S, and
     each stratum is spread over the S steps at random. So any two sequences may share
     a step, all steps have nearly the same number of tokens, and rows fill up. A deal
     that finds no room is dealt again.
     """
-    for rng in _draws(seed, epoch):
+    for rng in _draws(seed, epoch, *block):
         plan = _draw_plan(lengths, layout, rng)
         if plan is not None:
             return plan
     raise RuntimeError("packing found no room; please report this with the log")
 
 
-def _draws(seed: int, epoch: int):
+def _draws(*numbers: int):
     """Generators for the attempts of an epoch. The last is the first deal by which
     `make_layout` chose the rows: there is room for it."""
-    yield stream("pack", seed, epoch)
+    yield stream("pack", *numbers)
     for attempt in range(1, 30):
-        yield stream("pack", seed, epoch, attempt=attempt)
+        yield stream("pack", *numbers, attempt=attempt)
     yield np.random.default_rng((0, 0))
 
 

@@ -6,9 +6,9 @@ rows raw and, last, the manifest. docs/prepared.md is the contract.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from create_jax.data.interactions import Interactions, Rows
+from create_jax.data.stored import Stored, place_of, slices, smallest, users_of
 from create_jax.errors import InputError, one_line
 from create_jax.files import named, write_text
 
@@ -31,7 +32,6 @@ OFFSETS = "offsets.i64"
 TYPES = {"user": pa.int32(), "item": pa.int32(), "time": pa.int64()}
 BLOCK = 1 << 20  # rows read at a time
 FILE = 1 << 25  # rows of a Parquet file that is written here
-BINS = 1 << 20  # of the first look at the times
 Q_TEST, Q_VAL = 0.8, 0.9  # the cut that a config has by default
 QUANTILES = tuple(n / 20 for n in range(21))
 
@@ -141,10 +141,10 @@ def finish(folder: Path) -> dict:
 def _derived(folder: Path, offsets: np.ndarray, per_second: int) -> dict:
     """What the rows say themselves: the middle of a manifest."""
     items, times, ratings = _maps(folder)
-    places = [_place(q, len(times)) for q in QUANTILES]
-    (test,) = smallest(times, [_place(Q_TEST, len(times))])
-    past = sum(int((block <= test).sum()) for block in _slices(times))
-    (valid,) = smallest(times, [_place(Q_VAL, past)])
+    places = [place_of(q, len(times)) for q in QUANTILES]
+    (test,) = smallest(times, [place_of(Q_TEST, len(times))])
+    past = sum(int((block <= test).sum()) for block in slices(times))
+    (valid,) = smallest(times, [place_of(Q_VAL, past)])
     return {
         "fingerprint": _fingerprint(folder, offsets, items, times, ratings, per_second),
         "counts": {
@@ -165,13 +165,9 @@ def _fingerprint(folder, offsets, items, times, ratings, per_second) -> str:
     """`interactions.fingerprint` of the same log, in a stream."""
     digest = hashlib.sha256()
     for start in range(0, len(items), BLOCK):
-        stop = min(start + BLOCK, len(items))
-        first = np.searchsorted(offsets, start, "right") - 1
-        last = np.searchsorted(offsets, stop, "left")
-        counts = np.diff(np.clip(offsets[first : last + 1], start, stop))
-        digest.update(np.repeat(np.arange(first, last, dtype=np.int32), counts))
+        digest.update(users_of(offsets, start, min(start + BLOCK, len(items))))
     for array in (items, times):
-        for block in _slices(array):
+        for block in slices(array):
             digest.update(block)
     if per_second > 1:
         digest.update(b"%d" % per_second)
@@ -182,44 +178,9 @@ def _fingerprint(folder, offsets, items, times, ratings, per_second) -> str:
             digest.update(json.dumps(ids.to_list())[1:-1].encode())
         digest.update(b"]")
     if ratings is not None:
-        for block in _slices(ratings):
+        for block in slices(ratings):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def _place(q: float, n: int) -> int:
-    """Where the quantile of n sorted times stands, as `splits` cuts."""
-    return int(round(q * (n - 1), 6))
-
-
-def smallest(times: np.ndarray, places: Sequence[int]) -> list[int]:
-    """The times that would stand at some places if all were sorted, by three passes in
-    little memory."""
-    low = min(int(block.min()) for block in _slices(times))
-    high = max(int(block.max()) for block in _slices(times))
-    width = np.uint64((high - low) // BINS + 1)
-
-    def bins(some: np.ndarray) -> np.ndarray:
-        return ((some - np.int64(low)).view(np.uint64) // width).astype(np.int64)
-
-    counts = np.zeros(BINS, np.int64)
-    for block in _slices(times):
-        counts += np.bincount(bins(block), minlength=BINS)
-    ends = np.cumsum(counts)
-    wanted = np.searchsorted(ends, places, "right")
-    is_wanted = np.zeros(BINS, bool)
-    is_wanted[wanted] = True
-    # The different times of those bins, and how often each occurs.
-    values, often = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for block in _slices(times):
-        some, n = np.unique(block[is_wanted[bins(block)]], return_counts=True)
-        values, at = np.unique(np.append(values, some), return_inverse=True)
-        often = np.bincount(at, np.append(often, n), len(values)).astype(np.int64)
-    first = np.searchsorted(bins(values), wanted)  # of each bin
-    sums = np.cumsum(often)
-    skipped = sums[first] - often[first]
-    inside = np.asarray(places) - (ends - counts)[wanted]
-    return values[np.searchsorted(sums, skipped + inside, "right")].tolist()
 
 
 # --- reading --------------------------------------------------------------------------
@@ -240,8 +201,8 @@ def load(
     drop_repeats: bool = True,
     counts: Sequence[int] = (),
     has_clock: bool = True,
-) -> Interactions:
-    """The log of a prepared folder, its items, times and ratings mapped into memory.
+) -> Stored:
+    """The log of a prepared folder, mapped into memory.
 
     Args:
       k_core, drop_repeats, has_clock: must be those of the folder.
@@ -271,16 +232,17 @@ def load(
         )
     items, times, ratings = _maps(folder)
     offsets = np.fromfile(folder / OFFSETS, "<i8")
-    users = np.arange(len(offsets) - 1, dtype=np.int32)
-    return Interactions(
-        users=np.repeat(users, np.diff(offsets)),
-        items=items,
-        times=times,
-        user_ids=pl.concat(list(_ids(folder, USERS))),
-        item_ids=pl.concat(list(_ids(folder, ITEMS))),
-        ratings=ratings,
+    return Stored(
+        items,
+        times,
+        ratings,
+        offsets,
+        sizes=np.diff(offsets),
+        ids=cache(lambda table: pl.concat(list(_ids(folder, table)))),
+        n_items=found["items"],
         per_second=manifest["per_second"],
         rows=Rows(**manifest["rows"]),
+        fingerprint=manifest["fingerprint"],
     )
 
 
@@ -556,10 +518,6 @@ def _maps(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         else None
         for name, kind in RAW.items()
     )
-
-
-def _slices(array: np.ndarray) -> Iterable[np.ndarray]:
-    return (array[start : start + BLOCK] for start in range(0, len(array), BLOCK))
 
 
 def _sha256(path: Path) -> str:

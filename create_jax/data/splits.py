@@ -96,6 +96,7 @@ def hold_out(
     candidates: str = "all",
     history: str = "full",
     places: np.ndarray | None = None,
+    queries: int = 0,
     seed: int = 0,
 ) -> Holdout:
     """Makes queries from the held rows of each user of `log`.
@@ -111,15 +112,19 @@ def hold_out(
       candidates: rank `train` items only, or `all`.
       history: `full` = everything before the target; `train` = no held row.
       places: see Holdout.
-      seed: of the `random` target.
+      queries: most users that are asked, drawn at random; 0 = all.
+      seed: of that draw, and of the `random` target.
     """
     warm = known[log.items]
     before = np.concatenate(
         [[0], np.cumsum(warm)]
     )  # rows of the clean log before row r
     user_row = np.searchsorted(log.users, np.arange(log.n_users + 1))
-    first_held = user_row[:-1] + np.bincount(log.users[~held], minlength=log.n_users)
+    n_before = np.bincount(log.users[~held], minlength=log.n_users)
+    n_held = np.bincount(log.users[held], minlength=log.n_users)
+    first_held = user_row[:-1] + n_before
     trained = before[first_held] > before[user_row[:-1]]
+    trained &= asked_users(n_before, n_held, queries, seed)
 
     eligible = held & trained[log.users] & (warm | (cold_items == "keep_as_miss"))
     rows = np.flatnonzero(eligible)
@@ -153,6 +158,23 @@ def hold_out(
         candidates=known if candidates == "train" else np.arange(len(known)) > 0,
         places=places,
     )
+
+
+def asked_users(
+    before: np.ndarray, held: np.ndarray, queries: int, seed: int
+) -> np.ndarray:
+    """[U] bool: the users that may be asked, of whom a draw keeps at most `queries`.
+
+    Args:
+      before, held: [U] rows of each user before the held ones, and of these.
+      queries: 0 = all.
+    """
+    asked = (before > 0) & (held > 0)
+    users = np.flatnonzero(asked)
+    if 0 < queries < len(users):
+        asked[:] = False
+        asked[stream("ask", seed).choice(users, queries, replace=False)] = True
+    return asked
 
 
 def in_history(holdout: Holdout) -> np.ndarray:
@@ -225,18 +247,22 @@ def leave_one_out(log: Interactions, *, validation: str, **rules) -> Split:
     estimate for future data.
     """
     counts = np.bincount(log.users, minlength=log.n_users)
-    if counts.max() < 3:
-        raise InputError(
-            f"leave_one_out needs a user with three rows: to train, validate and test; "
-            f"found at most {counts.max()} a user: bring longer histories, lower "
-            "data.k_core, keep repeats (data.drop_repeats=False) or split.kind="
-            "global_temporal"
-        )
+    check_three_rows(int(counts.max()))
     past, late = _last_of(log, counts >= 3)
     train, held = past, None
     if validation != "none":
         train, held = _last_of(past, counts >= 3)
     return assemble(log, past, late, train, held, **rules)
+
+
+def check_three_rows(most: int) -> None:
+    """Refuses leave-one-out where no user has three rows."""
+    if most < 3:
+        raise InputError(
+            "leave_one_out needs a user with three rows: to train, validate and test; "
+            f"found at most {most} a user: bring longer histories, lower data.k_core, "
+            "keep repeats (data.drop_repeats=False) or split.kind=global_temporal"
+        )
 
 
 def _last_of(log, which):
@@ -249,13 +275,18 @@ def _last_of(log, which):
     return take(log, ~held), held
 
 
-def _without_users(log, seed, n_users=1024):
-    """(the log without random users, [R] bool the last row of each)."""
-    counts = np.bincount(log.users, minlength=log.n_users)
-    eligible = np.flatnonzero(counts >= 2)
+def random_users(sizes: np.ndarray, seed: int, n_users: int = 1024) -> np.ndarray:
+    """[U] bool: users with two rows or more, at most half of these, drawn at random."""
+    eligible = np.flatnonzero(sizes >= 2)
     rng = stream("user", seed)
-    chosen = np.zeros(log.n_users, bool)
+    chosen = np.zeros(len(sizes), bool)
     chosen[rng.permutation(eligible)[: min(n_users, len(eligible) // 2)]] = True
+    return chosen
+
+
+def _without_users(log, seed):
+    """(the log without random users, [R] bool the last row of each)."""
+    chosen = random_users(np.bincount(log.users, minlength=log.n_users), seed)
     _, held = _last_of(log, chosen)
     return take(log, ~chosen[log.users]), held
 
@@ -286,53 +317,70 @@ def assemble(
         name: hold_out(log, late, known, target=name, **rules)
         for name in dict.fromkeys([target, *targets])
     }
-    main = tests[target]
-    if main.n_queries == 0:
+    valid = None
+    if held is not None and tests[target].n_queries:
+        valid = hold_out(past, held, known_items(train), target=target, **rules)
+    check_queries(log.n_users, tests[target], valid)
+    counts = facts(
+        known,
+        tests,
+        target,
+        valid,
+        users=log.n_users,
+        items=log.n_items,
+        interactions=log.n_rows,
+        train_interactions=past.n_rows,
+        train_users=len(np.unique(past.users)),
+        warm_users=len(np.intersect1d(past.users, log.users[late])),
+        ties=int(((np.diff(log.users) == 0) & (np.diff(log.times) == 0)).sum()),
+    )
+    return Split(train, valid, past, tests, counts)
+
+
+def check_queries(n_users: int, test: Holdout, valid: Holdout | None) -> None:
+    """Refuses a split that leaves nothing to ask; valid: None = nothing is selected."""
+    if test.n_queries == 0:
         raise InputError(
-            f"no test query left after the split: of {log.n_users} users none has both "
+            f"no test query left after the split: of {n_users} users none has both "
             "a training row and a later row on an item seen in training; "
             "use a longer log or, with global_temporal, lower split.q_test"
         )
-    valid = None
-    if held is not None:
-        valid = hold_out(past, held, known_items(train), target=target, **rules)
-        if valid.n_queries == 0:
-            raise InputError(
-                "no validation query left after the split; with by_time, lower "
-                "split.q_val, or use --config.split.validation=none with a fixed "
-                "--config.train.epochs"
-            )
-    warm = np.intersect1d(past.users, log.users[late])
-    seen = known[1:]
-    facts = {
-        "users": log.n_users,
-        "items": log.n_items,
-        "interactions": len(log.users),
-        "train_interactions": len(past.users),
-        "train_users": len(np.unique(past.users)),
-        "warm_users": len(warm),
+    if valid is not None and valid.n_queries == 0:
+        raise InputError(
+            "no validation query left after the split; with by_time, lower "
+            "split.q_val, or use --config.split.validation=none with a fixed "
+            "--config.train.epochs"
+        )
+
+
+def facts(
+    known: np.ndarray,
+    tests: dict[str, Holdout],
+    target: str,
+    valid: Holdout | None,
+    *,
+    ties: int,
+    **counts: int,
+) -> dict:
+    """`Split.facts`. known: [I + 1] bool, items of the past. ties: rows with the same
+    time as the user's row before."""
+    seen, main = known[1:], tests[target]
+    return counts | {
         "test_queries": main.n_queries,
         "test_queries_by_target": {k: v.n_queries for k, v in tests.items()},
         "valid_queries": valid.n_queries if valid is not None else 0,
         "unseen_items": int((~seen).sum()),
         "unseen_items_share": round(float((~seen).mean()), 6),
-        "ties_with_previous_share": _ties_share(log),
+        "ties_with_previous_share": round(ties / counts["interactions"], 6),
         "targets_in_history_share": _share(in_history(main)),
         "valid_targets_in_history_share": _share(in_history(valid))
         if valid is not None
         else 0.0,
     }
-    return Split(train, valid, past, tests, facts)
 
 
 def _share(flags):
     return round(float(flags.mean()), 6)
-
-
-def _ties_share(log):
-    """Share of rows with the same time as the user's row before."""
-    same = (np.diff(log.users) == 0) & (np.diff(log.times) == 0)
-    return round(float(same.sum() / len(log.users)), 6)
 
 
 # A split: (log, *, validation, its settings, **rules) -> Split, made with
