@@ -5,6 +5,7 @@ anyway.
 """
 
 import re
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -155,12 +156,17 @@ def trace(dispatch, place: Path | None):
         calls += 1
         return dispatch(*arguments)
 
-    jax.profiler.start_trace(str(place), create_perfetto_trace=True)
-    try:
-        yield traced
-    finally:
-        if calls <= TRACED:
-            jax.profiler.stop_trace()
+    with tempfile.TemporaryDirectory() as made:  # the profiler knows no gs://
+        jax.profiler.start_trace(made, create_perfetto_trace=True)
+        try:
+            yield traced
+        finally:
+            if calls <= TRACED:
+                jax.profiler.stop_trace()
+        for file in filter(Path.is_file, Path(made).rglob("*")):
+            target = place / str(file.relative_to(made))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
     say(
         f"a trace (dispatches: {min(calls, TRACED)}) is in {place}: look at it with "
         f"tensorboard --logdir {place} (pip install tensorboard xprof), or open its "
