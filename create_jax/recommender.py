@@ -20,7 +20,8 @@ from create_jax.models.transformer import apply_encoder
 OURS = "create_jax.models."  # modules of encoders that are part of the package
 MOST = 1000  # items of one answer
 SMALL = (1, 8, 32)  # queries of a call are filled up to one of these,
-LARGE = 512  # or come in parts of so many
+FEW = 128  # come in parts of the largest of those, which warm_up compiles,
+LARGE = 512  # more in parts of so many
 SHORTEST = 8  # slots of a history; doubled up to the longest
 
 
@@ -187,10 +188,11 @@ class Recommender:
         newest = [history[-self.max_len :] for history in histories]
         lengths = np.array([len(history) for history in newest], np.int32)
         asked = np.flatnonzero(lengths)
-        if len(histories) > SMALL[-1]:  # alike in length, together
+        part = LARGE if len(asked) > FEW else SMALL[-1]
+        if part == LARGE:  # alike in length, together
             asked = asked[np.argsort(lengths[asked], kind="stable")]
-        for start in range(0, len(asked), LARGE):
-            some = asked[start : start + LARGE]
+        for start in range(0, len(asked), part):
+            some = asked[start : start + part]
             slots = self.encoder["max_len"]
             if len(some) > SMALL[-1] and not self.fixed:
                 slots = self._slots(int(lengths[some].max()))

@@ -17,6 +17,7 @@ from create_jax import artifact
 from create_jax.errors import InputError
 
 GRACE = 30  # seconds in which what was asked is answered after SIGTERM
+SWITCH = 5e-4  # seconds; a reload or an explanation holds the interpreter no longer
 KEPT = 75  # seconds of an idle connection, above the 60 of proxies that use it again
 
 
@@ -63,6 +64,7 @@ def run(args) -> None:
       InputError: the extra is missing, the artifact is not fit, the port is taken.
     """
     artifact.read(args.artifact, check=False)
+    sys.setswitchinterval(SWITCH)
     try:
         import uvicorn
 

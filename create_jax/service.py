@@ -161,6 +161,7 @@ class Service:
         prometheus.ProcessCollector(registry=self.registry)
         self.metrics = Metrics(self.registry)
         self.scorer = scoring.Worker(self._score, longest, scoring.TOGETHER)
+        self.explainer = scoring.Worker(scoring.answer, longest)
         self.searcher = scoring.Worker(_search, longest)
         self.metrics.waiting.set_function(lambda: len(self.scorer))
         self._loading = threading.Lock()
@@ -193,8 +194,8 @@ class Service:
         return self.model
 
     def stop(self) -> None:
-        self.scorer.stop()
-        self.searcher.stop()
+        for worker in (self.scorer, self.explainer, self.searcher):
+            worker.stop()
 
     def _score(self, jobs: list) -> list:
         start = time.perf_counter()
@@ -396,7 +397,9 @@ def make_app(service: Service) -> FastAPI:
         exclude = await names.codes(body.exclude)
         allow = None if body.allow is None else await names.codes(body.allow)
         user = None if body.user is None else model.recommender.user(body.user)
-        found = await service.scorer.ask(
+        # A hundred queries for one: others need not wait for them.
+        worker = service.explainer if body.explain else service.scorer
+        found = await worker.ask(
             scoring.Recommend(
                 model, history, user, body.k, exclude, allow, body.hide_history,
                 body.explain,
@@ -439,7 +442,7 @@ def make_app(service: Service) -> FastAPI:
         code = await names.one(body.item)
         history = await names.codes(body.history)
         job = scoring.Explain(model, history, code, body.hide_history)
-        found = await service.scorer.ask(job)
+        found = await service.explainer.ask(job)
         without = [
             item(model, one) | {"score": finite(score), "rank": rank or None}
             for one, score, rank in zip(

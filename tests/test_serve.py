@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis.errors import Unsatisfiable
 
+from benchmarks.serving import load
 from create_jax import artifact, scoring, search, serve, service
 from create_jax.artifact import Artifact, Texts
 from create_jax.errors import InputError
@@ -656,6 +657,25 @@ def test_signals(process, path):
     assert program.wait(20) == 0
     assert program.stdout.read() == ""
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.services
+def test_an_encoder_under_load(tmp_path):
+    """32 clients at once, then requests at a rate, of a transformer's artifact."""
+    load.write(tmp_path / "a.safetensors", 2000, 16, 0)
+    server = load.Server(tmp_path / "a.safetensors")
+    client = load.Client(server.port, 2000)
+
+    async def run():
+        for times in (
+            await load.closed(client, 32, 2),
+            await load.opened(client, 50, 2),
+        ):
+            assert set(times.statuses) == {200} and len(times.latencies) > 50
+        client.close()
+
+    asyncio.run(run())
+    assert server.stop() == 0
 
 
 def test_names_are_found_by_bytes_of_any_script():
