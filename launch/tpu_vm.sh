@@ -35,7 +35,7 @@ steps=(
   "python3 -m pip install -q uv"
   "{ [ -d venv ] || python3 -m uv venv -q --python 3.12 venv; }"
   "python3 -m uv pip install -q --python=venv --reinstall-package=create_jax \
-'./${wheel}[tpu]'"
+'./${wheel}[gcs,tpu]'"
   "${CACHE:+export JAX_COMPILATION_CACHE_DIR=$CACHE && }exec venv/bin/python -m \
 create_jax.main --distributed$(printf ' %q' "$@")"
 )
