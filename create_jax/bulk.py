@@ -89,13 +89,12 @@ def run(
             rows = spill(blocks, recommender, job.parts, set(wanted), Path(folder))
             with _bar("rank", sum(rows.values()), "rows") as bar:
                 for number in wanted:
+                    bar.set_postfix_str(f"part {number + 1} of {job.parts}")
                     part = load(Path(folder) / f"{number}.arrow", job.drop_repeats)
-                    about = write(
-                        path_of(out, number), part, recommender, job, exclude, allow
-                    )
-                    bar.update(rows[number])
-                    place = f"part {number + 1} of {job.parts}, {about:,} users"
-                    bar.set_postfix_str(place)
+                    before = bar.n
+                    place = path_of(out, number)
+                    write(place, part, recommender, job, exclude, allow, bar.update)
+                    bar.update(before + rows[number] - bar.n)  # and the repeats
     return finish(recommender, job, out)
 
 
@@ -257,8 +256,14 @@ def load(path: Path, drop_repeats: bool) -> Part:
 # --- lists to files -------------------------------------------------------------------
 
 
-def write(path: Path, part: Part, recommender, job: Job, exclude, allow) -> int:
-    """Writes the lists, or vectors, of a part; returns how many users it has."""
+def write(
+    path: Path, part: Part, recommender, job: Job, exclude, allow, advance
+) -> None:
+    """Writes the lists, or vectors, of a part.
+
+    Args:
+      advance: told the number of rows that were read, as it goes.
+    """
     writer = _Writer(recommender, job)
     popular = 0
     with whole(path) as file, pq.ParquetWriter(file, writer.schema) as parquet:
@@ -273,6 +278,7 @@ def write(path: Path, part: Part, recommender, job: Job, exclude, allow) -> int:
                 table = writer.lists(users, *found[:2])
                 popular += found[2]
             parquet.write_table(table)
+            advance(int(ends[-1] - ends[0]))
         about = {
             "users": len(part.users),
             "rows": len(part.codes),
@@ -280,7 +286,6 @@ def write(path: Path, part: Part, recommender, job: Job, exclude, allow) -> int:
             "users_without_known_items": popular,
         }
         parquet.add_key_value_metadata({"create_jax": json.dumps(about)})
-    return len(part.users)
 
 
 def lists(recommender, users: pl.Series, rows, job: Job, exclude, allow):
