@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import FAST
+from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import SingleDeviceSharding
 
@@ -130,6 +131,30 @@ def test_wishes_lie_on_every_device():
     assert wish(1) is wish(1)
 
 
+def wait(file):
+    """Listens, and works where Python's own handlers do not run."""
+    cluster.listen()
+    file.touch()
+    endless = jax.jit(lambda x: lax.while_loop(lambda y: y > 0, lambda y: y + 0.0, x))
+    endless(1.0).block_until_ready()
+
+
+def test_a_second_sigterm_ends_a_process_at_once(fork, tmp_path, cache):
+    output, ready = tmp_path / "output", tmp_path / "ready"
+    given = output, {}, 1, tmp_path, cache, wait, (ready,)
+    process = fork(target=in_child, args=given, daemon=True)
+    process.start()
+    while not ready.exists():
+        time.sleep(0.01)
+    process.terminate()
+    process.join(1)
+    assert process.exitcode is None  # it was asked to leave, no more
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 143
+    assert output.read_text() == "ended at once by a second SIGTERM\n"
+
+
 # --- with others ----------------------------------------------------------------------
 
 
@@ -179,7 +204,7 @@ class Cluster:
             self.processes.append(fork(target=in_child, args=given, daemon=True))
             self.processes[-1].start()
 
-    def join(self, seconds=200):
+    def join(self, seconds=900):
         """Exit codes of all."""
         for process in self.processes:
             process.join(seconds)
@@ -321,7 +346,7 @@ def test_killed_processes_go_on_as_one_and_as_two(pair, begin, tmp_path):
     workdir, options = tmp_path / "run", ["--config.checkpoint.seconds=0"]
     run = begin(workdir, options=options)
     when(run, workdir, 1, signal.SIGKILL, rank=1)
-    codes = run.join(60)
+    codes = run.join()
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, None)
     run = begin(workdir, n=1, devices=8, options=options)
     when(run, workdir, 3, signal.SIGKILL, rank=0)
@@ -329,7 +354,7 @@ def test_killed_processes_go_on_as_one_and_as_two(pair, begin, tmp_path):
     assert "continuing in epoch" in run.texts()[0]
     run = begin(workdir, options=options)
     when(run, workdir, 5, signal.SIGKILL, rank=0)
-    codes = run.join(60)
+    codes = run.join()
     assert codes[0] == -signal.SIGKILL and codes[1] not in (0, None)
     assert "continuing in epoch" in run.texts()[0]
     run = begin(workdir, options=options)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from create_jax import config_file, methods, settings, train, tune
+from create_jax import cluster, config_file, methods, settings, train, tune
 from create_jax.configs import table
 from create_jax.errors import InputError, StorageError
 
@@ -145,20 +145,23 @@ def test_a_warm_up_that_was_tuned_is_that_of_the_best_trial(
     assert "--config.train.epochs=4\n" in path.read_text()
 
 
-def test_a_killed_trial_is_continued_with_its_settings(config, monkeypatch, tmp_path):
+@pytest.mark.parametrize("end", [KeyboardInterrupt, cluster.Leaving])
+def test_a_stopped_trial_is_continued_with_its_settings(
+    config, monkeypatch, tmp_path, end
+):
     calls = []
 
     def fit(run, *_, should_end):
         calls.append((run.workdir.name, run.config.seq.dropout))
         should_end(1, 0.1)
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            raise end
         progress = train.Progress(best_epoch=1, best_score=0.1)
         return SimpleNamespace(progress=progress)
 
     monkeypatch.setattr(train, "fit", fit)
     config.tune.trials = 4
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(end):
         tune.tune(config, str(tmp_path / "study"))
     tune.tune(config, str(tmp_path / "study"))
     assert calls[3] == calls[2] == ("trial-0002", calls[2][1])
