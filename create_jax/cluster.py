@@ -287,15 +287,20 @@ def is_lost(error: Exception) -> bool:
     return count() > 1 and LOST.search(str(error)) is not None
 
 
-def end(message: str, code: int) -> None:
-    """Ends all processes, which call it alike; process 0 says why."""
+def part() -> None:
+    """All processes go their ways, which call it alike: it waits for those who have not
+    read the last message yet. Who leaves without a word is taken for dead, and the
+    others are aborted."""
     import jax
 
-    if count() == 1:
-        stop(message, code)
+    if count() > 1:
+        jax.distributed.shutdown()
+
+
+def end(message: str, code: int) -> None:
+    """Ends all processes, which call it alike; process 0 says why."""
     message = message if is_first() else ""
-    # Who leaves without a word is taken for dead, and the others are aborted.
-    jax.distributed.shutdown()
+    part()
     stop(message, code)
 
 

@@ -278,6 +278,7 @@ def run() -> None:
         argv = begin()
         cluster.listen()
         main(argv)
+        cluster.part()
     except AgreedError as error:
         cluster.end(f"error: {error}", 2)
     except InputError as error:
