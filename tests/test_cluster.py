@@ -135,8 +135,12 @@ def wait(file):
     """Listens, and works where Python's own handlers do not run."""
     cluster.listen()
     file.touch()
-    endless = jax.jit(lambda x: lax.while_loop(lambda y: y > 0, lambda y: y + 0.0, x))
-    endless(1.0).block_until_ready()
+
+    @jax.jit
+    def turn(x):
+        return lax.while_loop(lambda n: n >= 0, lambda n: (n + 1) % 1000, x)
+
+    turn(0).block_until_ready()
 
 
 def test_a_second_sigterm_ends_a_process_at_once(fork, tmp_path, cache):
