@@ -66,8 +66,10 @@ class Browser:
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 return answer["result"]
-            if answer.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
-                self.problems.append(answer["params"])
+            kind, about = answer.get("method"), answer.get("params", {})
+            refused = about.get("entry", {}).get("source") == "network"  # by the server
+            if kind in ("Log.entryAdded", "Runtime.exceptionThrown") and not refused:
+                self.problems.append(about)
 
     def _read(self) -> dict:
         while b"\0" not in self._held:

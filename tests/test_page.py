@@ -7,11 +7,12 @@ asks another artifact, which should have films, and keeps the pictures.
 """
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import browser
 import pytest
-from test_serve import made, running_program
+from test_serve import made, made_of_users, running_program
 
 from create_jax import artifact
 from create_jax.artifact import Texts
@@ -46,15 +47,23 @@ def address(tmp_path_factory):
         yield found
 
 
-@pytest.fixture
-def page(address, tmp_path):
-    opened = browser.Browser(tmp_path)
+@contextmanager
+def shown(address, profile):
+    opened = browser.Browser(profile)
     opened.resize(1280, 860)
     opened.send("Page.navigate", url=address)
-    yield opened
-    problems = opened.problems
-    opened.close()
-    assert problems == []  # of the script, or of the policy that the page is under
+    try:
+        yield opened
+    finally:
+        opened.close()
+    # Of the script, or of the policy that the page is under.
+    assert opened.problems == []
+
+
+@pytest.fixture
+def page(address, tmp_path):
+    with shown(address, tmp_path) as opened:
+        yield opened
 
 
 def keep(page, name):
@@ -185,3 +194,23 @@ def test_a_title_is_text_whatever_it_says(page):
     page.wait("document.querySelectorAll('.because b').length")
     assert page.run("document.querySelectorAll('img').length") == 0
     assert "create_jax" in page.run("document.title")
+
+
+def test_a_model_of_users_is_asked_by_their_ids(tmp_path):
+    artifact.write(tmp_path / "a.safetensors", made_of_users())
+    with (
+        running_program(tmp_path / "a.safetensors") as (_, address),
+        shown(address, tmp_path / "profile") as page,
+    ):
+        popular = listed(page)
+        page.click("#search")
+        page.type("u1")
+        page.press(*ENTER)
+        first = listed(page, ",".join(popular))
+        assert page.run("document.querySelector('#next').textContent") == "Recommended"
+        page.run("document.querySelector('#search').select()")
+        page.type("u3")
+        page.press(*ENTER)
+        status = "document.querySelector('#status').textContent"
+        assert "no user 'u3'" in page.wait(status)
+        assert page.run(LISTED) == first

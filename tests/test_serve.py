@@ -23,7 +23,7 @@ from hypothesis.errors import Unsatisfiable
 
 from benchmarks.serving import load
 from create_jax import artifact, scoring, search, serve, service
-from create_jax.artifact import Artifact, Texts
+from create_jax.artifact import Artifact, Texts, Users
 from create_jax.errors import InputError
 from create_jax.recommender import Recommender
 
@@ -63,6 +63,20 @@ def made(seed: int = 0, **changes) -> Artifact:
         golden["history"] = [1, 2]
         found = replace(found, manifest=found.manifest | {"golden": golden})
     return found
+
+
+def made_of_users() -> Artifact:
+    """The same items, of a method that knows the users u1 and u2 alone."""
+    plain = made()
+    users = Users(
+        Texts.of(["u1", "u2"]), plain.items[[5, 9]], np.array([0, 1, 3]),
+        np.array([5, 9, 1], np.int32),
+    )  # fmt: skip
+    about = {"method": "lightgcn", "query": "user"}
+    found = replace(plain, manifest=about, users=users)
+    listed, scores = Recommender(found).recommend_users([0], 10)
+    golden = {"items": listed[0].tolist(), "scores": scores[0].tolist(), "user": "u1"}
+    return replace(found, manifest=about | {"golden": golden})
 
 
 @pytest.fixture
@@ -248,6 +262,57 @@ def test_metrics(client):
         'create_jax_loads_total{result="done"} 1.0',
     ):
         assert line in text, line
+
+
+@pytest.fixture
+def of(tmp_path):
+    """A client of an artifact."""
+    running = []
+
+    def start(made):
+        artifact.write(tmp_path / "b.safetensors", made)
+        held, client = started(tmp_path / "b.safetensors")
+        held.load()
+        running.append(held)
+        return client
+
+    yield start
+    for held in running:
+        held.stop()
+
+
+def test_a_model_of_known_users(of):
+    client = of(made_of_users())
+    answer = post(client, "/recommend", user="u1", explain=True).json()
+    golden = made_of_users().manifest["golden"]
+    assert [one["score"] for one in answer["items"]] == golden["scores"]
+    assert "fallback" not in answer and answer["items"][0]["because"] == []
+    assert "i004" not in {one["id"] for one in answer["items"]}  # seen in training
+    refused = post(client, "/recommend", user="u3")
+    assert refused.status_code == 422 and "no user 'u3'" in refused.json()["error"]
+    answer = post(client, "/recommend", history=["i000"]).json()
+    assert answer["fallback"] == "mostpop" and answer["unknown"] == []
+    for path, body in (
+        ("/vector", {"history": ["i000"]}),
+        ("/explain", {"history": ["i000"], "item": "i001"}),
+    ):
+        refused = post(client, path, **body)
+        assert refused.status_code == 422 and len(refused.json()["error"]) > 20
+    assert post(client, "/similar", item="i000").status_code == 200
+
+
+def test_a_model_without_vectors_and_titles(of):
+    plain = made()
+    about = {"method": "mostpop", "query": "constant"}
+    items = plain.counts[:, None].astype(np.float32)
+    client = of(made(manifest=about, items=items, titles=None))
+    answer = post(client, "/recommend", history=["i000"], explain=True).json()
+    assert "fallback" not in answer and "title" not in answer["items"][0]
+    assert answer["items"][0]["because"] == []
+    refused = post(client, "/similar", item="i000")
+    assert refused.status_code == 422 and "no item vectors" in refused.json()["error"]
+    refused = post(client, "/similar", item="i00")
+    assert refused.status_code == 404 and "nearest: i0" in refused.json()["error"]
 
 
 # --- bad input ------------------------------------------------------------------------
@@ -602,10 +667,12 @@ def running_program(path):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=Path(path).parent,
     ) as program:  # fmt: skip
-        line = program.stdout.readline()
-        assert line.startswith("http://127.0.0.1:"), line + program.stdout.read()
-        yield program, line.split()[0]
-        program.kill()
+        try:
+            line = program.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), line + program.stdout.read()
+            yield program, line.split()[0]
+        finally:
+            program.kill()
 
 
 @pytest.fixture
