@@ -106,6 +106,21 @@ def wishes(mesh: Mesh) -> Callable[[int], jax.Array]:
     return made
 
 
+def bytes_a_device(mesh: Mesh, tree, specs) -> int:
+    """What arrays on the host would take of each device, if placed by these specs."""
+
+    def size(x, spec):
+        shape = NamedSharding(mesh, spec).shard_shape(np.shape(x))
+        return int(np.prod(shape, dtype=np.int64)) * np.asarray(x).itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, specs)))
+
+
+def memory(mesh: Mesh) -> int | None:
+    """Bytes that a device has for arrays; None where it does not say, as a CPU."""
+    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+
+
 def whole(mesh: Mesh, tree):
     """Begins to bring arrays of the mesh to every process; `jax.device_get` of what
     comes back waits for them."""

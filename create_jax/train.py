@@ -198,6 +198,14 @@ def _make_graph(run: Run, model, train) -> Graph:
     made = feeds.make_graph(run.config, model, train, shards, parts)
     rows, pairs, graph = made
     specs = steps.graph_specs(graph, parallel.batch_axes(run.mesh))
+    wanted = parallel.bytes_a_device(run.mesh, graph, specs)
+    room = parallel.memory(run.mesh)
+    if room is not None and wanted > room:
+        raise InputError(
+            f"the graph of {len(pairs.users):,} pairs takes {wanted / 1e9:.1f} GB of "
+            f"each device, which has {room / 1e9:.1f}; bring more devices, keep fewer "
+            "rows of each user (graph.last_n), or choose a method without a graph"
+        )
     return Graph(rows, pairs, parallel.place(run.mesh, graph, specs))
 
 

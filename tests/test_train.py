@@ -2,9 +2,15 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from create_jax import parallel, train
+from create_jax.errors import InputError
 from create_jax.train import Progress, Stopping, after_epoch
 
 # Two epochs of warm-up, eight of the last phase, a validation after each second epoch.
@@ -68,3 +74,20 @@ def test_progress_has_the_names_of_old_checkpoints():
     # Of a version without a field, or with one more.
     del old["ended_early"]
     assert Progress.restored(old | {"later": 1}) == progress
+
+
+def test_a_graph_that_no_device_holds_is_refused(monkeypatch):
+    mesh = parallel.make_mesh()
+    graph = {"split": np.zeros((8, 100), np.float32), "whole": np.zeros(50, np.int32)}
+    specs = {"split": P(parallel.DATA), "whole": P()}
+    assert parallel.bytes_a_device(mesh, graph, specs) == 400 + 200
+    assert parallel.memory(mesh) is None  # a CPU says nothing
+    pairs = SimpleNamespace(users=np.zeros(7))
+    monkeypatch.setattr(
+        train.feeds, "make_graph", lambda *_: (None, pairs, np.zeros(10**6, np.float32))
+    )
+    run = SimpleNamespace(mesh=mesh, config=None)
+    for room, fits in ((3_900_000, False), (4_000_000, True)):
+        monkeypatch.setattr(parallel, "memory", lambda _, room=room: room)
+        with nullcontext() if fits else pytest.raises(InputError, match="of 7 pairs"):
+            train._make_graph(run, None, None)
