@@ -433,15 +433,19 @@ def asked(holdout) -> list:
         *[("leave_one_out", v) for v in splits.VALIDATIONS["leave_one_out"]],
     ],
 )
-@pytest.mark.parametrize("queries", [0, 20])
+@pytest.mark.parametrize("queries, q_val", [(0, 0.9), (20, 0.83)])
 def test_a_log_on_a_disk_splits_as_one_in_memory(
-    kind, validation, queries, tmp_path, monkeypatch
+    kind, validation, queries, q_val, tmp_path, monkeypatch
 ):
     """The splits, the questions and the training sequences, to the bit."""
     monkeypatch.setattr(stored, "BLOCK", 50)
     monkeypatch.setattr(stored, "BINS", 64)
     changes = {"split.kind": kind, "split.validation": validation}
-    changes |= {"eval.queries": queries, "eval.targets": splits.TARGETS}
+    changes |= {
+        "split.q_val": q_val,
+        "eval.queries": queries,
+        "eval.targets": splits.TARGETS,
+    }
     changes |= {"eval.cold_items": "drop", "retrain.epochs": "best"}
     config = with_ties(tmp_path, 900, **changes)
     config.method = "sasrec"

@@ -243,7 +243,18 @@ def load(
         per_second=manifest["per_second"],
         rows=Rows(**manifest["rows"]),
         fingerprint=manifest["fingerprint"],
+        cuts=_cuts(manifest),
     )
+
+
+def _cuts(manifest: dict) -> dict:
+    """`Stored.cuts`."""
+    cut = manifest["cut"]
+    known = {(float(q),): time for q, time in manifest["quantiles"].items()}
+    return known | {
+        (cut["q_test"],): cut["time"],
+        (cut["q_test"], cut["q_val"]): cut["valid_time"],
+    }
 
 
 def titles(path: str) -> dict[str, str]:

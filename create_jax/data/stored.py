@@ -30,6 +30,8 @@ class Stored:
     sizes: [U] int64, how many of them belong to this part.
     ids: "users" or "items" -> their external names, as strings.
     n_items: I. per_second, rows: as in Interactions. fingerprint: of the whole log.
+    cuts: known quantiles of the times of the whole log, (q,) -> time, and, (q, p), the
+      p quantile of those up to the q quantile.
     """
 
     items: np.ndarray
@@ -42,6 +44,7 @@ class Stored:
     per_second: int
     rows: Rows
     fingerprint: str
+    cuts: dict[tuple[float, ...], int]
 
     @property
     def n_users(self) -> int:
@@ -145,11 +148,10 @@ def global_temporal(
     log: Stored, *, q_test: float, validation: str, q_val: float, seed: int, **rules
 ) -> Split:
     """`splits.global_temporal`."""
-    past = _up_to(log, smallest(log.times, [place_of(q_test, log.n_rows)])[0])
+    past = _up_to(log, _cut(log, log, q_test))
     train, before = past, None
     if validation == "by_time":  # the past has the smallest times of all
-        cut = smallest(log.times, [place_of(q_val, past.n_rows)])[0]
-        train = _up_to(log, cut)
+        train = _up_to(log, _cut(log, past, q_test, q_val))
         before = train.sizes
     elif validation == "last_train_item":
         train = _without_last(past, np.ones(past.n_users, bool))
@@ -171,6 +173,14 @@ def leave_one_out(log: Stored, *, validation: str, **rules) -> Split:
         train = _without_last(past, enough)
         before = train.sizes
     return _assemble(log, past, train, before, **rules)
+
+
+def _cut(log: Stored, part: Stored, *quantiles: float) -> int:
+    """The last quantile, of the times of a part, which has the smallest of the log."""
+    if quantiles not in log.cuts:
+        place = place_of(quantiles[-1], part.n_rows)
+        return smallest(log.times, [place])[0]
+    return log.cuts[quantiles]
 
 
 def _up_to(log: Stored, cut: int) -> Stored:
