@@ -396,7 +396,10 @@ def make_app(service: Service) -> FastAPI:
         history = await names.codes(body.history)
         exclude = await names.codes(body.exclude)
         allow = None if body.allow is None else await names.codes(body.allow)
-        user = None if body.user is None else model.recommender.user(body.user)
+        user = None
+        if body.user is not None:  # an unknown one takes a search for the nearest
+            find = model.recommender.user
+            user = await service.searcher.ask(lambda: find(body.user))
         # A hundred queries for one: others need not wait for them.
         worker = service.explainer if body.explain else service.scorer
         found = await worker.ask(

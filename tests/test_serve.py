@@ -546,7 +546,7 @@ def test_what_is_described_is_so(client):
         operation = found.ok()
         for mode in GenerationMode:
 
-            @settings(max_examples=50, deadline=None, derandomize=True, database=None)
+            @settings(max_examples=30, deadline=None, derandomize=True, database=None)
             @given(case=operation.as_strategy(generation_mode=mode))
             def check(case):
                 # Lists that leave nothing are refused, which no schema can say.
