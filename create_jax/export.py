@@ -15,6 +15,7 @@ from create_jax import (
     build,
     experiment,
     methods,
+    named,
     parallel,
     protocol,
     steps,
@@ -41,6 +42,8 @@ def export(config, workdir: str, out: str) -> str:
       InputError: no finished run, or a method that cannot serve.
     """
     refuse(config)
+    if jax.process_count() > 1:
+        raise InputError("--mode=export runs in one process; leave out --distributed")
     return write(*experiment.reopen(config, workdir), out)
 
 
@@ -83,19 +86,15 @@ def refuse(config) -> None:
     reason, method = "", methods.find(config.method)
     if config.method in DRAWS:
         reason = "draws another list for each query and learns no vectors"
-    elif method.kind != "free" and not _serves(config):
+    elif method.kind != "free" and named.load(method.system) is not Create:
         reason = (
-            "makes a query of a user's row and its history together, and an "
-            "artifact holds one or the other"
+            "makes a query in a way of its own, as of a user's row and its history "
+            "together, and an artifact holds an encoder or users"
         )
     if reason:
         raise InputError(
             f"{config.method} cannot be exported: it {reason}; choose another method"
         )
-
-
-def _serves(config) -> bool:
-    return build.make_model(config, 2, 2).__class__ is Create
 
 
 def tested_rows(opened) -> interactions.Interactions | Stored:
@@ -242,7 +241,8 @@ def manifest(opened, made: Artifact, result: dict, log, rows: str) -> dict:
     """What the artifact is, in plain data (docs/recommend.md#the-manifest)."""
     config = opened.run.config
     settings = json.loads(json.dumps(config.to_dict()))
-    settings["data"]["path"] = ""  # a place on the machine of the training
+    # Places on the machine of the training.
+    settings["data"]["path"] = settings["data"]["table"]["titles"] = ""
     last = log.times.max()
     clock = config.data.table.has_clock
     return made.manifest | {

@@ -13,6 +13,7 @@ from create_jax import (
     build,
     experiment,
     export,
+    methods,
     optim,
     rundir,
     steps,
@@ -178,7 +179,8 @@ def test_a_final_fit_is_on_all_rows_and_changes_no_result(trained, tmp_path):
     assert about["metrics"] == json.loads(before)["test_by_target"]
     assert about["protocol"] == json.loads(before)["protocol"]
     assert (about["method"], about["needs"]) == ("create", "history")
-    assert about["config"]["data"]["path"] == ""  # a place on this machine
+    data = about["config"]["data"]
+    assert data["path"] == data["table"]["titles"] == ""  # places on this machine
     assert list(found.titles)[:4] == ["", "", "One", "Two, or More"]
 
 
@@ -239,3 +241,9 @@ def test_a_method_that_cannot_serve_says_why(log, tmp_path, method, reason):
     with pytest.raises(InputError, match=f"{method} cannot be exported.*{reason}"):
         export.export(config, str(tmp_path), str(tmp_path / "a.safetensors"))
     assert not list(tmp_path.iterdir())
+
+
+def test_every_other_method_serves(log):
+    refused = {"random", "poprnd", "mrgsrec", "selfgnn"}
+    for method in methods.METHODS.keys() - refused:
+        export.refuse(make_config(log, method))
