@@ -367,6 +367,14 @@ class Recommender:
         """
         return self.explain_all(history, [item], hide_history=hide_history)[0]
 
+    def left_out(self, known: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The n items of a known history that the model reads, and n + 1 histories: it,
+        and without each of them."""
+        read = known[-self.max_len :]
+        first = len(known) - len(read)
+        without = [np.delete(known, first + place) for place in range(len(read))]
+        return read, [known, *without]
+
     def explain_all(
         self, history: Sequence[int], items: Sequence[int], *, hide_history: bool = True
     ) -> list[Explanation]:
@@ -377,11 +385,7 @@ class Recommender:
                 "no known history to explain by: the answer is the most popular items, "
                 "or a known user's; ask with a history"
             )
-        read = known[-self.max_len :]
-        first = len(known) - len(read)
-        queries = [known] + [
-            np.delete(known, first + place) for place in range(len(read))
-        ]
+        read, queries = self.left_out(known)
         vectors = self._vectors(queries)
         allowed = self.can_come
         if hide_history:

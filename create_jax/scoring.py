@@ -187,11 +187,12 @@ class Explain(NamedTuple):
 
 class Listed(NamedTuple):
     """Codes and scores of a list, best first; for each, if asked, the items of the
-    history without which its score is lower, most first: (code, score without)."""
+    history without which its score is lower, most first: (code, score without), which
+    is None where nothing is left."""
 
     items: list[int]
     scores: list[float]
-    because: list[list[tuple[int, float]]] | None = None
+    because: list[list[tuple[int, float | None]]] | None = None
 
 
 def answer(jobs: Sequence) -> list:
@@ -246,17 +247,17 @@ def _listed(items: np.ndarray, scores: np.ndarray) -> Listed:
     return Listed(items[left].tolist(), scores[left].tolist())
 
 
-def _because(job: Recommend, items: list[int]) -> list[list[tuple[int, float]]]:
+def _because(job: Recommend, items: list[int]) -> list[list]:
     """Leave one out, for all items of a list by one batch of vectors."""
     recommender = job.model.recommender
     known = recommender.known(job.history)
-    if job.user is not None or not len(known):
+    if job.user is not None or not len(known) or recommender.kind == "constant":
         return [[] for _ in items]
     check_explained(recommender, known)
-    read = known[-recommender.max_len :]
-    first = len(known) - len(read)
-    without = [np.delete(known, first + place) for place in range(len(read))]
-    vectors = recommender.vectors([known, *without])
+    if len(known) == 1:  # nothing is left to score without it
+        return [[(int(known[0]), None)] for _ in items]
+    read, queries = recommender.left_out(known)
+    vectors = recommender.vectors(queries)
     scores = vectors @ job.model.artifact.items[items].T  # [n + 1, k]
     reasons = []
     for own, others in zip(scores[0], scores[1:].T, strict=True):

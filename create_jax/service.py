@@ -80,7 +80,9 @@ class Item(BaseModel):
 
 
 class Reason(Item):
-    score_without: float
+    """`score_without`: null, where nothing of the history is left."""
+
+    score_without: float | None
 
 
 class Scored(Item):
@@ -385,10 +387,7 @@ def make_app(service: Service) -> FastAPI:
     app.add_middleware(Gate, metrics=service.metrics)
     _add_errors(app)
 
-    @app.post(
-        "/recommend",
-        response_model=Answer, response_model_exclude_none=True, responses=ERRORS,
-    )  # fmt: skip
+    @app.post("/recommend", response_model=Answer, responses=ERRORS)
     async def recommend(body: RecommendBody):
         """The best items after a history, best first."""
         model = service.ready()
@@ -414,11 +413,7 @@ def make_app(service: Service) -> FastAPI:
             service.metrics.fallbacks.inc()
         return as_json(answer | {"model": model.version})
 
-    @app.post(
-        "/similar",
-        response_model=Answer, response_model_exclude_none=True,
-        responses=ERRORS | {404: BAD},
-    )  # fmt: skip
+    @app.post("/similar", response_model=Answer, responses=ERRORS | {404: BAD})
     async def similar(body: SimilarBody):
         """The items whose vectors point most nearly the same way."""
         model = service.ready()

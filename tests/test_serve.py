@@ -198,6 +198,10 @@ def test_because_is_what_leaving_out_does(running):
 
 
 def test_one_item_explained(client):
+    (only,) = post(client, "/recommend", history=["i009"], explain=True, k=1).json()[
+        "items"
+    ]
+    assert only["because"] == [{"id": "i009", "score_without": None}]
     history = ["i000", "i010", "i020"]
     listed = post(client, "/recommend", history=history, k=5).json()["items"]
     answer = post(client, "/explain", history=history, item=listed[4]["id"]).json()
