@@ -36,7 +36,10 @@ def spark(job):
     quiet = {
         "spark.ui.enabled": "false",
         "spark.sql.shuffle.partitions": "3",
-        "spark.sql.codegen.wholeStage": "false",  # tiny tables: compiling costs more
+        # Tables are tiny: compiling and planning again would cost more than they save.
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.adaptive.enabled": "false",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.host": "127.0.0.1",
         "spark.sql.files.maxPartitionBytes": "20000",  # several pieces of a small file
