@@ -155,10 +155,15 @@ def written_beside(out: Path):
     with held:
         for old in part.iterdir():  # of a run that was killed
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        yield part
-        with named(out):
-            os.replace(part, out)
-    lock.unlink(missing_ok=True)
+        try:
+            yield part
+            with named(out):
+                os.replace(part, out)
+        except Exception:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _config(source: str, options: Sequence[str]):

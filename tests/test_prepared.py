@@ -324,7 +324,7 @@ def test_what_was_killed_is_never_taken_for_whole(tmp_path, monkeypatch):
     config.data.path = str(tmp_path / "log.csv")
     prepare.prepare(config, str(out))  # the same command
     prepared.check(out)
-    assert not part.exists()
+    assert sorted(os.listdir(tmp_path)) == ["log", "log.csv"]
     with pytest.raises(InputError, match="is there already"):
         prepare.prepare(config, str(out))
 
@@ -367,6 +367,7 @@ def test_what_duckdb_cannot_do_is_one_line(tmp_path):
         with pytest.raises(InputError, match="expected 1 users"):
             config = with_ties(tmp_path, **{"data.counts": (1, 1, 1)})
             prepare.prepare(config, str(tmp_path / "o"), engine)
+    assert os.listdir(tmp_path) == ["log.csv"]  # nothing is left of a failure
 
 
 def test_a_config_that_asks_for_another_log_is_refused(folder):

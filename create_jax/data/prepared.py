@@ -273,7 +273,8 @@ def open_manifest(folder: Path) -> dict:
         raise InputError(f"{folder}: no such folder; expected a prepared log")
     path = folder / MANIFEST
     if not path.is_file():
-        half = "was half-written" if is_prepared(str(folder)) else "is no prepared log"
+        half = folder.name.endswith(".part") or is_prepared(str(folder))
+        half = "was half-written" if half else "is no prepared log"
         raise InputError(
             f"{folder}: {half}: it has no {MANIFEST}, which comes last; make one with "
             "python -m create_jax.prepare"
