@@ -138,11 +138,11 @@ def _copies(group: str, axis_name):
 
 def _squares(grads: dict, axis_name) -> jax.Array:
     """The sum of squares of all gradients."""
-    return sum(
-        tables.group_sum(jnp.sum(g * g), axis_name if group in TABLES else None)
-        for group in sorted(grads)
-        for g in jax.tree.leaves(grads[group])
-    )
+    if not tables.is_split(axis_name):
+        return sum(jnp.sum(g * g) for g in jax.tree.leaves(grads))
+    split = {group: own for group, own in grads.items() if group in TABLES}
+    others = {group: own for group, own in grads.items() if group not in TABLES}
+    return tables.group_sum(_squares(split, None), axis_name) + _squares(others, None)
 
 
 def compile_phase(model, phase, tx, seed, mesh, batch: StepBatch, graph):

@@ -33,9 +33,30 @@ def copies_over(axis_name):
 def look_up(table: jax.Array, ids: jax.Array, axis_name=None) -> jax.Array:
     """table[ids] for any ids [...] of this device -> [..., D]: the group tells each
     other what it wants, and each hands out what it has."""
+    return look_ups((table, ids), axis_name=axis_name)[0]
+
+
+def look_ups(*wanted: tuple[jax.Array, jax.Array], axis_name=None) -> list[jax.Array]:
+    """`look_up` of several (table, ids), in one message each way for a kind of number:
+    each message costs its latency."""
     if not is_split(axis_name):
-        return table[ids]
-    return lax.psum_scatter(own_rows(table, lax.all_gather(ids, MODEL)), MODEL)
+        return [table[ids] for table, ids in wanted]
+    asked = lax.all_gather(jnp.concatenate([ids.ravel() for _, ids in wanted]), MODEL)
+    ends = np.cumsum([ids.size for _, ids in wanted])[:-1]
+    parts = jnp.split(asked, ends, axis=1)
+    rows = [
+        own_rows(table, part) for (table, _), part in zip(wanted, parts, strict=True)
+    ]
+    found = [None] * len(wanted)
+    for kind in dict.fromkeys(x.dtype for x in rows):
+        at = [n for n, x in enumerate(rows) if x.dtype == kind]
+        flat = [rows[n].reshape(len(asked), -1) for n in at]
+        sums = lax.psum_scatter(jnp.concatenate(flat, axis=1), MODEL)
+        ends = np.cumsum([x.shape[1] for x in flat])[:-1]
+        for n, own in zip(at, jnp.split(sums, ends), strict=True):
+            table, ids = wanted[n]
+            found[n] = own.reshape(*ids.shape, *table.shape[1:])
+    return found
 
 
 def own_rows(table: jax.Array, ids: jax.Array) -> jax.Array:

@@ -1,7 +1,5 @@
 """LightGCN (He et al. 2020, arXiv 2002.02126) on a jraph graph."""
 
-from functools import partial
-
 import jax.numpy as jnp
 import jraph
 import numpy as np
@@ -68,9 +66,11 @@ def loss(params, vectors: Vectors, batch, graph, settings: dict, axis_name=None)
     """BPR on propagated vectors, or GSAU's alignment and uniformity; and the L2 norm of
     the *ego* rows of the batch."""
     users, items = vectors[:2]
-    look_up = partial(tables.look_up, axis_name=axis_name)
-    u, i = look_up(users, batch.users), look_up(items, batch.items)
-    j = look_up(items, batch.negatives)
+    ids = batch.users, batch.items, batch.negatives
+    ego_items = params["item_table"]
+    sources = users, items, items, params["user_table"], ego_items, ego_items
+    wanted = zip(sources, ids * 2, strict=True)
+    u, i, j, *ego = tables.look_ups(*wanted, axis_name=axis_name)
     if settings.get("loss", "bpr") == "bpr":
         scores = jnp.sum(u * i, -1), jnp.sum(u * j, -1)
         ranking = losses.bpr(*scores, batch.weights, axis_name=axis_name)
@@ -78,9 +78,6 @@ def loss(params, vectors: Vectors, batch, graph, settings: dict, axis_name=None)
         common = batch.weights, axis_name
         spread = losses.uniformity(u, *common) + losses.uniformity(i, *common)
         ranking = losses.mean_alignment(u, i, *common) + settings["gamma"] * spread
-    users, items = params["user_table"], params["item_table"]
-    ego = look_up(users, batch.users), look_up(items, batch.items)
-    ego += (look_up(items, batch.negatives),)
     norms = 0.5 * sum(jnp.sum(x * x, -1) for x in ego)
     total = ranking + settings["l2"] * losses.weighted_mean(
         norms, batch.weights, axis_name
