@@ -228,6 +228,7 @@ def test_a_checkpoint_of_any_mesh_is_read_on_any_other(tmp_path):
             np.testing.assert_array_equal(found, np.asarray(expected)[rows])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_real_rows_are_not_cut(tmp_path):
     """A checkpoint with fewer or more real rows is of something else."""
     kept = Checkpoints(tmp_path, rows={"t": 5})
