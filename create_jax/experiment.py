@@ -8,7 +8,6 @@ import jax
 
 from create_jax import baselines, build, cluster, curves, evaluate, rundir
 from create_jax.errors import InputError
-from create_jax.files import is_remote
 from create_jax.rundir import FREE_TO_CHANGE, NOTABLE, Opened
 from create_jax.train import Fitted, Progress, fit
 from create_jax.writers import read_json, say
@@ -25,8 +24,6 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
     """
     build.check(config)
     directory = rundir.locate(workdir)
-    if profile and is_remote(directory):
-        raise InputError(f"--profile needs a --workdir on a disk, found {directory}")
     rundir.check(directory, config, FREE_TO_CHANGE)
     opened = rundir.open_run(config, directory)
     result = cluster.first(lambda: rundir.read_result(directory))

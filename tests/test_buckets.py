@@ -98,7 +98,8 @@ def test_a_run_in_a_bucket_is_left_and_goes_on(bucket, config, monkeypatch, caps
     again = experiment.evaluate_again(config, place, "gs://bucket/again")
     assert again["test_by_target"] == result["test_by_target"]
     assert (bucket / "again" / "result.json").exists()
-    uninterrupted = experiment.train_and_evaluate(config, "gs://bucket/runs/b")
+    uninterrupted = experiment.train_and_evaluate(config, "gs://bucket/runs/b", 1)
+    assert list((bucket / "runs" / "b" / "profile").rglob("*.xplane.pb"))
     assert uninterrupted["test_by_target"] == result["test_by_target"]
     assert "no locks" in capsys.readouterr().err
     # A stopped writer leaves no half of an object.
@@ -131,11 +132,6 @@ def test_without_gcsfs_a_bucket_is_refused(config, monkeypatch):
     monkeypatch.setattr(epath.Path("gs://bucket")._backend, "exists", missing)
     with pytest.raises(InputError, match="pip install 'create_jax.gcs.'"):
         rundir.locate("gs://bucket/run")
-
-
-def test_a_trace_needs_a_disk(bucket, config):
-    with pytest.raises(InputError, match="--profile needs a --workdir on a disk"):
-        experiment.train_and_evaluate(config, "gs://bucket/run", profile=1)
 
 
 def test_a_study_needs_a_disk(bucket, config):
