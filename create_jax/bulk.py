@@ -378,6 +378,8 @@ def finish(recommender: Recommender, job: Job, out: Path) -> bool:
     write_text(out / "manifest.json", json.dumps(about, indent=1) + "\n")
     for left in out.glob(".rows-*"):  # of processes that were killed
         shutil.rmtree(left, ignore_errors=True)
+    for left in out.glob("part-*.part"):
+        left.unlink(missing_ok=True)
     return True
 
 

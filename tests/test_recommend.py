@@ -297,8 +297,11 @@ def test_parts_of_several_processes_and_after_a_kill(ask, log, tmp_path, monkeyp
         patch.setattr(bulk._Writer, "lists", killed)
         assert ask(f"--log={log}", f"--out={out}", "--part=1/2")[0] == 130
     assert {p.name for p in out.glob("*.parquet*")} == half
+    (out / ".rows-left").mkdir()  # as a harder kill leaves them
+    (out / "part-00001.parquet.1.part").touch()
     assert ask(f"--log={log}", f"--out={out}", "--part=1/2")[0] == 0
     assert by_user(out) == by_user(whole)
+    assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}
     assert {name: (out / name).stat().st_mtime_ns for name in half} == times
     one, other = (json.loads((d / "manifest.json").read_text()) for d in (out, whole))
     assert one == other

@@ -1,0 +1,124 @@
+"""python -m benchmarks.serving.lists: the best 100 of 10^5 items for users of a log.
+
+SASRec of two blocks, d 64 and 50 slots, not trained: time and memory do not ask what is
+in its parameters. Each log has ten rows a user. Says users a second, of the clock and
+of each second of CPU, and the peak of resident memory. The last log is done twice: the
+process is killed, hard, some seconds after its first part, and the same command run
+again; then every user must have one list, whole.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import polars as pl
+
+from create_jax import artifact, config_file
+from create_jax.artifact import Artifact, Texts
+from create_jax.models import sasrec
+
+DIM, SLOTS, ROWS, K = 64, 50, 10, 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--users", type=int, nargs="+", default=[100_000, 300_000])
+    parser.add_argument("--items", type=int, default=100_000)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        artifact.write(place / "model.safetensors", make(args.items))
+        for users in args.users:
+            make_log(place / f"{users}.parquet", users, args.items)
+            measure(place, users)
+        killed_and_finished(place, args.users[-1])
+
+
+def make(n_items: int) -> Artifact:
+    own = {"blocks": 2, "heads": 1, "dropout": 0.0, "max_len": SLOTS}
+    encoder = sasrec.Encoder(**own)
+    x, empty = np.zeros((1, 1, DIM), np.float32), np.zeros((1, 1), np.int32)
+    params = encoder.init(jax.random.key(0), x, empty, empty, False)["params"]
+    about = {"module": "create_jax.models.sasrec", "settings": own, "max_len": SLOTS}
+    config = config_file.load("table", "sasrec").to_dict()
+    manifest = {
+        "method": "sasrec",
+        "needs": "history",
+        "query": "encoder",
+        "encoder": about,
+        "protocol": {"filter_seen": True},
+        "data": {"fingerprint": "made"},
+        "config": json.loads(json.dumps(config)),
+    }
+    table = np.random.default_rng(0).normal(size=(n_items + 1, DIM))
+    return Artifact(
+        manifest,
+        table.astype(np.float32),
+        Texts.of(["", *(f"item{code:07}" for code in range(1, n_items + 1))]),
+        np.append(0, np.ones(n_items, np.int64)),
+        parameters={"sequence": jax.device_get(params)},
+    )
+
+
+def make_log(path: Path, users: int, n_items: int) -> None:
+    """Rows by time, as a log grows."""
+    rng, rows = np.random.default_rng(1), users * ROWS
+    items = pl.Series(rng.integers(1, n_items + 1, rows)).cast(pl.String)
+    pl.DataFrame(
+        {
+            "user": np.tile(np.arange(users), ROWS),
+            "item": "item" + items.str.zfill(7),
+            "time": 1_400_000_000 + np.arange(rows),
+        }
+    ).write_parquet(path)
+
+
+def start(place: Path, users: int, out: str) -> subprocess.Popen:
+    options = [f"--log={place / f'{users}.parquet'}", f"--out={place / out}"]
+    command = [sys.executable, "-m", "create_jax.recommend"]
+    command += [str(place / "model.safetensors"), f"--k={K}", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def measure(place: Path, users: int) -> None:
+    began, process = time.monotonic(), start(place, users, f"lists-{users}")
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"recommend ended with {status}")
+    wall, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
+    print(
+        f"{users:,} users: {wall:,.0f} s, {users / wall:,.0f} users a second; "
+        f"{cpu:,.0f} s of CPU, {users / cpu:,.0f} users a second of it; "
+        f"{used.ru_maxrss / 1024:,.0f} MB at most"
+    )
+
+
+def killed_and_finished(place: Path, users: int) -> None:
+    process, out = start(place, users, "killed"), place / "killed"
+    while not list(out.glob("part-*.parquet")) and process.poll() is None:
+        time.sleep(0.5)
+    time.sleep(5)
+    process.kill()
+    process.wait()
+    there = sorted(path.name for path in out.iterdir())
+    if start(place, users, "killed").wait():
+        raise SystemExit("the second process failed")
+    lists = pl.scan_parquet(out / "part-*.parquet").group_by("user")
+    found = lists.agg(pl.len(), pl.col("rank", "item").n_unique())
+    found = found.collect(engine="streaming")
+    whole = found.filter(pl.all_horizontal(pl.col("len", "rank", "item") == K))
+    print(
+        f"killed with {there}; then finished: {len(found):,} users, {len(whole):,} "
+        f"with {K} different items at {K} different ranks"
+    )
+
+
+if __name__ == "__main__":
+    main()
