@@ -27,7 +27,7 @@ from create_jax.errors import InputError, one_line
 from create_jax.files import whole, write_text
 from create_jax.recommender import Recommender
 
-PART_ROWS = 2**20  # of the log, about, in a part
+PART_ROWS = 2**18  # of the log, about, in a part
 CHUNK = 2048  # users whose lists are made and written at once
 BYTES_A_ROW = 20  # of a text, to guess how many parts it makes
 
@@ -90,10 +90,16 @@ def run(
             with _bar("rank", sum(rows.values()), "rows") as bar:
                 for number in wanted:
                     bar.set_postfix_str(f"part {number + 1} of {job.parts}")
-                    part = load(Path(folder) / f"{number}.arrow", job.drop_repeats)
                     before = bar.n
-                    place = path_of(out, number)
-                    write(place, part, recommender, job, exclude, allow, bar.update)
+                    write(
+                        path_of(out, number),
+                        load(Path(folder) / f"{number}.arrow", job.drop_repeats),
+                        recommender,
+                        job,
+                        exclude,
+                        allow,
+                        bar.update,
+                    )
                     bar.update(before + rows[number] - bar.n)  # and the repeats
     return finish(recommender, job, out)
 
