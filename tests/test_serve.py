@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -251,6 +252,8 @@ def test_the_manifest_and_the_page(running):
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page.text and "innerHTML" not in page.text
     assert client.get("/docs").status_code == 404
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "page.html" in setup["package-data"]["create_jax"]  # the wheel has it
 
 
 def test_metrics(client):
