@@ -56,23 +56,28 @@ class Texts(Sequence):
     def __getitem__(self, index: int) -> str:
         return self._bytes(range(len(self))[index]).decode(errors="replace")
 
+    @cached_property
+    def _views(self) -> tuple[memoryview, memoryview, memoryview]:
+        """Of the arrays: an element or a slice costs a tenth of NumPy's."""
+        return memoryview(self.data), memoryview(self.offsets), memoryview(self.order)
+
     def _bytes(self, index: int) -> bytes:
-        start, end = self.offsets[index : index + 2]
-        return self.data[start:end].tobytes()
+        data, offsets, _ = self._views
+        return bytes(data[offsets[index] : offsets[index + 1]])
 
     def codes_of(self, text: str) -> list[int]:
         """All places of a text, in order; none of an empty one."""
-        wanted = text.encode(errors="replace")
+        wanted, order = text.encode(errors="replace"), self._views[2]
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self._bytes(self.order[middle]) < wanted:
+            if self._bytes(order[middle]) < wanted:
                 low = middle + 1
             else:
                 high = middle
         found = []
-        while wanted and low < len(self) and self._bytes(self.order[low]) == wanted:
-            found.append(int(self.order[low]))
+        while wanted and low < len(self) and self._bytes(order[low]) == wanted:
+            found.append(order[low])
             low += 1
         return sorted(found)
 

@@ -7,7 +7,6 @@ Bodies are checked by pydantic, names become codes here, and one thread scores
 import asyncio
 import base64
 import hashlib
-import json
 import re
 import threading
 import time
@@ -21,6 +20,7 @@ import prometheus_client as prometheus
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from create_jax import artifact, scoring
@@ -333,41 +333,36 @@ class Resolver:
         raise HTTPException(404, f"no item has the id or title {shown!r}{listed}")
 
 
-def item(model: scoring.Model, code: int) -> dict[str, Any]:
-    titles = model.artifact.titles
+def item(model: scoring.Model, code: int, **more) -> dict[str, Any]:
+    ids, titles = model.artifact.ids, model.artifact.titles
     title = titles[code] if titles is not None else ""
-    return {"id": model.artifact.ids[code]} | ({"title": title} if title else {})
+    return (
+        {"id": ids[code], "title": title, **more}
+        if title
+        else {"id": ids[code], **more}
+    )
 
 
 def listed(model: scoring.Model, found: scoring.Listed) -> list[dict]:
-    rows = [
-        item(model, code) | {"score": score}
-        for code, score in zip(found.items, found.scores, strict=True)
-    ]
+    pairs = zip(found.items, found.scores, strict=True)
+    rows = [item(model, code, score=score) for code, score in pairs]
     for row, reasons in zip(rows, found.because or (), strict=bool(found.because)):
-        row["because"] = [
-            item(model, code) | {"score_without": score} for code, score in reasons
-        ]
+        row["because"] = [item(model, c, score_without=score) for c, score in reasons]
     return rows
-
-
-def finite(value):
-    """JSON has no NaN and no infinity."""
-    return value if np.isfinite(value) else None
 
 
 # --- the application ------------------------------------------------------------------
 
 
 def as_json(content, status: int = 200, **headers) -> Response:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return Response(
-        text.encode(errors="replace"), status, headers, media_type="application/json"
-    )
+    """NaN and infinities, which JSON has not, become null."""
+    text = to_json(content, inf_nan_mode="null")
+    return Response(text, status, headers, media_type="application/json")
 
 
 def error(status: int, text: object, **headers) -> Response:
-    return as_json({"error": one_line(text, 490)}, status, **headers)
+    line = one_line(text, 490).encode(errors="replace").decode()
+    return as_json({"error": line}, status, **headers)
 
 
 def wait_and_retry(text: str) -> Response:
@@ -442,7 +437,7 @@ def make_app(service: Service) -> FastAPI:
         job = scoring.Explain(model, history, code, body.hide_history)
         found = await service.explainer.ask(job)
         without = [
-            item(model, one) | {"score": finite(score), "rank": rank or None}
+            item(model, one, score=score, rank=rank or None)
             for one, score, rank in zip(
                 found.history.tolist(), found.scores.tolist(), found.ranks.tolist(),
                 strict=True,
