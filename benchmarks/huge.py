@@ -56,7 +56,8 @@ def prepare(path: str, out: str, engine: str, memory: str) -> dict:
         columns = [x for k, v in COLUMNS.items() for x in (f"--{k}", v)]
         command = [sys.executable, str(job), "--input", path, "--out", out]
         command += ["--format", "parquet", *columns]
-        arguments = f"--driver-memory {memory} --conf spark.ui.enabled=false"
+        most = memory.lower().removesuffix("b")  # 4GB is 4g there
+        arguments = f"--driver-memory {most} --conf spark.ui.enabled=false"
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"{arguments} pyspark-shell"
     start = time.monotonic()
     process = subprocess.Popen(command)
