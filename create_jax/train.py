@@ -221,7 +221,8 @@ def _continue(run: Run, stage: str, checkpoints, state, trains: bool):
         if not saved["finished"]:
             raise InputError(
                 f"{checkpoints.directory}: the newest checkpoint is of an unfinished "
-                "stage; bring the last one back, or train again into another --workdir"
+                "stage; a final fit goes on with --mode=train --config.final.fit=all; "
+                "else bring the last one back, or train again into another --workdir"
             )
         return state, Progress.restored(saved)
     progress, restored = Progress(), checkpoints.restore_latest(state)

@@ -331,6 +331,27 @@ def test_any_log_of_the_training_s_forms(ask, log, tmp_path):
     assert code == 2 and "who" in err
 
 
+def test_a_log_of_a_data_set_and_one_without_a_clock(ask, tmp_path):
+    """Three forms of the same rows, of which the last one's times only sort."""
+    rows = [("u1", "b02", 3), ("u1", "b05", 1), ("u2", "b01", 2), ("u1", "b05", 2)]
+    forms = {
+        "ratings.dat": "".join(f"{u}::{i}::5::{t}\n" for u, i, t in rows),
+        "log.csv": "user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows),
+        "float.csv": "user,item,time\n"
+        + "".join(f"{u},{i},-{10 - t}.5\n" for u, i, t in rows),
+    }
+    options = {"ratings.dat": ["--loader=movielens"], "log.csv": []}
+    options["float.csv"] = ["--has_clock=false"]
+    found = []
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text)
+        out = tmp_path / f"{name}-lists"
+        code, _, err = ask(f"--log={tmp_path / name}", f"--out={out}", *options[name])
+        assert code == 0, err
+        found.append(by_user(out))
+    assert found[0] == found[1] == found[2] and len(found[0]["u1"]) == 4
+
+
 def test_vectors_of_a_log(ask, log, tmp_path):
     out = tmp_path / "recs"
     ask(f"--log={log}", f"--out={out}", "--vectors")
