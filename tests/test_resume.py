@@ -155,8 +155,9 @@ def test_a_run_that_is_asked_to_leave_ends_identically(
     reference, cache = uninterrupted
     workdir = tmp_path / "run"
     # Nothing is saved by the clock, so that all is lost that is not saved on leaving.
-    process, _ = start(workdir, cache, "--config.checkpoint.seconds=1000")
     printed = Path(f"{workdir}.out")
+    printed.touch()
+    process, _ = start(workdir, cache, "--config.checkpoint.seconds=1000")
     while process.exitcode is None and (
         epochs_done(workdir) < epochs or "to learn from" not in printed.read_text()
     ):
