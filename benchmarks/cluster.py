@@ -2,19 +2,28 @@
 
 python -m benchmarks.cluster memory
 python -m benchmarks.cluster messages
+python -m benchmarks.cluster processes
 
-Eight devices are simulated on CPUs; nothing is run, so that no table needs memory.
+Eight devices are simulated on CPUs; of the first two nothing is run.
 `memory`: bytes of a device for the item table, Adam's moments and the gradient of a
 step of SASRec, by M (`mesh.model`), beside what they are on paper. `messages`: how many
-collectives a joint step of CREATE launches, and what they carry.
+collectives a joint step of CREATE launches, and what they carry. `processes`: peak
+memory of each of two processes with a device each, which make SASRec's first state and
+save it, with whole tables and with split ones.
 """
 
 import argparse
 import math
 import os
 import re
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 DEVICES, D = 8, 64
@@ -135,6 +144,63 @@ def memory(n_items: int) -> None:
         print(f"| 10^{len(str(items)) - 1} | " + " | ".join(sizes) + " |")
 
 
+# --- processes ------------------------------------------------------------------------
+
+CHILD = "from benchmarks.cluster import one_process; one_process()"
+
+
+def processes(n_items: int) -> None:
+    print(f"{n_items:,} items, d {D}; MB of a process\n")
+    print("| M | process | its share of state | peak, state made | peak, saved |")
+    print("| --- | --- | --- | --- | --- |")
+    for parts in (1, 2):
+        with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+            free.close()
+            own = {"JAX_PLATFORMS": "cpu", "CREATE_JAX_COORDINATOR": address}
+            own |= {"CREATE_JAX_PROCESSES": "2", "XLA_FLAGS": ""}
+            started = [
+                subprocess.Popen(
+                    [sys.executable, "-c", CHILD, str(parts), str(n_items), folder],
+                    env=os.environ | own | {"CREATE_JAX_PROCESS": str(rank)},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for rank in range(2)
+            ]
+            for rank, process in enumerate(started):
+                said = process.communicate()[0].splitlines()
+                if process.returncode:
+                    raise SystemExit(f"process {rank} ended: {process.returncode}")
+                print(f"| {parts} | {rank} | {said[-1]} |", flush=True)
+
+
+def one_process() -> None:
+    """What one of `processes` does; the peaks are above what the libraries take."""
+    import jax
+
+    from create_jax import build, checkpoint, cluster, optim, parallel, steps
+
+    parts, n_items, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    cluster.join()
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    mesh, config = parallel.make_mesh(parts), config_of("sasrec", parts)
+    model = build.make_model(config, 100, n_items)
+    tx, before = optim.make(**config.optim.to_dict()), peak()
+    state = jax.block_until_ready(steps.start(model, tx, 0, mesh))
+    shards = [x.addressable_shards[0].data for x in jax.tree.leaves(state)]
+    sizes = [sum(x.nbytes for x in shards), peak() - before]
+    kept = checkpoint.Checkpoints(folder, rows=steps.real_rows(model))
+    kept.save(1, state, {"best_step": 0})
+    kept.close()
+    sizes.append(peak() - before)
+    print(" | ".join(f"{x / 1e6:,.0f}" for x in sizes), flush=True)
+
+
 # --- messages -------------------------------------------------------------------------
 
 
@@ -185,7 +251,7 @@ def launched(text: str, parts: int) -> list[tuple[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("memory", "messages"))
+    parser.add_argument("what", choices=("memory", "messages", "processes"))
     parser.add_argument("--items", type=int, help="default 1000000, of messages 12101")
     parser.add_argument("--users", type=int, default=2000, help="of messages")
     flags = parser.parse_args()
@@ -193,6 +259,8 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
     if flags.what == "memory":
         memory(flags.items or 10**6)
+    elif flags.what == "processes":
+        processes(flags.items or 10**6)
     else:
         messages(flags.users, flags.items or 12101)
 
