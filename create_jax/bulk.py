@@ -28,6 +28,7 @@ from create_jax.files import whole, write_text
 from create_jax.recommender import Recommender
 
 PART_ROWS = 2**18  # of the log, about, in a part
+PIECE = 2**17  # rows of the log that are dealt to parts at once
 CHUNK = 2048  # users whose lists are made and written at once
 BYTES_A_ROW = 20  # of a text, to guess how many parts it makes
 
@@ -202,10 +203,11 @@ def spill(
     )
     rows, writers = dict.fromkeys(wanted, 0), {}
     with ExitStack() as stack, _bar("read", None, "rows") as bar:
-        for block in blocks:
-            bar.update(len(block))
-            part = parts_of(block["user"], parts)
-            frame = _coded(block, codes).with_columns(part=part)
+        pieces = (piece for block in blocks for piece in block.iter_slices(PIECE))
+        for piece in pieces:
+            bar.update(len(piece))
+            part = parts_of(piece["user"], parts)
+            frame = _coded(piece, codes).with_columns(part=part)
             frame = frame.filter(pl.col("part").is_in(list(wanted)))
             for (number,), some in frame.partition_by("part", as_dict=True).items():
                 table = some.drop("part").to_arrow()

@@ -26,9 +26,8 @@ from create_jax.recommender import Recommender
 K = 20
 PROPAGATED = {"graph.encoder": "lightgcn", "item_source.output": "propagated"}
 SYSTEMS = [
-    ("sasrec", {}),
     ("bert4rec", {}),
-    ("create", PROPAGATED),
+    ("create", PROPAGATED),  # of SASRec
     ("lightgcn", {"mesh.model": 2}),  # tables in parts of rows
     ("svd", {"svd.history": "full", "svd.ranks": (4,)}),
     ("mostpop", {}),
