@@ -8,6 +8,7 @@ import numpy as np
 
 from create_jax.artifact import Artifact
 
+LINES = 10_000  # made at once: a million small objects would leave holes in memory
 HITS = 4000  # lines of the names that one search looks at
 NEAR = 200  # of them for each beginning of a misspelt word
 ALIKE = 0.65  # of the letters, below which a name is not near
@@ -26,12 +27,15 @@ class Names:
         order = np.argsort(-artifact.counts, kind="stable")
         self._codes = order[(artifact.counts[order] > 0) & (order > 0)]
         titles, ids = artifact.titles, artifact.ids
-        lines = [
-            f"{plain(titles[code]) if titles else ''}\t{plain(ids[code])}\n".encode()
-            for code in self._codes
-        ]
-        self._text = b"\n" + b"".join(lines)
-        self._starts = 1 + np.cumsum([0, *map(len, lines)])
+        lengths, parts = np.zeros(len(self._codes) + 1, np.int64), [b"\n"]
+        for start in range(0, len(self._codes), LINES):
+            some = self._codes[start : start + LINES]
+            named = ((titles[c] if titles else "", ids[c]) for c in some)
+            lines = [f"{plain(t)}\t{plain(i)}\n".encode() for t, i in named]
+            lengths[1 + start : 1 + start + len(lines)] = [*map(len, lines)]
+            parts.append(b"".join(lines))
+        self._text = b"".join(parts)
+        self._starts = 1 + np.cumsum(lengths)
 
     def named(self, text: str) -> list[int]:
         """The item of an id, or else all items of a title, in any letters."""

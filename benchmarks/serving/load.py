@@ -144,6 +144,10 @@ class Client:
         for _, writer in self._idle:
             writer.close()
 
+    def forget(self):
+        """The connections of an event loop that has ended."""
+        self._idle = []
+
 
 async def closed(client: Client, clients: int, seconds: float) -> Times:
     latencies, statuses = [], Counter()
@@ -206,19 +210,23 @@ class Server:
         return self._process.wait()
 
 
-def alone(path: Path, items: int) -> np.ndarray:
-    """Milliseconds of the same queries without HTTP, one after the other."""
+async def turns(client: Client, path: Path, items: int, rounds: int = 200):
+    """Milliseconds [2, rounds] of one query after the other, in turn without HTTP, in
+    this process, and with it."""
     recommender = Recommender(artifact.read(path))
     recommender.warm_up()
     model = scoring.Model(recommender.artifact, recommender, None)
-    rng, times = np.random.default_rng(1), []
-    for _ in range(200):
+    rng, times = np.random.default_rng(1), np.zeros((2, rounds))
+    for number in range(-10, rounds):  # the first are not counted
         history = tuple(rng.integers(1, items, HISTORY).tolist())
         job = scoring.Recommend(model, history, None, K, (), None, True, False)
         start = time.perf_counter()
         scoring.answer([job])
-        times.append(1e3 * (time.perf_counter() - start))
-    return np.array(times[20:])
+        between = time.perf_counter()
+        assert await client.ask() == 200
+        if number >= 0:
+            times[:, number] = between - start, time.perf_counter() - between
+    return 1e3 * times
 
 
 def load() -> str:
@@ -226,14 +234,17 @@ def load() -> str:
 
 
 def measure(path: Path, args) -> None:
-    times = alone(path, args.items)
-    p50, p99 = np.percentile(times, [50, 99])
-    print(f"without HTTP, one by one: p50 {p50:.1f} ms, p99 {p99:.1f} ms; {load()}")
-    print("| load | answers a second | p50 ms | p99 ms | failed |")
-    print("| --- | --- | --- | --- | --- |")
     server = Server(path)
     before = server.rss()
     client = Client(server.port, args.items)
+    print("| in turn | p5 ms | p50 ms | p99 ms |\n| --- | --- | --- | --- |")
+    times = asyncio.run(turns(client, path, args.items))
+    for label, some in zip(("in one process", "over HTTP"), times, strict=True):
+        p5, p50, p99 = np.percentile(some, [5, 50, 99])
+        print(f"| {label} | {p5:.1f} | {p50:.1f} | {p99:.1f} |")
+    print(f"{load()}\n\n| load | answers a second | p50 ms | p99 ms | failed |")
+    print("| --- | --- | --- | --- | --- |")
+    client.forget()
     asyncio.run(run(client, args.seconds))
     print(f"RSS {before:.0f} MB before, {server.rss():.0f} MB after; {load()}")
     assert server.stop() == 0
