@@ -124,19 +124,18 @@ async def serve(server, served, place: socket.socket) -> None:
     async def load():
         nonlocal failure
         try:
-            model = await asyncio.to_thread(served.load)
+            loaded = about(await asyncio.to_thread(served.load))
         except InputError as error:
             failure, server.should_exit = error, True
             return
         host, port = place.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        say(f"http://{host}:{port} {about(model)}")
+        say(f"http://{host}:{port} {loaded}")
         while True:
             await wanted.wait()
             wanted.clear()
             try:
-                model = await asyncio.to_thread(served.load)
-                say(f"reloaded {about(model)}")
+                say(f"reloaded {about(await asyncio.to_thread(served.load))}")
             except InputError as error:
                 say(f"not reloaded, the model before answers on: {error}")
 
