@@ -88,16 +88,26 @@ def start(place: Path, users: int, out: str) -> subprocess.Popen:
 
 
 def measure(place: Path, users: int) -> None:
-    began, process = time.monotonic(), start(place, users, f"lists-{users}")
-    _, status, used = os.wait4(process.pid, 0)
+    began, process, peak = time.monotonic(), start(place, users, f"lists-{users}"), 0
+    done = 0
+    while not done:
+        peak = max(peak, peak_of(process.pid))
+        time.sleep(0.2)
+        done, status, used = os.wait4(process.pid, os.WNOHANG)
     if status:
         raise SystemExit(f"recommend ended with {status}")
     wall, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
     print(
         f"{users:,} users: {wall:,.0f} s, {users / wall:,.0f} users a second; "
         f"{cpu:,.0f} s of CPU, {users / cpu:,.0f} users a second of it; "
-        f"{used.ru_maxrss / 1024:,.0f} MB at most"
+        f"{peak / 1024:,.0f} MB at most"
     )
+
+
+def peak_of(pid: int) -> int:
+    """Its peak so far in KiB, by Linux; `ru_maxrss` may be that of its parent."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return max((int(x.split()[1]) for x in status if x.startswith("VmHWM")), default=0)
 
 
 def killed_and_finished(place: Path, users: int) -> None:
