@@ -5,7 +5,9 @@ python -m benchmarks.same_numbers OLD NEW [--beauty=FILE] [--methods=A,B]
 OLD and NEW are directories with the package. Both run the command line of a user: every
 method for a few epochs on the quick start's data (some 30 steps), and with --beauty
 three methods on Amazon Beauty. Compared are the parameters of the last checkpoint to
-the bit, and the metrics of result.json. Exits with 1 where any differ.
+the bit, and the metrics of result.json. Exits with 1 where any differ. Beside that it
+prints how long NEW compiled and trained, as a multiple of OLD: medians of --repeat
+runs, which take turns.
 """
 
 import argparse
@@ -41,7 +43,7 @@ numpy.savez(sys.argv[2], **found)
 
 
 def run(checkout: Path, name: str, changes, devices: int, folder: Path):
-    """(parameters and optimizer, metrics of all targets) of one run."""
+    """(parameters and optimizer, metrics of all targets, seconds) of one run."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"PYTHONPATH": str(checkout), "XLA_FLAGS": flags}
     options = [f"--config.{change}" for change in changes]
@@ -59,12 +61,12 @@ def run(checkout: Path, name: str, changes, devices: int, folder: Path):
     command = [sys.executable, "-c", READ, str(folder / "run"), str(arrays)]
     subprocess.run(command, env=environment, check=True)  # orbax wants these devices
     with np.load(arrays) as file:
-        return dict(file), result["test_by_target"]
+        return dict(file), result["test_by_target"], result["seconds"]
 
 
 def differences(old, new) -> list[str]:
     """What is not equal, the names first."""
-    (old_arrays, old_metrics), (new_arrays, new_metrics) = old, new
+    (old_arrays, old_metrics, _), (new_arrays, new_metrics, _) = old, new
     found = [f"only in one: {k}" for k in sorted(old_arrays.keys() ^ new_arrays.keys())]
     for key in sorted(old_arrays.keys() & new_arrays.keys()):
         a, b = old_arrays[key], new_arrays[key]
@@ -80,6 +82,12 @@ def differences(old, new) -> list[str]:
     return found
 
 
+def ratio(runs: list[tuple], name: str) -> str:
+    """Median seconds of the new runs over those of the old ones. runs: pairs."""
+    old, new = (np.median([run[side][2][name] for run in runs]) for side in (0, 1))
+    return f"{name} {new / old:.2f}" if old else f"{name} none"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=Path)
@@ -87,6 +95,7 @@ def main() -> int:
     parser.add_argument("--beauty", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--devices", default="1,8")
+    parser.add_argument("--repeat", type=int, default=1)
     flags = parser.parse_args()
     cases = [  # others begin without a warm-up, or have none
         (f"quickstart:{m}", (*QUICK, "warmup.epochs=1") if "create" in m else QUICK)
@@ -99,14 +108,18 @@ def main() -> int:
     differ = False
     for name, changes in cases:
         for devices in map(int, flags.devices.split(",")):
-            both = []
-            for checkout in (flags.old.absolute(), flags.new.absolute()):
-                with tempfile.TemporaryDirectory() as folder:
-                    both.append(run(checkout, name, changes, devices, Path(folder)))
-            found = differences(*both)
+            runs = []
+            for _ in range(flags.repeat):
+                both = []
+                for checkout in (flags.old.absolute(), flags.new.absolute()):
+                    with tempfile.TemporaryDirectory() as folder:
+                        both.append(run(checkout, name, changes, devices, Path(folder)))
+                runs.append(both)
+            found = differences(*runs[0])
             differ |= bool(found)
             said = f"{len(found)} differ, {'; '.join(found[:3])}" if found else "equal"
-            print(f"{name}, {devices} device(s): {said}", flush=True)
+            times = ", ".join(ratio(runs, part) for part in ("compile", "train"))
+            print(f"{name}, {devices} device(s): {said}; new / old {times}", flush=True)
     return int(differ)
 
 
