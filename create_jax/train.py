@@ -97,14 +97,6 @@ def fit(
     )
     with closing(kept) as checkpoints:
         state, progress = _continue(run, stage, checkpoints, state, trains)
-        if run.profile and progress.epoch >= run.profile:
-            raise InputError(
-                f"--profile={run.profile}: {run.workdir} is past that epoch of the "
-                f"stage {stage!r}, which goes on with epoch {progress.epoch + 1}; "
-                "choose a later one, or another --workdir"
-            )
-        if not progress.finished:
-            cluster.leave_if_asked()
         with _bar(stage, rules.total, progress) as bar:
             while not progress.finished:
                 # A phase begins: its batches, its program, perhaps a fresh optimizer.
@@ -112,60 +104,52 @@ def fit(
                 phase = _phase_at(phases, epoch)
                 if ready is None or ready.phase != phase:
                     ready = prepare(phase, graph, state, progress)
-                    work = speed.count(ready.feed, state.params)
                     begins = epoch == rules.last_from > 0 and progress.chunk == 0
                     if begins and config.warmup.reset_optimizer:
                         state = steps.restart(tx, state, run.mesh)
 
                 # The epoch, or what is left of it.
-                wanted = run.workdir / "profile" if run.profile == epoch + 1 else None
                 chunks = ready.feed.chunks - progress.chunk
                 with (
                     _timed(progress.seconds, "train"),
-                    speed.trace(ready.dispatch, wanted) as dispatch,
+                    _traced(run, ready, epoch + 1) as traced,
                     clock.steps(),
                 ):
-                    now = ready._replace(dispatch=dispatch)
-                    state, progress, agreed = run_epoch(
-                        now, state, progress, checkpoints, bar, clock
+                    state, progress, wished = run_epoch(
+                        traced, state, progress, checkpoints, bar, clock
                     )
                 step, metrics, early = int(state.step), {}, False
 
                 # Validation; who leaves in it begins it again.
                 if rules.validates(epoch + 1):
-                    with _timed(progress.seconds, "eval"):
-                        try:
-                            metrics = validate(state.params, graph.arrays, phase)
-                        except cluster.Leaving:
-                            checkpoints.save(step, state, asdict(progress))
-                            raise
+                    with (
+                        _timed(progress.seconds, "eval"),
+                        _saved_on_leaving(checkpoints, step, state, progress),
+                    ):
+                        metrics = validate(state.params, graph.arrays, phase)
                     if should_end is not None and epoch >= rules.last_from:
                         score = metrics[rules.select_by]
                         early = should_end(epoch + 1 - rules.last_from, score)
 
                 # The record; the best so far, and whether this was the last epoch.
                 line = _line(stage, ready, step, progress, metrics)
-                line |= clock.line(ready, chunks, work)
+                line |= clock.line(ready, chunks, ready.work)
                 run.lines.write(line)
                 bar.update(epoch + 1 - bar.n)
                 bar.set_postfix_str(_brief(line, rules.select_by), refresh=False)
                 progress = after_epoch(progress, rules, step, metrics, early)
                 better = progress.best_epoch == epoch + 1
-                if agreed or better or progress.finished:
+                if wished or better or progress.finished:
                     checkpoints.save(step, state, asdict(progress))
-                if agreed == cluster.LEAVE and not progress.finished:
+                if wished == cluster.LEAVE and not progress.finished:
                     raise cluster.Leaving
-
-        if run.profile > progress.epoch:
-            say(
-                f"no trace: {stage} ended with epoch {progress.epoch}, before "
-                f"--profile={run.profile}"
-            )
 
         # The parameters of the best epoch, where there is one.
         checkpoints.wait()
         if holdout is not None and progress.best_epoch:
             state, _ = checkpoints.restore(progress.best_step, state)
+    if run.profile > progress.epoch:
+        say(f"no trace: {stage} ended before --profile={run.profile}")
     return _fitted(run, model, state.params, make_graph, progress)
 
 
@@ -214,7 +198,9 @@ def _continue(run: Run, stage: str, checkpoints, state, trains: bool):
     lines of epochs after it are dropped.
 
     Raises:
-      InputError: the stage is not to be trained and not finished.
+      InputError: the stage is not to be trained and not finished, or past the epoch to
+        trace.
+      Leaving: a process was asked to before there is anything to save.
     """
     if not trains:
         state, saved = checkpoints.restore(None, state)
@@ -233,12 +219,21 @@ def _continue(run: Run, stage: str, checkpoints, state, trains: bool):
     run.lines.rewind(
         lambda line: line["stage"] != stage or line["epoch"] <= progress.epoch
     )
+    if run.profile and progress.epoch >= run.profile:
+        raise InputError(
+            f"--profile={run.profile}: {run.workdir} is past that epoch of the "
+            f"stage {stage!r}, which goes on with epoch {progress.epoch + 1}; "
+            "choose a later one, or another --workdir"
+        )
+    if not progress.finished:
+        cluster.leave_if_asked()
     return state, progress
 
 
 class Ready(NamedTuple):
     """A phase to run. dispatch: (state, batch, graph, wishes) -> (state, losses, the
-    greatest wish), compiled. wishes: makes what this process wishes."""
+    greatest wish), compiled. wishes: makes what this process wishes. work: of an
+    epoch."""
 
     phase: steps.Phase
     feed: feeds.Feed
@@ -246,6 +241,7 @@ class Ready(NamedTuple):
     mesh: object
     graph: Graph
     wishes: Callable
+    work: speed.Work
 
     def batch(self, plan, chunk: int) -> steps.StepBatch:
         """A dispatch's batch, on the devices."""
@@ -276,7 +272,8 @@ def prepare_phase(run, model, tx, train, phase, graph, state, progress) -> Ready
         )
         wish = wishes(cluster.NOTHING)
         dispatch = dispatch.lower(state, batch, graph.arrays, wish).compile()
-    return Ready(phase, feed, dispatch, mesh, graph, wishes)
+    work = speed.count(feed, state.params)
+    return Ready(phase, feed, dispatch, mesh, graph, wishes, work)
 
 
 def _phase_at(phases, epoch):
@@ -288,6 +285,24 @@ def _phase_at(phases, epoch):
 
 
 # --- an epoch -------------------------------------------------------------------------
+
+
+@contextmanager
+def _traced(run: Run, ready: Ready, epoch: int):
+    """`ready`, whose first dispatches are traced if this is the epoch of --profile."""
+    place = run.workdir / "profile" if run.profile == epoch else None
+    with speed.trace(ready.dispatch, place) as dispatch:
+        yield ready._replace(dispatch=dispatch)
+
+
+@contextmanager
+def _saved_on_leaving(checkpoints, step: int, state, progress: Progress):
+    """Saves what is trained before the block, if it is left on somebody's wish."""
+    try:
+        yield
+    except cluster.Leaving:
+        checkpoints.save(step, state, asdict(progress))
+        raise
 
 
 def run_epoch(ready: Ready, state, progress: Progress, checkpoints, bar, clock):

@@ -201,8 +201,10 @@ def by_compiled_phase(case, parts=1):
     mesh = parallel.make_mesh(parts)
     assert mesh.size == SHARDS
     axes, shards = parallel.batch_axes(mesh), mesh.shape[DATA]
-    given = case.config, case.model, LOG, shards, parts
-    graph = in_float64(feeds.make_graph(*given)[2])
+    graph = case.graph
+    if parts > 1:
+        given = case.config, case.model, LOG, shards, parts
+        graph = in_float64(feeds.make_graph(*given)[2])
     stacked = jax.tree.map(lambda x: np.asarray(x)[None], case.batch)
     batch = parallel.place(mesh, stacked, steps.batch_specs(stacked, axes))
     graph = parallel.place(mesh, graph, steps.graph_specs(graph, axes))
