@@ -17,7 +17,7 @@ from conftest import FAST
 from create_jax import main, speed
 
 ROOT = Path(__file__).parent.parent
-KILLS = int(os.environ.get("KILLS", "2"))  # the suite's share of a longer search
+KILLS = int(os.environ.get("KILLS", "1"))  # the tests' share of a longer search
 # Warm-up, joint training with validation, refit and test in a few seconds; a save after
 # every dispatch, so that many kills fall inside one.
 SETTINGS = [
