@@ -313,28 +313,50 @@ def assemble(
       rules: of `hold_out`.
     """
     known = known_items(past)
-    tests = {
-        name: hold_out(log, late, known, target=name, **rules)
-        for name in dict.fromkeys([target, *targets])
-    }
-    valid = None
-    if held is not None and tests[target].n_queries:
-        valid = hold_out(past, held, known_items(train), target=target, **rules)
-    check_queries(log.n_users, tests[target], valid)
-    counts = facts(
+
+    def validation(target):
+        return hold_out(past, held, known_items(train), target=target, **rules)
+
+    return select_and_test(
+        log,
+        past,
+        train,
         known,
-        tests,
-        target,
-        valid,
-        users=log.n_users,
-        items=log.n_items,
-        interactions=log.n_rows,
-        train_interactions=past.n_rows,
+        lambda target: hold_out(log, late, known, target=target, **rules),
+        None if held is None else validation,
+        target=target,
+        targets=targets,
         train_users=len(np.unique(past.users)),
         warm_users=len(np.intersect1d(past.users, log.users[late])),
         ties=int(((np.diff(log.users) == 0) & (np.diff(log.times) == 0)).sum()),
     )
-    return Split(train, valid, past, tests, counts)
+
+
+def select_and_test(
+    log, past, train, known, test, validation, *, target, targets, ties, **counts
+) -> Split:
+    """The Split of a log whose parts are known.
+
+    Args:
+      log, past, train: as in `assemble`, in memory or stored.
+      known: [I + 1] bool, items of the past.
+      test, validation: a target rule -> Holdout; validation None = nothing is selected.
+      ties: rows with the same time as the user's row before.
+      counts: further facts.
+    """
+    tests = {name: test(name) for name in dict.fromkeys([target, *targets])}
+    selects = validation is not None and tests[target].n_queries > 0
+    valid = validation(target) if selects else None
+    check_queries(log.n_users, tests[target], valid)
+    counts = {
+        "users": log.n_users,
+        "items": log.n_items,
+        "interactions": log.n_rows,
+        "train_interactions": past.n_rows,
+    } | counts
+    return Split(
+        train, valid, past, tests, facts(known, tests, target, valid, ties, counts)
+    )
 
 
 def check_queries(n_users: int, test: Holdout, valid: Holdout | None) -> None:
@@ -358,12 +380,10 @@ def facts(
     tests: dict[str, Holdout],
     target: str,
     valid: Holdout | None,
-    *,
     ties: int,
-    **counts: int,
+    counts: dict[str, int],
 ) -> dict:
-    """`Split.facts`. known: [I + 1] bool, items of the past. ties: rows with the same
-    time as the user's row before."""
+    """`Split.facts`; arguments as in `select_and_test`."""
     seen, main = known[1:], tests[target]
     return counts | {
         "test_queries": main.n_queries,

@@ -222,28 +222,23 @@ def _assemble(
         return splits.hold_out(kept, held, known, target=target, **rules)
 
     known = known_items(past)
-    tests = {
-        name: hold_out(log, past.sizes, known, name)
-        for name in dict.fromkeys([target, *targets])
-    }
-    valid = None
-    if before is not None:
-        valid = hold_out(past, before, known_items(train), target)
-    splits.check_queries(log.n_users, tests[target], valid)
-    facts = splits.facts(
+
+    def validation(target: str):
+        return hold_out(past, before, known_items(train), target)
+
+    return splits.select_and_test(
+        log,
+        past,
+        train,
         known,
-        tests,
-        target,
-        valid,
-        users=log.n_users,
-        items=log.n_items,
-        interactions=log.n_rows,
-        train_interactions=past.n_rows,
+        lambda target: hold_out(log, past.sizes, known, target),
+        None if before is None else validation,
+        target=target,
+        targets=targets,
         train_users=int((past.sizes > 0).sum()),
         warm_users=int(((past.sizes > 0) & (log.sizes > past.sizes)).sum()),
         ties=_ties(log),
     )
-    return Split(train, valid, past, tests, facts)
 
 
 def known_items(log: Stored) -> np.ndarray:
