@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from create_jax.data import table
-from create_jax.data.interactions import Interactions, from_frame
+from create_jax.data.interactions import Interactions
 from create_jax.errors import InputError
 
 FILE, TITLES = "ratings.dat", "movies.dat"
@@ -30,14 +30,8 @@ def load(
     counts: Sequence[int] = (),
 ) -> Interactions:
     """Loads `ratings.dat`, the zip or the directory that holds it; see `from_frame`."""
-    log = stream(path)
-    return from_frame(
-        table.gather(log),
-        source=log.source,
-        k_core=k_core,
-        drop_repeats=drop_repeats,
-        counts=counts,
-    )
+    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
+    return table.collect(stream(path), **filters)
 
 
 def stream(path: str) -> table.Stream:

@@ -6,7 +6,7 @@ from functools import partial
 from importlib import resources
 
 from create_jax.data import movielens, table
-from create_jax.data.interactions import Interactions, from_frame
+from create_jax.data.interactions import Interactions
 
 FOLDER = resources.files("create_jax.data") / "movietweetings"
 
@@ -19,14 +19,8 @@ def load(
     counts: Sequence[int] = (),
 ) -> Interactions:
     """Loads `ratings.dat`, plain or compressed, the packaged one by default."""
-    log = stream(path)
-    return from_frame(
-        table.gather(log),
-        source=log.source,
-        k_core=k_core,
-        drop_repeats=drop_repeats,
-        counts=counts,
-    )
+    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
+    return table.collect(stream(path), **filters)
 
 
 def stream(path: str = "") -> table.Stream:

@@ -52,10 +52,13 @@ def load(
       k_core, drop_repeats, counts: see `from_frame`.
       form: see `stream_from`.
     """
-    frame = gather(stream(path, **form))
-    return from_frame(
-        frame, source=path, k_core=k_core, drop_repeats=drop_repeats, counts=counts
-    )
+    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
+    return collect(stream(path, **form), **filters)
+
+
+def collect(log: Stream, **filters) -> Interactions:
+    """A whole log in memory; `filters` as in `from_frame`."""
+    return from_frame(gather(log), source=log.source, **filters)
 
 
 def stream(path: str, **form) -> Stream:
@@ -116,7 +119,7 @@ def stream_from(
 
 
 def gather(log: Stream) -> pl.DataFrame:
-    """A whole log in memory; ids become categories block by block."""
+    """The rows of a log in memory; ids become categories block by block."""
     ids = pl.col("user", "item").cast(pl.Categorical)
     found = [block.with_columns(ids) for block in log.blocks]
     if not found:
