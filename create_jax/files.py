@@ -1,8 +1,10 @@
-"""Files that take their place whole, or not at all."""
+"""Files that take their place whole, or not at all, and locks beside them."""
 
+import errno
 import io
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 
@@ -44,3 +46,26 @@ def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing."""
     with whole(path) as file:
         file.write(text.encode())
+
+
+def lock(path: Path, timeout: float = 0.0):
+    """A lock to enter with `with`, or None where another process holds it for longer
+    than `timeout` seconds. It falls with the process. Object stores have none."""
+    import filelock  # who only reads files need not have it
+
+    if is_remote(path):
+        _warn(f"{path.parent} has no locks; let one run at a time work in it")
+        return nullcontext()
+    try:
+        return filelock.FileLock(path).acquire(timeout=timeout)
+    except filelock.Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        _warn(f"{path}: this file system has no locks")
+        return nullcontext()
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

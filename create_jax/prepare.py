@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
 import polars as pl
 
 from create_jax import config_file, protocol, settings
 from create_jax.data import out_of_core, prepared
 from create_jax.data.prepared import About
 from create_jax.errors import InputError, bad_setting
-from create_jax.files import named
+from create_jax.files import lock, named
 
 ENGINES = ("polars", "duckdb")
 
@@ -144,14 +143,13 @@ def written_beside(out: Path):
         )
     with named(part):
         part.mkdir(parents=True, exist_ok=True)
-    lock = part.with_name(f"{part.name}.lock")
-    try:
-        held = filelock.FileLock(lock).acquire(timeout=0)
-    except filelock.Timeout:
+    mark = part.with_name(f"{part.name}.lock")
+    held = lock(mark)
+    if held is None:
         raise InputError(
             f"{part}: another process is at work here; wait until it has ended, or "
             "choose another --out"
-        ) from None
+        )
     with held:
         for old in part.iterdir():  # of a run that was killed
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -163,7 +161,7 @@ def written_beside(out: Path):
             shutil.rmtree(part, ignore_errors=True)
             raise
         finally:
-            lock.unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
 
 
 def _config(source: str, options: Sequence[str]):

@@ -1,6 +1,5 @@
 """A run's directory: opened with its data, marked, locked, and kept from other runs."""
 
-import errno
 import platform
 import secrets
 import subprocess
@@ -11,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import numpy as np
 from etils import epath
 
@@ -19,7 +17,7 @@ from create_jax import build, cluster, parallel, protocol, settings
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Split
 from create_jax.errors import AgreedError, InputError
-from create_jax.files import is_remote, whole
+from create_jax.files import is_remote, lock, whole
 from create_jax.unread import unread
 from create_jax.writers import JsonLines, read_json, say, warn, write_json
 
@@ -277,23 +275,6 @@ def check_writable(directory: Path) -> None:
             f"--workdir {directory}: {error.strerror or error}; a writable directory "
             "with free space is needed, choose another with --workdir"
         ) from None
-
-
-def lock(path: Path, timeout: float = 0.0):
-    """A lock to enter with `with`, or None where another process holds it for longer
-    than `timeout` seconds. It falls with the process. Object stores have none."""
-    if is_remote(path):
-        warn(f"warning: {path.parent} has no locks; let one run at a time work in it")
-        return nullcontext()
-    try:
-        return filelock.FileLock(path).acquire(timeout=timeout)
-    except filelock.Timeout:
-        return None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        warn(f"warning: {path}: this file system has no locks")
-        return nullcontext()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import jax
 
 from create_jax import build, methods, rundir, settings, train
 from create_jax.errors import InputError, StorageError
-from create_jax.files import is_remote, write_text
+from create_jax.files import is_remote, lock, write_text
 from create_jax.unread import unread
 from create_jax.writers import JsonLines, read_json, say
 
@@ -187,7 +187,7 @@ def _lock(directory: Path, number: int):
     """The lock of a trial, or None where another process holds it."""
     place = directory / f"trial-{number:04d}"
     place.mkdir(exist_ok=True)
-    return rundir.lock(place / "lock")
+    return lock(place / "lock")
 
 
 def _run(study, trial, opened, space, optuna) -> None:
