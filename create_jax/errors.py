@@ -1,5 +1,8 @@
 """The one exception for what a user can put right."""
 
+import sys
+from collections.abc import Callable
+
 LONGEST = 490  # characters of a message; with `error: ` before it, below 500
 
 
@@ -22,6 +25,16 @@ class StorageError(InputError):
 
 class AgreedError(InputError):
     """Raised in all processes of a cluster alike: process 0 says it for all."""
+
+
+def exit_code(run: Callable[[], object]) -> int:
+    """Of a command: 0, or 2 after an InputError as one line on stderr."""
+    try:
+        run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def one_line(text: object, longest: int) -> str:

@@ -20,7 +20,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from tqdm import tqdm
 
 from create_jax.data.sources import SOURCES, data_directory, source
-from create_jax.errors import InputError
+from create_jax.errors import InputError, exit_code
 
 ATTEMPTS = 5
 CHUNK = 1 << 16
@@ -33,12 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default=data_directory(), help="%(default)s")
     parser.add_argument("--url", help="a mirror instead of the official address")
     args = parser.parse_args(argv)
-    try:
-        print(fetch(args.name, args.data, args.url))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(fetch(args.name, args.data, args.url)))
 
 
 def fetch(name: str, data: str, url: str | None = None) -> str:

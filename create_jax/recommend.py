@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from create_jax import bulk, protocol
 from create_jax.artifact import Artifact, read
 from create_jax.data import sources, table
-from create_jax.errors import InputError
+from create_jax.errors import InputError, exit_code
 from create_jax.recommender import Recommender, check_k
 
 SHOWN = 3  # history items that explain an item
@@ -31,14 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after a line that says what is wrong."""
     args = _parser().parse_args(argv)
     try:
-        run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: run(args))
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

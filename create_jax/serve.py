@@ -14,7 +14,7 @@ import socket
 import sys
 
 from create_jax import artifact
-from create_jax.errors import InputError
+from create_jax.errors import InputError, exit_code
 
 GRACE = 30  # seconds in which what was asked is answered after SIGTERM
 SWITCH = 5e-4  # seconds; a reload or an explanation holds the interpreter no longer
@@ -24,13 +24,9 @@ KEPT = 75  # seconds of an idle connection, above the 60 of proxies that use it 
 def main(argv=None) -> int:
     args = parse(argv)
     try:
-        run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: run(args))
     except KeyboardInterrupt:
-        pass
-    return 0
+        return 0
 
 
 def parse(argv) -> argparse.Namespace:
