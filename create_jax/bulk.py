@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from create_jax.data import table
 from create_jax.errors import InputError, one_line
 from create_jax.files import whole, write_text
 from create_jax.recommender import Recommender
@@ -162,9 +163,7 @@ def parts_for(source: Path, out: Path, processes: int) -> int:
 
 def files_of(source: Path) -> list[Path]:
     """The files of a log, in order."""
-    if not source.is_dir():
-        return [source]
-    return [file for file in sorted(source.rglob("*")) if file.is_file()]
+    return table.parts(str(source)) if source.is_dir() else [source]
 
 
 def fingerprint(source: Path) -> str:

@@ -149,16 +149,13 @@ def query_tables(opened, model, fitted) -> tuple[np.ndarray, np.ndarray]:
     """What queries are made of, and the items they are scored with, as in ranking."""
     graph, mesh = fitted.graph(), opened.run.mesh
     axes = parallel.batch_axes(mesh)
-    of_params = P()
-    if tables.is_split(axes):
-        of_params = steps.group_specs(fitted.params, axes)
 
     def run(params, graph):
         with jax.default_matmul_precision("highest"):
             by_graph = model.encoder is None
             return model.query_tables(params, graph, by_graph=by_graph, axis_name=axes)
 
-    specs = of_params, steps.graph_specs(graph, axes)
+    specs = steps.group_specs(fitted.params, axes), steps.graph_specs(graph, axes)
     rows = P(parallel.MODEL) if tables.is_split(axes) else P()
     step = parallel.compile_step(run, mesh, specs, rows)
     source, items = jax.device_get(step(fitted.params, graph))
