@@ -70,6 +70,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "ks": (10, 100),
                 # More than ndcg, recall and mrr: ("your.module.metric", ...).
                 "metrics": (),
+                # One at a cut-off; or mrr, log_reciprocal_rank, log_likelihood.
                 "select_by": "ndcg@10",  # validation metric that stops and selects (27)
                 # Most users that validation and test ask, drawn by split.seed; 0: all.
                 "queries": 0,

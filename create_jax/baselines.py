@@ -44,7 +44,7 @@ def fit_svd(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
     rank = max(ranks)
     if split.valid is not None:
         evaluator = evaluate.make_evaluator(
-            config, split.valid, score, run.mesh, **reads
+            config, split.valid, score, run.mesh, selects=True, **reads
         )
         scores = _validate(evaluator, factors(split.train, rank), ranks)
         by = config.eval.select_by

@@ -80,6 +80,7 @@ class Evaluator:
         come in the order of `holdout.places`. On a mesh that splits tables the scores
         are of the group's queries and of the own rows, [M B, V / M].
       ks: cut-offs of the metrics. measures: the metrics, by name.
+      uncut: those of `metrics.UNCUT` to measure too; queries have one target each.
       max_len: slots of a history that a sequence encoder reads, the newest items.
       filter_seen: do not rank the items of the history.
       whole: the score reads whole histories (`set_seen`).
@@ -99,6 +100,7 @@ class Evaluator:
         *,
         ks,
         measures=metrics.METRICS,
+        uncut=(),
         max_len: int,
         filter_seen: bool,
         whole: bool = False,
@@ -109,7 +111,7 @@ class Evaluator:
         chunk: int = 32,
     ):
         self.holdout, self.score, self.mesh, self.ks = holdout, score, mesh, tuple(ks)
-        self.measures = measures
+        self.measures, self.uncut = measures, tuple(uncut)
         self.filter_seen, self.keep_lists = filter_seen, keep_lists
         self.several = len(holdout.targets) > holdout.n_queries
         n_columns = len(holdout.candidates)
@@ -234,10 +236,13 @@ class Evaluator:
         kept = np.zeros((n, self.top_k), np.int32) if self.keep_lists else None
         shown = np.zeros((len(self.ks), len(holdout.candidates)), bool)
         values = {k: {} for k in self.ks}
-        for query, some_ranks, some_tied, top in self._outputs(params, graph):
+        logs = np.zeros(n)
+        for query, some_ranks, some_tied, some, top in self._outputs(params, graph):
             real = query >= 0
             number = query[real]
             ranks[number], tied[number] = some_ranks[real], some_tied[real]
+            if some is not None:
+                logs[number] = some[real]
             if top is None:
                 continue
             top = top[real]
@@ -258,10 +263,22 @@ class Evaluator:
             means |= {name: float(value.mean()) for name, value in found.items()}
             if self.top_k:
                 means[f"coverage@{k}"] = metrics.coverage(some)
-        return Ranking(ranks, tied, means, kept)
+        return Ranking(ranks, tied, means | self._uncut(ranks, logs), kept)
+
+    def _uncut(self, ranks, logs) -> dict[str, float]:
+        """The metrics of whole rankings that were asked for."""
+        found, candidates = {}, int(self.holdout.candidates.sum())
+        for name in self.uncut:
+            if name in metrics.BY_RANK:
+                found[name] = float(metrics.BY_RANK[name](ranks, candidates).mean())
+            else:  # a target that is not ranked has none, with any scores
+                ranked = ranks < NOT_RANKED
+                found[name] = float(logs[ranked].sum() / max(ranked.sum(), 1))
+        return found
 
     def _outputs(self, params, graph):
-        """(query, ranks, tied, top) of a dispatch, fetched while the next one runs.
+        """(query, *what `_compiled` returns) of a dispatch, fetched while the next one
+        runs.
 
         Raises:
           Leaving: a process was asked to leave.
@@ -285,7 +302,11 @@ class Evaluator:
         return program.lower(params, graph, self._catalogue, queries)
 
     def _compiled(self, params, graph) -> Callable:
-        """(params, graph, catalogue, Queries) -> (ranks, tied, top) of all steps."""
+        """(params, graph, catalogue, Queries) -> (ranks, tied, logs, top) of all steps.
+
+        logs: log of the target's share in the softmax over what is ranked; None where
+        not asked for.
+        """
         if self._program is None:
             split, axes = tables.is_split(self.axes), self.axes
             step = self._step_by_rows if split else self._step
@@ -320,11 +341,13 @@ class Evaluator:
         hit = own[:, 0] > -jnp.inf
         ranks = jnp.where(hit, before, NOT_RANKED)
         tied = hit & (equal > 1)
-        top = None
+        logs = top = None
+        if "log_likelihood" in self.uncut:
+            logs = own[:, 0] - jax.nn.logsumexp(scores, axis=1)
         if self.top_k:
             best, top = _best(scores, self.top_k, places, order)
             top = jnp.where(best > -jnp.inf, top, 0)
-        return ranks, tied, top
+        return ranks, tied, logs, top
 
     def _step_by_rows(self, scores, catalogue, queries):
         """The same of a group's queries on the rows of one device. Each device ends
@@ -348,8 +371,15 @@ class Evaluator:
         own = own.reshape(parts, -1)[lax.axis_index(MODEL)]
         hit = own > -jnp.inf
         ranks, tied = jnp.where(hit, before, NOT_RANKED), hit & (equal > 1)
+        logs = None
+        if "log_likelihood" in self.uncut:
+            part = jax.nn.logsumexp(scores, axis=1)
+            largest = lax.pmax(part, MODEL)
+            total = lax.psum_scatter(jnp.exp(part - largest), MODEL, tiled=True)
+            largest = largest.reshape(parts, -1)[lax.axis_index(MODEL)]
+            logs = own - largest - jnp.log(total)
         if not self.top_k:
-            return ranks, tied, None
+            return ranks, tied, logs, None
         best, top = _best(scores, min(self.top_k, columns), near, order)
         item = lax.axis_index(MODEL) * columns + top
         found = -best, places[top], item
@@ -362,7 +392,7 @@ class Evaluator:
 
         best, _, item = lax.sort(tuple(map(met, found)), num_keys=2)
         top = jnp.where(best < jnp.inf, item, 0)[:, : self.top_k]
-        return ranks, tied, top
+        return ranks, tied, logs, top
 
 
 def make_catalogue(candidates: np.ndarray, places: np.ndarray, parts: int = 1) -> tuple:
@@ -461,12 +491,25 @@ def set_seen(queries: Queries, values, to: float):
 
 
 def make_evaluator(
-    config, holdout: Holdout, score: Callable, mesh, mask: int = 0, **rules
+    config,
+    holdout: Holdout,
+    score: Callable,
+    mesh,
+    mask: int = 0,
+    *,
+    selects: bool = False,
+    **rules,
 ) -> Evaluator:
-    """An Evaluator under the config's rules; `rules` go before them."""
+    """An Evaluator under the config's rules; `rules` go before them.
+
+    Args:
+      selects: it measures what the config selects by, where that has no cut-off.
+    """
+    by = config.eval.select_by
     asked = {
         "ks": config.eval.ks,
         "measures": metrics.chosen(config.eval),
+        "uncut": [by] if selects and by in metrics.UNCUT else [],
         "max_len": config.seq.max_len,
         "filter_seen": config.eval.filter_seen,
         "batch": config.eval.batch,

@@ -4,6 +4,9 @@ A metric is a function (hits, n_targets) -> [Q] of Q queries at one cut-off k:
 
 hits: [Q, k] bool, whether the item at each rank of the list is a target.
 n_targets: [Q] distinct targets, at least one.
+
+Those of UNCUT read the whole ranking of queries with one target. They can select
+(`eval.select_by`); reports have those at cut-offs alone. Of all, greater is better.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +36,22 @@ def mrr(hits: np.ndarray, n_targets: np.ndarray) -> np.ndarray:
 
 
 METRICS = {"ndcg": ndcg, "recall": recall, "mrr": mrr}
+
+
+def reciprocal_rank(ranks: np.ndarray, candidates: int) -> np.ndarray:
+    """1 / rank, from 1, [Q]; 0 for a target that is not ranked."""
+    return np.where(ranks < candidates, 1 / (1.0 + ranks), 0.0)
+
+
+def log_reciprocal_rank(ranks: np.ndarray, candidates: int) -> np.ndarray:
+    """log(1 / rank), [Q]; a target that is not ranked is behind the last candidate."""
+    return -np.log(1.0 + np.minimum(ranks, candidates))
+
+
+# Of ranks [Q] as in `from_ranks`, and the number of candidates. The log-likelihood
+# comes from the scores (`evaluate`).
+BY_RANK = {"mrr": reciprocal_rank, "log_reciprocal_rank": log_reciprocal_rank}
+UNCUT = (*BY_RANK, "log_likelihood")
 
 
 def chosen(rules: Mapping) -> dict[str, Callable]:

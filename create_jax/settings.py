@@ -188,6 +188,8 @@ def check(config) -> None:
         raise _bad("data.counts", counts, expected)
     known = metrics.chosen(config.eval)
     names = [f"{metric}@{k}" for metric in known for k in config.eval.ks]
+    if config.eval.target != "all":  # the others are of one target a query
+        names += metrics.UNCUT
     if config.eval.select_by not in names:
         raise _bad(
             "eval.select_by", config.eval.select_by, "one of " + ", ".join(names)

@@ -400,7 +400,9 @@ def after_epoch(
     epoch = progress.epoch + 1
     progress = replace(progress, epoch=epoch, chunk=0, sums={}, ended_early=ended_early)
     counts = bool(metrics) and epoch > rules.last_from
-    if counts and metrics[rules.select_by] > progress.best_score:
+    # A first validation is the best whatever its score: a log-likelihood is negative.
+    first = progress.best_epoch == 0
+    if counts and (first or metrics[rules.select_by] > progress.best_score):
         best = {"best_score": metrics[rules.select_by], "best_metrics": metrics}
         progress = replace(progress, best_epoch=epoch, best_step=step, **best)
     waited = epoch - max(progress.best_epoch, rules.last_from)
@@ -421,7 +423,9 @@ def _validator(run: Run, model, holdout) -> Callable:
             axes = parallel.batch_axes(run.mesh)
             score = evaluate.model_scores(model, by_graph=by_graph, axis_name=axes)
             evaluators[by_graph] = evaluate.make_evaluator(
-                config, holdout, score, run.mesh, model.mask, lists=False
+                *(config, holdout, score, run.mesh, model.mask),
+                selects=True,
+                lists=False,
             )
         return evaluators[by_graph].run(params, graph).metrics
 

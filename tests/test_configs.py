@@ -77,6 +77,16 @@ def test_a_setting_out_of_range_is_named(key):
     assert "\n" not in str(error.value)
 
 
+def test_a_metric_without_a_cut_selects_where_queries_have_one_target():
+    for name in ("mrr", "log_reciprocal_rank", "log_likelihood", "mrr@100"):
+        config = get_config("beauty")
+        config.eval.select_by = name
+        build.check(config)
+    config.eval.update(target="all", select_by="mrr")
+    with pytest.raises(InputError, match="'mrr'; expected one of ndcg@10, .*mrr@100;"):
+        build.check(config)
+
+
 @pytest.mark.parametrize("given", [(0, 2, 5), ([0, 2, 5],)])
 def test_seeds_are_given_as_a_tuple_or_a_list(given):
     config = common.get_config("sasrec")

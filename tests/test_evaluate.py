@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from create_jax import baselines, build, evaluate, parallel, steps
+from create_jax import baselines, build, evaluate, metrics, parallel, steps
 from create_jax.configs import table
 from create_jax.data import interactions
 from create_jax.data.graph import Pairs
@@ -91,6 +91,44 @@ def test_ranking_is_argsort_with_ties_by_place(devices, filter_seen, hidden):
     # The cases that are worth a test do occur.
     assert (ranks == evaluate.NOT_RANKED).any() == bool(hidden)
     assert (top == 0).any() == (filter_seen or bool(hidden))
+
+
+def by_numpy(holdout, scores, *, filter_seen):
+    """The metrics of whole rankings, query by query, in float64."""
+    ranks, _ = by_argsort(holdout, scores, filter_seen=filter_seen, top_k=1)
+    last, found = holdout.candidates.sum() + 1, []
+    for q, rank in enumerate(ranks):
+        ranked, target = rank != evaluate.NOT_RANKED, holdout.targets[q]
+        allowed = holdout.candidates.copy()
+        if filter_seen:
+            allowed[holdout.log[holdout.begin[q] : holdout.end[q]]] = False
+        shares = np.exp(scores[q].astype(np.float64)) * allowed
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log = np.log(shares[target] / shares.sum())
+        reciprocal = 1 / (rank + 1) if ranked else 0
+        found.append((reciprocal, -np.log(rank + 1 if ranked else last), log))
+    mrr, log_rank, logs = np.array(found).T
+    likelihood = logs[ranks != evaluate.NOT_RANKED].mean()
+    return dict(
+        zip(metrics.UNCUT, (mrr.mean(), log_rank.mean(), likelihood), strict=True)
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("filter_seen", [True, False])
+def test_metrics_of_whole_rankings(devices, filter_seen):
+    """Some targets are no candidates; large scores do not overflow."""
+    candidates = np.isin(np.arange(ITEMS + 1), (0, 2, 3, 5, 7, 11, 30), invert=True)
+    holdout = HOLDOUT._replace(candidates=candidates, places=PLACES)
+    scores = 200 + 3 * SCORES
+    rules = dict(filter_seen=filter_seen, top_k=5, uncut=metrics.UNCUT)
+    found = rank_with(mesh_of(devices), holdout, given_scores, scores, **rules).metrics
+    expected = by_numpy(holdout, scores, filter_seen=filter_seen)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found.pop(name), value, rtol=2e-5)
+    del rules["uncut"]  # the others are as without
+    same = rank_with(mesh_of(devices), holdout, given_scores, scores, **rules)
+    assert found == same.metrics
 
 
 def test_a_list_that_ends_among_equal_items_ends_with_the_first_of_them():

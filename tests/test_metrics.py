@@ -17,6 +17,16 @@ def test_metrics_of_one_target_by_its_rank():
     assert set(found) == {"ndcg@3", "recall@3", "mrr@3"}
 
 
+def test_metrics_of_whole_rankings_by_hand():
+    """Of five candidates; the last two targets are not ranked."""
+    ranks, not_ranked = np.array([0, 1, 4, 5, 5], np.int32), np.iinfo(np.int32).max
+    ranks[3:] = not_ranked
+    found = metrics.reciprocal_rank(ranks, 5)
+    np.testing.assert_allclose(found, [1, 1 / 2, 1 / 5, 0, 0])
+    found = metrics.log_reciprocal_rank(ranks, 5)
+    np.testing.assert_allclose(found, -np.log([1, 2, 5, 6, 6]))
+
+
 def test_lists_with_one_target_give_the_metrics_of_its_rank():
     top = np.array([[4, 2, 9, 1], [7, 8, 4, 2], [1, 2, 3, 5], [3, 0, 0, 0]])
     targets = np.array([4, 2, 9, 3])  # ranks 0, 3, none, 0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_evaluate import ITEMS, make_holdout, successive
+from test_evaluate import ITEMS, by_numpy, make_holdout, successive
 from test_steps import SHARDS, Case, by_compiled_phase, gradients, make_config
 
 from create_jax import (
@@ -15,6 +15,7 @@ from create_jax import (
     checkpoint,
     evaluate,
     losses,
+    metrics,
     optim,
     parallel,
     steps,
@@ -80,10 +81,15 @@ def test_split_tables_rank_as_whole_ones(holdout):
             filter_seen=True,
             keep_lists=True,
             batch=120,
+            uncut=metrics.UNCUT,
         )
         found.append(evaluator.run(placed, ()))
     whole, split = found
     assert whole.tied.any() and len(np.unique(whole.ranks)) > 5
+    scores = params["user_table"][holdout.users] @ params["item_table"].T
+    for name, value in by_numpy(holdout, scores, filter_seen=True).items():
+        for ranking in found:
+            np.testing.assert_allclose(ranking.metrics.pop(name), value, rtol=1e-5)
     assert whole.metrics == split.metrics
     for name in ("ranks", "tied", "top"):
         np.testing.assert_array_equal(getattr(split, name), getattr(whole, name))

@@ -36,6 +36,7 @@ def train_through(scores: dict, rules=RULES, end_at=None) -> Progress:
         ({2: 0.9, 4: 0.5, 6: 0.2, 8: 0.3, 10: 0.9}, 8, 4),  # two validations in vain
         ({2: 0.0, 4: 0.1, 6: 0.2, 8: 0.2, 10: 0.2}, 10, 6),  # equal is not better
         ({2: 0.0, 4: 0.0, 6: 0.0, 8: 0.0, 10: 0.0}, 8, 4),  # a score of 0 is one
+        ({2: -1.0, 4: -9.0, 6: -8.0, 8: -8.5, 10: -8.1}, 10, 6),  # a log-likelihood
     ],
 )
 def test_patience_counts_validations_of_the_last_phase(scores, ended, best):
