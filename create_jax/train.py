@@ -65,7 +65,15 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    run: Run, stage: str, phases, train, holdout, *, should_end=None, trains=True
+    run: Run,
+    stage: str,
+    phases,
+    train,
+    holdout,
+    *,
+    validate=None,
+    should_end=None,
+    trains=True,
 ) -> Fitted:
     """Trains through all phases, validating on `holdout` where there is one.
 
@@ -73,6 +81,8 @@ def fit(
     and returns the best parameters; without a holdout, the last parameters.
 
     Args:
+      validate: (params, graph, phase) -> metrics, what the config selects by among
+        them, or none in a warm-up; instead of the config's own metrics of `holdout`.
       should_end: (epoch of the last phase, score) -> bool, asked after its validations:
         a study's wish to end a run without promise (`progress.ended_early`).
       trains: False: the stage is finished; it is read and nothing is written.
@@ -87,7 +97,7 @@ def fit(
     state = steps.start(model, tx, config.seed, run.mesh)
     make_graph = cache(partial(_make_graph, run, model, train))
     prepare = partial(prepare_phase, run, model, tx, train)
-    validate = _validator(run, model, holdout)
+    validate = validate or _validator(run, model, holdout)
 
     # Where an earlier process stopped, or the beginning.
     rules, ready = make_stopping(config, phases, holdout), None

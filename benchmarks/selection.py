@@ -1,0 +1,526 @@
+"""Which validation metric chooses epochs and systems best, and what patience costs.
+
+python -m benchmarks.selection run beauty create --seed=0 --path=FILE
+python -m benchmarks.selection table results/selection
+
+`run` trains one system on rows up to the cut of the config alone; the true test rows
+are gone before anything is made of the log. The last tenth of these rows plays the test
+(split.q_test=0.9), the last tenth of the others validates. There is no patience. After
+every joint epoch both parts are ranked, with the last and the successive targets of
+users, and measured by METRICS. Settings are those of the main runs of results/
+(results/run.sh). A run that was stopped goes on; a finished one is not made again.
+
+`table` prints, from all runs of a directory, how far the epochs that each rule chooses
+are from the best ones, and draws the curves.
+"""
+
+import argparse
+import json
+import sys
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax import (
+    build,
+    config_file,
+    curves,
+    evaluate,
+    metrics,
+    parallel,
+    protocol,
+    report,
+    rundir,
+    train,
+)
+from create_jax.data.interactions import Interactions
+from create_jax.data.splits import Holdout
+from create_jax.data.streams import stream
+from create_jax.errors import InputError, exit_code
+from create_jax.files import whole, write_text
+from create_jax.writers import JsonLines, say
+
+RESULTS = Path(__file__).parents[1] / "results"
+TARGETS = ("last", "successive")
+METRICS = ("ndcg@10", "ndcg@100", "recall@10", "recall@100", *metrics.UNCUT)
+AVERAGES = (1, 3, 5)
+PATIENCES = (5, 10, 20)
+# What a rule shall choose well, measured on the inner test.
+AIMS = tuple(product(TARGETS, ("ndcg@10", "ndcg@100")))
+COLUMNS = [
+    f"{part}/{t}/{m}" for part, t, m in product(("valid", "test"), TARGETS, METRICS)
+]
+
+
+# --- run ------------------------------------------------------------------------------
+
+
+def make_config(data: str, method: str, seed: int, epochs: int):
+    """The settings of the main run of results/ where there is one, else of the packaged
+    config; under one protocol, without patience."""
+    config = config_file.make(data, {}, method)
+    if (best := RESULTS / data / f"{method}-tune/best.py").exists():
+        config = config_file.make(str(best), {})
+    if (data, method) == ("ml1m", "create"):  # there as long and like SASRec
+        like = make_config(data, "sasrec", seed, epochs)
+        config.optim.lr, config.seq.dropout = like.optim.lr, like.seq.dropout
+    config.seed, config.compare = seed, ()
+    config.split.update(validation="by_time", q_val=0.9)
+    config.eval.update(cold_items="keep_as_miss", candidates="all", every=1)
+    config.eval.update(ks=(10, 100), select_by="ndcg@10", targets=TARGETS)
+    config.train.update(epochs=epochs, patience=epochs)
+    return config
+
+
+def compact(log: Interactions) -> Interactions:
+    """A log of those users and items alone that have rows."""
+    users, user_codes = np.unique(log.users, return_inverse=True)
+    items, item_codes = np.unique(log.items, return_inverse=True)
+    return log._replace(
+        users=user_codes.astype(np.int32),
+        items=(1 + item_codes).astype(np.int32),
+        user_ids=log.user_ids.gather(users),
+        item_ids=log.item_ids.gather(items - 1),
+    )
+
+
+def drawn(holdout: Holdout, queries: int, seed: int) -> Holdout:
+    """At most so many of the queries, of one target each, drawn at random."""
+    n = holdout.n_queries
+    if n <= queries:
+        return holdout
+    kept = np.sort(stream("ask", seed).choice(n, queries, replace=False))
+    return holdout._replace(
+        users=holdout.users[kept],
+        begin=holdout.begin[kept],
+        end=holdout.end[kept],
+        targets=holdout.targets[kept],
+        offsets=np.arange(queries + 1),
+    )
+
+
+def run(config, out: Path, queries: int) -> Path:
+    """Trains, and ranks after each joint epoch; returns the file that `table` reads.
+
+    Args:
+      config: of `make_config`; its split.q_test ends the rows that are used.
+      out: the file's directory. Checkpoints and metrics.jsonl go to one below it.
+      queries: the most that a holdout asks.
+    """
+    name = f"{config.data.name}-{config.method}-{config.seed}"
+    directory, file = out / name, out / f"{name}.jsonl"
+    if file.exists():
+        say(f"{file} is there: finished")
+        return file
+    build.check(config)
+    log = compact(protocol.make_split(config, protocol.load(config)).refit)
+    config = config.copy_and_resolve_references()
+    config.split.q_test = 0.9
+    holdouts = {}
+    for target in reversed(TARGETS):  # the first at last: it is the run's own
+        config.eval.target = target
+        split = protocol.make_split(config, log)
+        for part, held in (("valid", split.valid), ("test", split.test[target])):
+            holdouts[f"{part}/{target}"] = drawn(held, queries, config.split.seed)
+    facts = protocol.describe(config, log, split) | rundir.program()
+    free = rundir.FREE_TO_CHANGE
+    rundir.check(directory, config, free)
+    with rundir.hold(directory):
+        rundir.mark(directory, config, facts["data"], free)
+        lines = JsonLines(directory / "metrics.jsonl")
+        opened = rundir.Run(config, directory, parallel.make_mesh(), lines)
+        validate = _ranker(opened, split.train, holdouts)
+        fitted = train.fit(
+            *(opened, "select", build.make_phases(config), split.train, split.valid),
+            validate=validate,
+        )
+        about = facts | {
+            "method": config.method,
+            "seed": config.seed,
+            "queries": {key: holdout.n_queries for key, holdout in holdouts.items()},
+            "seconds": fitted.progress.seconds,
+            "config": config.to_dict(),
+            "columns": COLUMNS,
+        }
+        _write(file, about, directory / "metrics.jsonl")
+    return file
+
+
+def _ranker(run: rundir.Run, log: Interactions, holdouts: dict[str, Holdout]):
+    """The `validate` of `train.fit`: all columns, and what the config selects by."""
+    config = run.config
+    model = build.make_model(config, log.n_users, log.n_items)
+    axes = parallel.batch_axes(run.mesh)
+    score = evaluate.model_scores(model, by_graph=False, axis_name=axes)
+    evaluators = {
+        key: evaluate.make_evaluator(
+            *(config, holdout, score, run.mesh, model.mask),
+            uncut=metrics.UNCUT,
+            lists=False,
+        )
+        for key, holdout in holdouts.items()
+    }
+
+    def validate(params, graph, phase) -> dict[str, float]:
+        if phase.name == "warmup":
+            return {}
+        found = {}
+        for key, evaluator in evaluators.items():
+            ranking = evaluator.run(params, graph)
+            found |= {f"{key}/{name}": x for name, x in ranking.metrics.items()}
+        by = config.eval.select_by
+        return found | {by: found[f"valid/{config.eval.target}/{by}"]}
+
+    return validate
+
+
+def _write(file: Path, about: dict, lines: Path) -> None:
+    """The file of a finished run: a line about it, then one a joint epoch, whose values
+    are those of `about["columns"]`."""
+    records = map(json.loads, lines.read_text().splitlines())
+    records = [one for one in records if one["phase"] != "warmup"]
+    made = [json.dumps(about)]
+    for epoch, record in enumerate(records, start=1):
+        values = [float(f"{record[f'valid/{name}']:.6g}") for name in COLUMNS]
+        made.append(json.dumps({"epoch": epoch, "values": values}))
+    write_text(file, "\n".join(made) + "\n")
+
+
+# --- rules ----------------------------------------------------------------------------
+
+
+class Study(NamedTuple):
+    """A finished run. curves: column -> [E], a value of each joint epoch."""
+
+    data: str
+    method: str
+    seed: int
+    curves: dict[str, np.ndarray]
+    about: dict = {}
+
+
+class Rule(NamedTuple):
+    """Choose the epoch with the greatest mean of a validation metric over it and the
+    epochs before it, `average` in all."""
+
+    metric: str
+    target: str
+    average: int
+
+    def of(self, study: Study) -> np.ndarray:
+        """[E] what is compared."""
+        return averaged(
+            study.curves[f"valid/{self.target}/{self.metric}"], self.average
+        )
+
+
+RULES = tuple(Rule(*one) for one in product(METRICS, TARGETS, AVERAGES))
+
+
+def read(file: Path) -> Study:
+    """A run's file."""
+    about, *lines = map(json.loads, file.read_text().splitlines())
+    values = np.array([line["values"] for line in lines])
+    found = dict(zip(about["columns"], values.T, strict=True))
+    return Study(about["dataset"], about["method"], about["seed"], found, about)
+
+
+def averaged(values: np.ndarray, n: int) -> np.ndarray:
+    """[E] means of each value and the n - 1 before it, or of as many as there are."""
+    ends = range(1, len(values) + 1)
+    return np.array([values[max(end - n, 0) : end].mean() for end in ends])
+
+
+def chosen(values: np.ndarray, patience: int | None = None) -> tuple[int, int]:
+    """(the place of the first greatest value, how many were waited for). With patience
+    as in `train.after_epoch`: so many in a row without a greater one end it."""
+    best = 0
+    for place, value in enumerate(values):
+        if value > values[best]:
+            best = place
+        elif patience is not None and place - best >= patience:
+            return best, place + 1
+    return best, len(values)
+
+
+def regret(truth: np.ndarray, place: int) -> float:
+    """What the choice of a place loses against the best one."""
+    return float(truth.max() - truth[place])
+
+
+def deviation(groups: list[list[float]]) -> float:
+    """The deviation inside groups, pooled; nan where no group has two."""
+    squares = sum(np.var(group) * len(group) for group in groups)
+    free = sum(len(group) - 1 for group in groups)
+    return float(np.sqrt(squares / free)) if free else float("nan")
+
+
+def same_order(first: list, second: list) -> tuple[int, int]:
+    """In how many pairs, one of each list, the second wins or loses twice: once by
+    each of two values; and the number of pairs.
+
+    Args:
+      first, second: (value, other value) of each run of a system.
+    """
+    pairs = list(product(first, second))
+    alike = [np.sign(b[0] - a[0]) == np.sign(b[1] - a[1]) for a, b in pairs]
+    return int(sum(alike)), len(pairs)
+
+
+# --- table ----------------------------------------------------------------------------
+
+
+def tables(studies: list[Study]) -> str:
+    """Markdown: a summary of all data, then the tables of each."""
+    parts = [_about(studies), "## All data", _summary(studies)]
+    for data in dict.fromkeys(study.data for study in studies):
+        own = [study for study in studies if study.data == data]
+        parts += [f"## {data}", f"![curves]({data}.png)"]
+        parts += ["### Regret", _regrets(own)]
+        parts += ["### Order of two systems", _orders(own)]
+        parts += ["### Patience", _patiences(own)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(studies: list[Study]) -> str:
+    rows = []
+    for (data, method), own in _by_system(studies).items():
+        about, seconds = own[0].about, np.mean([_seconds(one) for one in own])
+        seeds = ", ".join(str(one.seed) for one in own)
+        asked = ", ".join(f"{k} {n:,}" for k, n in about.get("queries", {}).items())
+        commit = (about.get("git") or "")[:7]
+        epochs = len(_truth(own[0], AIMS[0]))
+        rows.append([data, method, seeds, epochs, asked, f"{seconds / 60:.0f}", commit])
+    head = ["data", "method", "seeds", "joint epochs", "queries", "minutes", "commit"]
+    text = (
+        "Regret: what the epoch that a rule chooses on validation lacks of the best "
+        "epoch, on the inner test; percent points, then as a share of the best. After "
+        "±, the deviation over seeds. The best epoch is that of one noisy curve, so "
+        "that no rule comes to 0."
+    )
+    return text + "\n\n" + report.markdown_table(head, rows)
+
+
+def _seconds(study: Study) -> float:
+    return sum(study.about.get("seconds", {}).values())
+
+
+def _by_system(studies: list[Study]) -> dict[tuple, list[Study]]:
+    found = {}
+    for study in sorted(studies, key=lambda one: (one.data, one.method, one.seed)):
+        found.setdefault((study.data, study.method), []).append(study)
+    return found
+
+
+def _truth(study: Study, aim: tuple[str, str]) -> np.ndarray:
+    return study.curves["test/{}/{}".format(*aim)]
+
+
+def _share_lost(study: Study, place: int) -> float:
+    """Regret as a share of the best, in percent, averaged over AIMS."""
+    truths = [_truth(study, aim) for aim in AIMS]
+    return float(np.mean([100 * regret(t, place) / t.max() for t in truths]))
+
+
+def _last(study: Study) -> int:
+    return len(_truth(study, AIMS[0])) - 1
+
+
+def _summary(studies: list[Study]) -> str:
+    rows = []
+    for rule in RULES:
+        places = [chosen(rule.of(study))[0] for study in studies]
+        lost = [_share_lost(*one) for one in zip(studies, places, strict=True)]
+        groups = _by_system(studies)
+        losses = dict(zip(map(id, studies), lost, strict=True))
+        spread = deviation([[losses[id(s)] for s in own] for own in groups.values()])
+        cells = [f"{np.mean(lost):.2f}{_spread(spread)}", f"{max(lost):.2f}"]
+        cells += [f"{1 + np.mean(places):.0f}", *_right(studies, rule)]
+        for patience in PATIENCES:
+            found = [chosen(rule.of(study), patience) for study in studies]
+            ended = [_share_lost(s, f[0]) for s, f in zip(studies, found, strict=True)]
+            trained = np.mean([f[1] for f in found])
+            cells.append(f"{np.mean(ended):.2f} ({trained:.0f})")
+        rows.append((np.mean(lost), [*_named(rule), *cells]))
+    rows.sort(key=lambda one: one[0])
+    ends = [_share_lost(study, _last(study)) for study in studies]
+    any_one = [
+        np.mean([_share_lost(study, place) for place in range(_last(study) + 1)])
+        for study in studies
+    ]
+    text = (
+        "Regret is here the mean over "
+        + ", ".join(f"{metric} of {target}" for target, metric in AIMS)
+        + ", in percent of the best; the worst run has `worst`. Order: the share of "
+        "pairs of runs, SASRec and CREATE, that the inner test at the chosen epochs, "
+        "or validation itself, orders as the inner test at the best epochs. Patience: "
+        "the regret, and after how many epochs it ended. The last epoch has a regret "
+        f"of {np.mean(ends):.2f}, one drawn at random of {np.mean(any_one):.2f}."
+    )
+    head = ["metric", "target", "mean of", "regret, %", "worst", "epoch"]
+    head += ["order, tested", "order, validated"]
+    head += [f"patience {n}" for n in PATIENCES]
+    return text + "\n\n" + report.markdown_table(head, [row for _, row in rows])
+
+
+def _named(rule: Rule) -> list:
+    return [rule.metric, rule.target, rule.average]
+
+
+def _spread(value: float, digits: int = 2) -> str:
+    return "" if np.isnan(value) else f" ± {value:.{digits}f}"
+
+
+def _regrets(studies: list[Study]) -> str:
+    rows, by_system = [], _by_system(studies)
+
+    def line(name: list, place_of) -> None:
+        cells = []
+        for aim in AIMS:
+            points = [
+                [100 * regret(_truth(one, aim), place_of(one)) for one in own]
+                for own in by_system.values()
+            ]
+            every = [value for group in points for value in group]
+            best = np.mean([100 * _truth(one, aim).max() for one in studies])
+            mean, spread = np.mean(every), _spread(deviation(points), 3)
+            cells.append(f"{mean:.3f}{spread} ({100 * mean / best:.1f}%)")
+        rows.append([*name, *cells])
+
+    for rule in RULES:
+        line(_named(rule), lambda study, rule=rule: chosen(rule.of(study))[0])
+    line(["the last epoch", "", ""], _last)
+    head = ["metric", "target", "mean of", *(f"{m}, {t}" for t, m in AIMS)]
+    return report.markdown_table(head, rows)
+
+
+def _pairs(studies: list[Study], rule: Rule, aim) -> dict[str, tuple[int, int]]:
+    """How often two systems of one data set come in the right order, by their inner
+    test at the chosen epochs and by their validation there."""
+    counts = {"tested": (0, 0), "validated": (0, 0)}
+    for data in dict.fromkeys(study.data for study in studies):
+        values = {}
+        for study in (one for one in studies if one.data == data):
+            place, truth = chosen(rule.of(study))[0], _truth(study, aim)
+            both = truth.max(), truth[place], rule.of(study)[place]
+            values.setdefault(study.method, []).append(both)
+        if set(values) != {"sasrec", "create"}:
+            continue
+        for key, column in (("tested", 1), ("validated", 2)):
+            sides = [
+                [(one[0], one[column]) for one in values[method]]
+                for method in ("sasrec", "create")
+            ]
+            found = same_order(*sides)
+            counts[key] = tuple(map(sum, zip(counts[key], found, strict=True)))
+    return counts
+
+
+def _right(studies: list[Study], rule: Rule) -> list[str]:
+    """Shares of pairs in the right order, over AIMS."""
+    found = [_pairs(studies, rule, aim) for aim in AIMS]
+    cells = []
+    for key in ("tested", "validated"):
+        right, pairs = np.sum([one[key] for one in found], axis=0)
+        cells.append(f"{100 * right / pairs:.0f}%" if pairs else "")
+    return cells
+
+
+def _orders(studies: list[Study]) -> str:
+    rows = []
+    for rule in RULES:
+        cells = []
+        for aim in AIMS:
+            found = _pairs(studies, rule, aim)
+            cells += ["{} of {}".format(*found[key]) for key in ("tested", "validated")]
+        rows.append([*_named(rule), *cells])
+    columns = [f"{m}, {t}, {k}" for t, m in AIMS for k in ("tested", "validated")]
+    return report.markdown_table(["metric", "target", "mean of", *columns], rows)
+
+
+def _patiences(studies: list[Study]) -> str:
+    rows = []
+    for rule in RULES:
+        cells = []
+        for patience in (*PATIENCES, None):
+            found = [chosen(rule.of(study), patience) for study in studies]
+            lost = [_share_lost(s, f[0]) for s, f in zip(studies, found, strict=True)]
+            ended = [f[1] for f in found]
+            cells.append(f"{np.mean(lost):.2f} ({min(ended)} to {max(ended)})")
+        rows.append([*_named(rule), *cells])
+    text = "Regret in percent as above (epochs after which the runs ended)."
+    head = ["metric", "target", "mean of", *PATIENCES, "none"]
+    return text + "\n\n" + report.markdown_table(head, rows)
+
+
+def draw(studies: list[Study], picture: Path) -> None:
+    """Every metric over epochs: validation drawn out, the inner test dashed, a colour a
+    system, a line a seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.1 * len(METRICS)), layout="constrained")
+    panels = figure.subplots(len(METRICS), len(TARGETS), sharex=True)
+    for row, metric in zip(panels, METRICS, strict=True):
+        for panel, target in zip(row, TARGETS, strict=True):
+            for number, own in enumerate(_by_system(studies).values()):
+                for study in own:
+                    for part, style in (("valid", "-"), ("test", "--")):
+                        values = study.curves[f"{part}/{target}/{metric}"]
+                        label = f"{study.method}, {part}" if study is own[0] else None
+                        epochs = 1 + np.arange(len(values))
+                        look = dict(color=f"C{number}", ls=style, lw=0.8, label=label)
+                        panel.plot(epochs, values, **look)
+            panel.set_title(f"{metric}, {target}", fontsize="small")
+            panel.grid(alpha=0.3)
+    panels[0][0].legend(frameon=False, fontsize="x-small")
+    for panel in panels[-1]:
+        panel.set_xlabel("joint epoch")
+    with whole(picture) as file:
+        figure.savefig(file, format="png", dpi=70)
+
+
+def table(directory: Path) -> None:
+    """Prints the tables of a directory's runs and draws a picture for each data set."""
+    files = sorted(directory.glob("*.jsonl"))
+    if not files:
+        raise InputError(
+            f"{directory}: found no *.jsonl of a finished run; expected those of "
+            "`python -m benchmarks.selection run`"
+        )
+    studies = [read(file) for file in files]
+    print(tables(studies), end="")
+    for data in dict.fromkeys(study.data for study in studies):
+        picture = directory / f"{data}.png"
+        with curves.optional(picture):
+            draw([study for study in studies if study.data == data], picture)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("data", help="beauty, ml1m, or another packaged config")
+    one.add_argument("method", help="sasrec or create")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--path", default="", help="the log, where not at its usual place")
+    one.add_argument("--epochs", type=int, default=60, help="joint ones")
+    one.add_argument("--queries", type=int, default=5000, help="most of a holdout")
+    one.add_argument("--out", type=Path, default=Path("runs/selection"))
+    one = commands.add_parser("table")
+    one.add_argument("directory", type=Path)
+    flags = parser.parse_args(arguments)
+
+    def act():
+        if flags.command == "table":
+            return table(flags.directory)
+        config = make_config(flags.data, flags.method, flags.seed, flags.epochs)
+        config.data.path = flags.path
+        print(run(config, flags.out.absolute(), flags.queries))
+
+    return exit_code(act)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The study of selection rules: its arithmetic, and a run of two epochs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import selection
+from benchmarks.selection import Rule, Study
+from create_jax import train
+from create_jax.cluster import Leaving
+
+
+def test_a_mean_is_of_an_epoch_and_those_before_it():
+    values = np.array([1.0, 2.0, 6.0, 0.0, 3.0])
+    assert (selection.averaged(values, 1) == values).all()
+    np.testing.assert_allclose(selection.averaged(values, 3), [1, 1.5, 3, 8 / 3, 3])
+
+
+def test_the_first_greatest_is_chosen_and_patience_is_that_of_training():
+    values = np.array([-3.0, -1.0, -2.0, -2.0, -0.5, -0.5, -4.0])
+    assert selection.chosen(values) == (4, 7)
+    for patience in (1, 2, 3, 9):
+        rules = train.Stopping(len(values), 0, 1, patience, "mrr")
+        progress = train.Progress()
+        while not progress.finished:
+            found = {"mrr": values[progress.epoch]}
+            progress = train.after_epoch(progress, rules, progress.epoch, found, False)
+        expected = progress.best_epoch - 1, progress.epoch
+        assert selection.chosen(values, patience) == expected
+    assert selection.chosen(values, 2) == (1, 4)
+
+
+def test_regret_and_its_deviation_by_hand():
+    assert selection.regret(np.array([0.1, 0.4, 0.3]), 2) == pytest.approx(0.1)
+    # Squares of 2 and 8 inside the groups, of one and two free differences.
+    spread = selection.deviation([[1.0, 3.0], [5.0, 5.0, 8.0 - 1.0]])
+    assert spread == pytest.approx(np.sqrt((2 + 8 / 3) / 3))
+    assert np.isnan(selection.deviation([[1.0], [2.0]]))
+
+
+def test_pairs_in_the_same_order():
+    found = selection.same_order([(2, 9), (4, 1)], [(5, 8), (3, 2)])
+    # 2, 9 against 5, 8: won, lost; 3, 2: won, lost. 4, 1 against 5, 8: won twice; 3, 2:
+    # lost, won.
+    assert found == (1, 4)
+
+
+def made_up(method, seed, valid, test):
+    """A run whose metrics are all alike."""
+    curves = {
+        name: np.array(valid if name.startswith("valid") else test)
+        for name in selection.COLUMNS
+    }
+    return Study("toys", method, seed, curves)
+
+
+STUDIES = [
+    made_up("sasrec", 0, [0.1, 0.3, 0.2], [0.10, 0.18, 0.20]),
+    made_up("create", 0, [0.1, 0.2, 0.4], [0.10, 0.19, 0.25]),
+    made_up("create", 1, [0.3, 0.2, 0.1], [0.15, 0.19, 0.24]),
+]
+
+
+HEADS = "All data", "Regret", "Order of two systems", "Patience"
+
+
+def test_tables_of_made_up_curves():
+    """Of ndcg@10 raw the second epoch of SASRec is chosen, 0.18 of 0.20; the last of
+    CREATE's first run; the first of its second, 0.15 of 0.24."""
+    rule = Rule("ndcg@10", "last", 1)
+    assert [selection.chosen(rule.of(one))[0] for one in STUDIES] == [1, 2, 0]
+    text = selection.tables(STUDIES)
+    summary, regrets, orders, patiences = (
+        text.split(f"## {head}\n")[1].split("\n\n##")[0] for head in HEADS
+    )
+    lost = [10, 0, 37.5]
+    spread = np.sqrt(((0 - 18.75) ** 2 * 2) / 1)
+    line = f"| ndcg@10 | last | 1 | {np.mean(lost):.2f} ± {spread:.2f} | 37.50 | 2 |"
+    assert line in summary
+    assert "one drawn at random of" in summary
+    mean, best = np.mean([2, 0, 9]), np.mean([20, 25, 24])
+    cell = f"| {mean:.3f} ± {np.std([0, 9], ddof=1):.3f} ({100 * mean / best:.1f}%)"
+    assert f"| ndcg@10 | last | 1 {cell}" in regrets
+    assert "| the last epoch |  |  | 0.000 ± 0.000 (0.0%)" in regrets
+    # CREATE is better by the best epochs; its second run is worse where it was chosen,
+    # and looks as good as SASRec on validation, which is not better.
+    assert "| ndcg@10 | last | 1 | 1 of 2 | 1 of 2 |" in orders
+    assert f"| ndcg@10 | last | 1 | {np.mean(lost):.2f} (3 to 3)" in patiences
+
+
+def test_an_empty_directory_is_one_line(tmp_path, capsys):
+    assert selection.main(["table", str(tmp_path)]) == 2
+    assert "found no *.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.services  # 23 seconds
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    """CREATE on the quick-start data with one epoch of warm-up and two joint ones."""
+    config = selection.make_config("quickstart", "create", 0, epochs=2)
+    config.warmup.epochs, config.model.dim, config.seq.max_len = 1, 8, 10
+    config.seq.blocks = 1
+    rankings, of = [], selection._ranker
+
+    def stops_once(*given):
+        validate = of(*given)
+
+        def counted(params, graph, phase):
+            rankings.append(phase.name)
+            if len(rankings) == 3:
+                raise Leaving
+            return validate(params, graph, phase)
+
+        return counted
+
+    monkeypatch.setattr(selection, "_ranker", stops_once)
+    with pytest.raises(Leaving):
+        selection.run(config, tmp_path, queries=300)
+    file = selection.run(config, tmp_path, queries=300)
+    assert rankings == ["warmup", "joint", "joint", "joint"]
+    about, *lines = map(json.loads, file.read_text().splitlines())
+    assert [line["epoch"] for line in lines] == [1, 2]
+    study = selection.read(file)
+    assert (study.data, study.method, study.seed) == ("movietweetings", "create", 0)
+    assert set(about["queries"].values()) == {300}
+    # The rows after the cut of the config are not there, nor what they alone name.
+    assert about["data"]["interactions"] < 0.81 * 68_055
+    assert about["data"]["items"] < 2_414
+    for name, values in study.curves.items():
+        assert len(set(values)) == 2 and np.isfinite(values).all(), name
+        assert (values < 0).all() == ("log" in name)
+    selection.run(config, tmp_path, queries=300)
+    assert "finished" in capsys.readouterr().out
+    assert len(rankings) == 4
+    selection.table(tmp_path)
+    assert "movietweetings" in capsys.readouterr().out
+    assert (tmp_path / "movietweetings.png").exists()
