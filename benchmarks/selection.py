@@ -506,7 +506,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--path", default="", help="the log, where not at its usual place")
     one.add_argument("--epochs", type=int, default=60, help="joint ones")
-    one.add_argument("--queries", type=int, default=5000, help="most of a holdout")
+    one.add_argument("--queries", type=int, default=10_000, help="most of a holdout")
     one.add_argument("--out", type=Path, default=Path("runs/selection"))
     one = commands.add_parser("table")
     one.add_argument("directory", type=Path)

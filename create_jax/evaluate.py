@@ -237,7 +237,7 @@ class Evaluator:
         shown = np.zeros((len(self.ks), len(holdout.candidates)), bool)
         values = {k: {} for k in self.ks}
         logs = np.zeros(n)
-        for query, some_ranks, some_tied, some, top in self._outputs(params, graph):
+        for query, some_ranks, some_tied, top, some in self._outputs(params, graph):
             real = query >= 0
             number = query[real]
             ranks[number], tied[number] = some_ranks[real], some_tied[real]
@@ -302,7 +302,7 @@ class Evaluator:
         return program.lower(params, graph, self._catalogue, queries)
 
     def _compiled(self, params, graph) -> Callable:
-        """(params, graph, catalogue, Queries) -> (ranks, tied, logs, top) of all steps.
+        """(params, graph, catalogue, Queries) -> (ranks, tied, top, logs) of all steps.
 
         logs: log of the target's share in the softmax over what is ranked; None where
         not asked for.
@@ -347,7 +347,7 @@ class Evaluator:
         if self.top_k:
             best, top = _best(scores, self.top_k, places, order)
             top = jnp.where(best > -jnp.inf, top, 0)
-        return ranks, tied, logs, top
+        return ranks, tied, top, logs
 
     def _step_by_rows(self, scores, catalogue, queries):
         """The same of a group's queries on the rows of one device. Each device ends
@@ -379,7 +379,7 @@ class Evaluator:
             largest = largest.reshape(parts, -1)[lax.axis_index(MODEL)]
             logs = own - largest - jnp.log(total)
         if not self.top_k:
-            return ranks, tied, logs, None
+            return ranks, tied, None, logs
         best, top = _best(scores, min(self.top_k, columns), near, order)
         item = lax.axis_index(MODEL) * columns + top
         found = -best, places[top], item
@@ -392,7 +392,7 @@ class Evaluator:
 
         best, _, item = lax.sort(tuple(map(met, found)), num_keys=2)
         top = jnp.where(best < jnp.inf, item, 0)[:, : self.top_k]
-        return ranks, tied, logs, top
+        return ranks, tied, top, logs
 
 
 def make_catalogue(candidates: np.ndarray, places: np.ndarray, parts: int = 1) -> tuple:
