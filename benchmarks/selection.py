@@ -5,10 +5,11 @@ python -m benchmarks.selection table results/selection
 
 `run` trains one system on rows up to the cut of the config alone; the true test rows
 are gone before anything is made of the log. The last tenth of these rows plays the test
-(split.q_test=0.9), the last tenth of the others validates. There is no patience. After
-every joint epoch both parts are ranked, with the last and the successive targets of
-users, and measured by METRICS. Settings are those of the main runs of results/
-(results/run.sh). A run that was stopped goes on; a finished one is not made again.
+(split.q_test=0.9), the last tenth of the others validates. There is no patience and no
+refit. After every joint epoch both parts are ranked by the model of then, with the last
+and the successive targets of users, and measured by METRICS. Settings are those of the
+main runs of results/ (results/run.sh). A run that was stopped goes on; a finished one
+is not made again.
 
 `table` prints, from all runs of a directory, how far the epochs that each rule chooses
 are from the best ones, and draws the curves.
@@ -36,7 +37,7 @@ from create_jax import (
     train,
 )
 from create_jax.data.interactions import Interactions
-from create_jax.data.splits import Holdout
+from create_jax.data.splits import Holdout, known_items
 from create_jax.data.streams import stream
 from create_jax.errors import InputError, exit_code
 from create_jax.files import whole, write_text
@@ -45,6 +46,8 @@ from create_jax.writers import JsonLines, say
 RESULTS = Path(__file__).parents[1] / "results"
 TARGETS = ("last", "successive")
 METRICS = ("ndcg@10", "ndcg@100", "recall@10", "recall@100", *metrics.UNCUT)
+# Of the targets that occur in training. The others lose scores with every step.
+METRICS += ("warm_log_likelihood",)
 AVERAGES = (1, 3, 5)
 PATIENCES = (5, 10, 20)
 # What a rule shall choose well, measured on the inner test.
@@ -151,7 +154,7 @@ def run(config, out: Path, queries: int) -> Path:
 def _ranker(run: rundir.Run, log: Interactions, holdouts: dict[str, Holdout]):
     """The `validate` of `train.fit`: all columns, and what the config selects by."""
     config = run.config
-    model = build.make_model(config, log.n_users, log.n_items)
+    model, known = build.make_model(config, log.n_users, log.n_items), known_items(log)
     axes = parallel.batch_axes(run.mesh)
     score = evaluate.model_scores(model, by_graph=False, axis_name=axes)
     evaluators = {
@@ -170,6 +173,9 @@ def _ranker(run: rundir.Run, log: Interactions, holdouts: dict[str, Holdout]):
         for key, evaluator in evaluators.items():
             ranking = evaluator.run(params, graph)
             found |= {f"{key}/{name}": x for name, x in ranking.metrics.items()}
+            warm = known[evaluator.holdout.targets]
+            warm &= ranking.ranks != evaluate.NOT_RANKED
+            found[f"{key}/warm_log_likelihood"] = float(ranking.logs[warm].mean())
         by = config.eval.select_by
         return found | {by: found[f"valid/{config.eval.target}/{by}"]}
 
@@ -297,8 +303,8 @@ def _about(studies: list[Study]) -> str:
     text = (
         "Regret: what the epoch that a rule chooses on validation lacks of the best "
         "epoch, on the inner test; percent points, then as a share of the best. After "
-        "±, the deviation over seeds. The best epoch is that of one noisy curve, so "
-        "that no rule comes to 0."
+        "±, the deviation over seeds. The best epoch is the best of one noisy curve: a "
+        "part of every regret is that noise."
     )
     return text + "\n\n" + report.markdown_table(head, rows)
 
@@ -353,11 +359,13 @@ def _summary(studies: list[Study]) -> str:
     text = (
         "Regret is here the mean over "
         + ", ".join(f"{metric} of {target}" for target, metric in AIMS)
-        + ", in percent of the best; the worst run has `worst`. Order: the share of "
-        "pairs of runs, SASRec and CREATE, that the inner test at the chosen epochs, "
-        "or validation itself, orders as the inner test at the best epochs. Patience: "
-        "the regret, and after how many epochs it ended. The last epoch has a regret "
-        f"of {np.mean(ends):.2f}, one drawn at random of {np.mean(any_one):.2f}."
+        + ", in percent of the best; `worst` is that of the worst run, `epoch` the "
+        "mean one chosen. Order: of all pairs of a run of SASRec and one of CREATE, "
+        "the share that the inner test at the chosen epochs (tested), or validation "
+        "there (validated), orders as the inner test at the best epochs does. "
+        "Patience: the regret with it, and after how many epochs runs ended on "
+        f"average. The last epoch has a regret of {np.mean(ends):.2f}, one drawn at "
+        f"random of {np.mean(any_one):.2f}."
     )
     head = ["metric", "target", "mean of", "regret, %", "worst", "epoch"]
     head += ["order, tested", "order, validated"]

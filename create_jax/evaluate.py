@@ -63,12 +63,14 @@ class Ranking(NamedTuple):
     tied: [Q] bool, another candidate has the score of that target.
     metrics: means over queries of every metric at every cut-off, as fractions.
     top: [Q, K] best items, 0 = nothing left; None where lists are not kept.
+    logs: [Q] log-likelihoods of the targets that are ranked; zeros if not asked for.
     """
 
     ranks: np.ndarray
     tied: np.ndarray
     metrics: dict[str, float]
     top: np.ndarray | None
+    logs: np.ndarray
 
 
 class Evaluator:
@@ -263,7 +265,7 @@ class Evaluator:
             means |= {name: float(value.mean()) for name, value in found.items()}
             if self.top_k:
                 means[f"coverage@{k}"] = metrics.coverage(some)
-        return Ranking(ranks, tied, means | self._uncut(ranks, logs), kept)
+        return Ranking(ranks, tied, means | self._uncut(ranks, logs), kept, logs)
 
     def _uncut(self, ranks, logs) -> dict[str, float]:
         """The metrics of whole rankings that were asked for."""
