@@ -187,16 +187,13 @@ def test_evaluate_reads_and_never_trains(created, tmp_path):
     refused("refit: found no checkpoint")
 
 
-def test_of_equal_scores_the_epoch_that_is_named_is_restored(
-    log, tmp_path, monkeypatch
-):
+def test_of_equal_scores_the_epoch_that_is_named_is_restored(log, tmp_path):
     config = make_config(log, "lightgcn", train__epochs=3, checkpoint__seconds=0.0)
-    scores = {"ndcg@10": 0.5}
-    monkeypatch.setattr(train, "_validator", lambda *_: lambda *_: scores)
     opened = rundir.open_run(config, tmp_path)
     phases = build.make_phases(config)
     parts = opened.split.train, opened.split.valid
-    fitted = train.fit(opened.run, "select", phases, *parts)
+    alike = dict(validate=lambda *_: {"ndcg@10": 0.5})
+    fitted = train.fit(opened.run, "select", phases, *parts, **alike)
     assert fitted.progress.best_epoch == 1
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     kept = tmp_path / "checkpoints" / "select" / str(first["step"])
@@ -372,12 +369,18 @@ def test_a_killed_save_pairs_no_old_result_with_new_ranks(
 
 @pytest.mark.parametrize("method", ["lightgcn", "ultragcn"])
 def test_a_graph_encoder_alone_learns(log, tmp_path, method):
-    config = make_config(log, method, train__epochs=4, retrain__epochs="none")
+    """Selected by a likelihood, which is negative and stands in no test."""
+    changes = dict(train__epochs=4, retrain__epochs="none")
+    config = make_config(log, method, eval__select_by="log_likelihood", **changes)
     result = experiment.train_and_evaluate(config, str(tmp_path / "run"))
     assert result["method"] == method and result["valid"]["recall@10"] > 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
+    lines = [json.loads(line) for line in lines]
+    losses = [line["loss"] for line in lines]
     assert losses == sorted(losses, reverse=True)
+    best = max(line["valid/log_likelihood"] for line in lines)
+    assert result["valid"]["log_likelihood"] == best < -1
+    assert "log_likelihood" not in result["test"]
 
 
 def test_a_loss_that_explodes_is_named(log, tmp_path):

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from create_jax import baselines, evaluate, experiment, protocol
+from create_jax import baselines, evaluate, experiment, parallel, protocol
 from create_jax.configs import table
 from create_jax.data.splits import Holdout
 from create_jax.models import svd
+from create_jax.rundir import Run
 
 # Column 0 is padding, item 4 was never taken; singular values are well apart.
 MATRIX = np.array(
@@ -154,3 +155,11 @@ def test_the_rank_is_chosen_by_validation_and_the_factors_are_refit(config, tmp_
     test = dense_ndcg(split.refit, split.test["last"], best)
     assert result["test"]["ndcg@2"] == pytest.approx(test)
     assert test != pytest.approx(dense_ndcg(split.train, split.test["last"], best))
+
+
+def test_the_rank_is_chosen_by_a_metric_without_a_cut(config):
+    config.eval.select_by = "log_reciprocal_rank"
+    split = protocol.make_split(config, protocol.load(config))
+    found = baselines.fit(Run(config, None, parallel.make_mesh(), None), split)[1]
+    assert found.best_metrics["rank"] == 3
+    assert -np.log(12) < found.best_metrics["log_reciprocal_rank"] < 0
