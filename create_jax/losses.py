@@ -577,20 +577,16 @@ def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
 # --- alignment: two views [B, D] of the same users -> scalar --------------------------
 
 
-def standardise(x, weights, axis_name=None):
-    """Zero mean, unit (biased) deviation of each column over the real rows."""
-    return _standardised((x,), weights, axis_name)[1][0]
-
-
-def _standardised(views, weights, axis_name, epsilon=1e-5):
-    """The number of real rows, and each of the views standardised."""
+def _standardised(views, weights, axis_name):
+    """The number of real rows, and each view with zero mean and unit (biased) deviation
+    of each column over them (docs/choices.md 33)."""
     count, means, variances = _moments(views, weights, axis_name)
     found = []
     for x, mean, variance in zip(views, means, variances, strict=True):
         # The root's slope at 0 is infinite: a constant column has both 0.
         varies = variance > 0
         deviation = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
-        found.append((x - mean) / (deviation + epsilon))
+        found.append((x - mean) / (deviation + 1e-5))
     return count, found
 
 
@@ -666,9 +662,9 @@ def infonce(a, b, weights, *, temperature=1.0, axis_name=None):
     return weighted_mean(values, real, axis_name) / 2
 
 
-def l2_normalise(x, epsilon=1e-12):
+def l2_normalise(x):
     """Rows of unit length; zero rows stay zero, with a finite gradient."""
-    return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + epsilon)
+    return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
 
 
 def vicreg(

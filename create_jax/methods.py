@@ -217,8 +217,3 @@ def find(name: str, key: str = "method") -> Method:
         reason = " (it has no METHOD)"
     expected = f"{', '.join(METHODS)}, or the dotted path of a module with a METHOD"
     raise InputError(f"unknown {key} {name!r}{reason}; expected {expected}")
-
-
-def of_kind(*kinds: str) -> tuple[str, ...]:
-    """The names of the package's methods of some kinds."""
-    return tuple(name for name, method in METHODS.items() if method.kind in kinds)

@@ -133,11 +133,6 @@ def _as_it_is(tree):  # one function: JAX compiles it once for each form of a tr
     return tree
 
 
-def fetch(mesh: Mesh, tree):
-    """Arrays of the mesh as NumPy, whole, in every process."""
-    return jax.device_get(whole(mesh, tree))
-
-
 def place(mesh: Mesh, tree, specs=None):
     """Host arrays, the same in every process, onto the devices.
 

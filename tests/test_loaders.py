@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from test_interactions import triples
 
-from create_jax import protocol
+from create_jax import config_file, protocol
 from create_jax.configs import table as table_config
 from create_jax.data import (
     amazon,
@@ -27,6 +27,11 @@ needs_data = pytest.mark.skipif(
 )
 RATINGS = b"1::20::5::978300760\n1::3::4::978300760\n02::3::1::978300761\n"
 ROWS = [("02", "3", 978300761), ("1", "20", 978300760), ("1", "3", 978300760)]
+
+
+def counts_of(name: str) -> tuple[int, int, int]:
+    """Users, items and interactions that a config insists on."""
+    return config_file.load(name).data.counts
 
 
 def message(load, *args, **options):
@@ -153,15 +158,15 @@ def test_locate(tmp_path, monkeypatch):
 )
 def test_real_amazon(name, first, last):
     path = SHARED / sources.SOURCES[name].path
-    log = amazon.load(str(path), k_core=5, counts=sources.TABLE_1[name])
-    assert len(log.items) == sources.TABLE_1[name][2]  # 5-core already, no repeats
+    log = amazon.load(str(path), k_core=5, counts=counts_of(name))
+    assert len(log.items) == counts_of(name)[2]  # 5-core already, no repeats
     assert (log.times.min(), log.times.max()) == (first, last)
 
 
 @needs_data
 def test_real_amazon_office_after_the_table():
     path = SHARED / sources.SOURCES["office"].path
-    amazon.load(str(path), counts=(4_905, 2_420, 53_258))
+    amazon.load(str(path), counts=counts_of("office"))
     assert "found 4,905 users" in message(amazon.load, str(path), counts=(1, 2, 3))
 
 
@@ -171,7 +176,7 @@ def test_real_clothing_by_position():
         str(SHARED / "amazon-clothing" / "order_only_NO_TIMESTAMPS.parquet"),
         columns={"user": "user_id", "item": "item_id", "time": "position"},
         time_unit="s",
-        counts=sources.TABLE_1["clothing"],
+        counts=counts_of("clothing"),
     )
     starts = np.flatnonzero(np.diff(log.users, prepend=-1))
     assert (log.times[starts] == 0).all()
@@ -181,7 +186,7 @@ def test_real_clothing_by_position():
 @needs_data
 def test_real_movielens():
     path = SHARED / "ml-1m" / "ml-1m-rebuilt.zip"
-    log = movielens.load(str(path), counts=sources.TABLE_1["ml1m"])
+    log = movielens.load(str(path), counts=counts_of("ml1m"))
     assert (log.times.min(), log.times.max()) == (956703932, 1046454590)
     # User 1 rated 1270, 1721, 1022 (lines 23, 28, 38) at one and the same second.
     first = [item for user, item, _ in triples(log) if user == "1"][:5]

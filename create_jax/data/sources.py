@@ -53,19 +53,11 @@ SOURCES = {
 }
 
 # A loader: a module with load(path, *, k_core, drop_repeats, counts, its settings) ->
-# Interactions, and perhaps titles(path) -> names of items by external id.
+# Interactions, and perhaps stream(path, its settings) -> table.Stream, the same in
+# blocks, and titles(path) -> names of items by external id.
 LOADERS = {
     name: f"create_jax.data.{name}"
     for name in ("amazon", "movielens", "movietweetings", "yambda", "table")
-}
-
-# Users, items, interactions: Table 1 of the paper.
-TABLE_1 = {
-    "beauty": (22_363, 12_101, 198_502),
-    "sports": (35_598, 18_357, 296_337),
-    "clothing": (39_387, 23_033, 278_677),
-    "ml1m": (6_040, 3_706, 1_000_209),
-    "yambda": (8_283, 181_304, 881_456),
 }
 
 
