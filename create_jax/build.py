@@ -11,8 +11,8 @@ from create_jax.models import alignment
 from create_jax.models.system import System
 from create_jax.steps import Phase
 
-# Modules of encoders; models/graph_encoder.py and models/transformer.py define their
-# interface. The graph module of Self-GNN serves no other method.
+# Modules of encoders; docs/extending.md and models/graph_encoder.py say what they have.
+# The graph module of Self-GNN serves no other method.
 SEQUENCE_ENCODERS = {
     name: f"create_jax.models.{name}" for name in ("sasrec", "bert4rec", "esasrec")
 }

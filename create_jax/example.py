@@ -10,14 +10,16 @@ from create_jax import experiment, export, protocol
 from create_jax.files import is_remote
 from create_jax.writers import say
 
+LAST_WATCHED = 5  # items of the history that are shown
 
-def show(config, workdir: str, least_history: int = 5) -> None:
+
+def show(config, workdir: str) -> None:
     """Prints one real history and the ten items ranked first for it, by title; exports
     the model, and prints the commands that ask it about oneself."""
     opened, fitted, selection = experiment.reopen(config, workdir)
     split, titles = opened.split, protocol.titles(config)
     holdout = split.test[config.eval.target]
-    long = np.flatnonzero(holdout.end - holdout.begin >= least_history)
+    long = np.flatnonzero(holdout.end - holdout.begin >= LAST_WATCHED)
     one = long[:1] if len(long) else np.array([0])
     query = holdout._replace(
         users=holdout.users[one],
@@ -35,7 +37,7 @@ def show(config, workdir: str, least_history: int = 5) -> None:
     history = query.log[query.begin[0] : query.end[0]]
     user = split.refit.user_ids[int(query.users[0])]
     say(f"User {user} last watched" + f" ({len(history)} in all):")
-    for item in history[-least_history:]:
+    for item in history[-LAST_WATCHED:]:
         say(f"      {name(item)}")
     say(f"and next (held out): {name(query.targets[0])}\n\nThe model's top ten:")
     for place, item in enumerate(top[top > 0], start=1):

@@ -43,7 +43,9 @@ class Names:
         if code is not None:
             return [code]
         wanted = plain(text).encode()
-        return self._lines(b"\n%b\t" % wanted, HITS) if wanted else []
+        if not wanted:
+            return []
+        return sorted(self._codes[self._places(b"\n%b\t" % wanted, HITS)].tolist())
 
     def find(self, text: str, n: int) -> list[int]:
         """At most n items, best first: the id or title itself, what begins with the
@@ -94,9 +96,6 @@ class Names:
             found.append(line - 1)
             at = self._text.find(part, int(self._starts[line]) - 1)
         return found
-
-    def _lines(self, part: bytes, most: int) -> list[int]:
-        return sorted(self._codes[self._places(part, most)].tolist())
 
 
 def plain(text: str) -> str:

@@ -26,7 +26,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from create_jax import artifact, scoring
-from create_jax.errors import InputError, one_line
+from create_jax.errors import LONGEST, InputError, one_line
 from create_jax.recommender import MOST
 
 BODY = 2**20  # bytes of a request's body
@@ -370,7 +370,7 @@ def as_json(content, status: int = 200, **headers) -> Response:
 
 
 def error(status: int, text: object, **headers) -> Response:
-    line = one_line(text, 490).encode(errors="replace").decode()
+    line = one_line(text, LONGEST).encode(errors="replace").decode()
     return as_json({"error": line}, status, **headers)
 
 

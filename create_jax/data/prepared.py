@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from create_jax.data.interactions import Interactions, Rows
-from create_jax.data.stored import Stored, place_of, slices, smallest, users_of
+from create_jax.data.splits import place_of
+from create_jax.data.stored import Stored, slices, smallest, users_of
 from create_jax.errors import InputError, one_line
 from create_jax.files import named, write_text
 

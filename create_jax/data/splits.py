@@ -234,8 +234,13 @@ def _quantile(times: np.ndarray, q: float) -> int:
     The rows later than either are the same rows. float64 has too few digits for
     nanoseconds.
     """
-    place = int(round(q * (len(times) - 1), 6))
+    place = place_of(q, len(times))
     return np.partition(times, place)[place]
+
+
+def place_of(q: float, n: int) -> int:
+    """The place, from 0, of that time among n sorted ones."""
+    return int(round(q * (n - 1), 6))
 
 
 def leave_one_out(log: Interactions, *, validation: str, **rules) -> Split:

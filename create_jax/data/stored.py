@@ -106,11 +106,6 @@ def slices(array: np.ndarray) -> Iterator[np.ndarray]:
     return (array[start : start + BLOCK] for start in range(0, len(array), BLOCK))
 
 
-def place_of(q: float, n: int) -> int:
-    """Where the quantile of n sorted times stands, as `splits` cuts."""
-    return int(round(q * (n - 1), 6))
-
-
 def smallest(times: np.ndarray, places: Sequence[int]) -> list[int]:
     """The times that would stand at some places if all were sorted, by three passes in
     little memory."""
@@ -178,7 +173,7 @@ def leave_one_out(log: Stored, *, validation: str, **rules) -> Split:
 def _cut(log: Stored, part: Stored, *quantiles: float) -> int:
     """The last quantile, of the times of a part, which has the smallest of the log."""
     if quantiles not in log.cuts:
-        place = place_of(quantiles[-1], part.n_rows)
+        place = splits.place_of(quantiles[-1], part.n_rows)
         return smallest(log.times, [place])[0]
     return log.cuts[quantiles]
 

@@ -15,9 +15,12 @@ Unit = Literal["auto", "s", "ms", "us", "ns", "iso"]
 NANO = 10**9
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": NANO}
 WORDS = {
-    **{"iso": "an ISO date", "digits": "a date as a number (20170820)"},
-    **{"s": "seconds", "ms": "milliseconds"},
-    **{"us": "microseconds", "ns": "nanoseconds"},
+    "iso": "an ISO date",
+    "digits": "a date as a number (20170820)",
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "ns": "nanoseconds",
 }
 YEAR = 365 * 86_400
 # Numbers that can only be dates: as seconds or milliseconds they would lie in one month

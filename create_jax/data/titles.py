@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from create_jax.data import container
 from create_jax.errors import InputError, one_line
 
 
@@ -38,7 +39,7 @@ def read(path: str) -> dict[str, str]:
 def _frame(path: str) -> pl.DataFrame:
     with open(path, "rb") as file:
         start = file.read(64)
-    if start[:4] == b"PAR1":
+    if start[:4] == container.PARQUET:
         return pl.read_parquet(path)
     if start.lstrip()[:1] == b"{":
         return pl.read_ndjson(path)
