@@ -28,13 +28,20 @@ class AgreedError(InputError):
 
 
 def exit_code(run: Callable[[], object]) -> int:
-    """Of a command: 0, or 2 after an InputError as one line on stderr."""
+    """Of a command: 0, or 2 after an InputError or OSError as one line on stderr."""
     try:
         run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        text = about_file(error) if isinstance(error, OSError) else error
+        print(f"error: {text}", file=sys.stderr)
         return 2
     return 0
+
+
+def about_file(error: OSError) -> str:
+    """What the system says of a file or disk, in one line."""
+    reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+    return f"{reason}; put that right and run again"
 
 
 def one_line(text: object, longest: int) -> str:

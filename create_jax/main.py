@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from create_jax import cluster, config_file, methods, named
-from create_jax.errors import AgreedError, InputError, one_line
+from create_jax.errors import AgreedError, InputError, about_file, one_line
 
 
 class ConfigParser(flags.ArgumentParser):
@@ -300,8 +300,7 @@ def run() -> None:
             )
         if not isinstance(error, OSError):
             raise
-        reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        cluster.stop(f"error: {reason}; put that right and run again", 2)
+        cluster.stop(f"error: {about_file(error)}", 2)
 
 
 def begin() -> list[str]:

@@ -23,7 +23,7 @@ import polars as pl
 from create_jax import config_file, protocol, settings
 from create_jax.data import out_of_core, prepared
 from create_jax.data.prepared import About
-from create_jax.errors import InputError, bad_setting
+from create_jax.errors import InputError, bad_setting, exit_code
 from create_jax.files import lock, named
 
 ENGINES = ("polars", "duckdb")
@@ -48,32 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--finish", metavar="DIR", help="add raw rows and manifest to an engine's files"
     )
     args, changes = parser.parse_known_args(argv)
-    try:
-        if args.check:
-            manifest = prepared.check(Path(args.check))
-            print(_line(args.check, manifest, "whole"))
-        elif args.finish:
-            manifest = prepared.finish(Path(args.finish))
-            print(_line(args.finish, manifest, "finished"))
-        elif args.config and args.out:
-            config = _config(args.config, changes)
-            manifest = prepare(
-                config, args.out, args.engine, args.memory, args.spill or ""
-            )
-            print(_line(args.out, manifest, f"prepared by {manifest['engine']}"))
-        else:
-            raise InputError(
-                "found nothing to do; expected --config=NAME with --out=DIR, or "
-                "--check=DIR, or --finish=DIR"
-            )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        print(f"error: {reason}; put that right and run again", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(args, changes))
+
+
+def run(args, changes: Sequence[str]) -> None:
+    """What the flags ask for; `changes` are those that argparse does not know."""
+    if args.check:
+        manifest = prepared.check(Path(args.check))
+        print(_line(args.check, manifest, "whole"))
+    elif args.finish:
+        manifest = prepared.finish(Path(args.finish))
+        print(_line(args.finish, manifest, "finished"))
+    elif args.config and args.out:
+        config = _config(args.config, changes)
+        manifest = prepare(config, args.out, args.engine, args.memory, args.spill or "")
+        print(_line(args.out, manifest, f"prepared by {manifest['engine']}"))
+    else:
+        raise InputError(
+            "found nothing to do; expected --config=NAME with --out=DIR, or "
+            "--check=DIR, or --finish=DIR"
+        )
 
 
 def prepare(

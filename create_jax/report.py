@@ -28,7 +28,7 @@ import numpy as np
 
 from create_jax import curves
 from create_jax.claims import Claim, make_claims
-from create_jax.errors import InputError
+from create_jax.errors import InputError, exit_code
 from create_jax.files import write_text
 from create_jax.runs import System, by_section, common_targets, find_runs, load
 
@@ -381,32 +381,32 @@ def main(arguments=None) -> int:
     parser.add_argument("--metrics", default="ndcg@10,recall@10,ndcg@100,recall@100")
     parser.add_argument("--resamples", type=int, default=10_000)
     flags = parser.parse_intermixed_args(arguments)
-    try:
-        systems = load(find_runs(flags.runs))
-        names = flags.metrics.split(",")
-        known = [n for n in systems[0].results[0]["test"] if "coverage" not in n]
-        if not set(names) <= set(known):
-            raise InputError(
-                f"--metrics={flags.metrics}; expected some of {','.join(known)}"
-            )
-        claims = make_claims(systems, flags.baseline, names, flags.resamples)
-        found = parts(systems, claims, names[0])
-        text = markdown(found)
-        filled = [fill(path, found) for path in flags.fill]  # all of them, or none
-        for path, page in zip(flags.fill, filled, strict=True):
-            write_text(path, page)
-        if flags.out:
-            flags.out.mkdir(parents=True, exist_ok=True)
-            write_text(flags.out / "report.md", text)
-            write_text(flags.out / "report.csv", comma_separated(systems))
-            write_text(flags.out / "differences.csv", claims_as_csv(claims))
-            with curves.optional(flags.out):
-                curves.draw_report(by_section(systems), flags.out, names[0])
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: make(flags))
+
+
+def make(flags) -> None:
+    """Writes what the flags of `main` ask for, and prints report.md."""
+    systems = load(find_runs(flags.runs))
+    names = flags.metrics.split(",")
+    known = [n for n in systems[0].results[0]["test"] if "coverage" not in n]
+    if not set(names) <= set(known):
+        raise InputError(
+            f"--metrics={flags.metrics}; expected some of {','.join(known)}"
+        )
+    claims = make_claims(systems, flags.baseline, names, flags.resamples)
+    found = parts(systems, claims, names[0])
+    text = markdown(found)
+    filled = [fill(path, found) for path in flags.fill]  # all of them, or none
+    for path, page in zip(flags.fill, filled, strict=True):
+        write_text(path, page)
+    if flags.out:
+        flags.out.mkdir(parents=True, exist_ok=True)
+        write_text(flags.out / "report.md", text)
+        write_text(flags.out / "report.csv", comma_separated(systems))
+        write_text(flags.out / "differences.csv", claims_as_csv(claims))
+        with curves.optional(flags.out):
+            curves.draw_report(by_section(systems), flags.out, names[0])
     print(text)
-    return 0
 
 
 if __name__ == "__main__":

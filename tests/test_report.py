@@ -362,6 +362,9 @@ def test_documents_are_filled_between_marks_and_nowhere_else(runs, capsys):
         page.write_text(wrong)
         assert report.main(arguments) == 2 and page.read_text() == wrong
         assert reason in capsys.readouterr().err
+    page.unlink()
+    assert report.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {page}: No such file")
 
 
 def test_packed_ranks_make_the_same_report_wherever_they_are(runs):
