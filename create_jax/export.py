@@ -39,11 +39,14 @@ def export(config, workdir: str, out: str) -> str:
     """Writes the artifact of a finished run; returns its hash.
 
     Raises:
-      InputError: no finished run, or a method that cannot serve.
+      InputError: no finished run, a method that cannot serve, or several processes.
     """
     refuse(config)
     if jax.process_count() > 1:
-        raise InputError("--mode=export runs in one process; leave out --distributed")
+        raise InputError(
+            "--mode=export was started on several processes of one cluster; start one, "
+            "with --nodistributed"
+        )
     return write(*experiment.reopen(config, workdir), out)
 
 

@@ -119,11 +119,6 @@ def main(argv: list[str]) -> None:
                 f"config.seeds is {tuple(config.seeds)}; one file holds one run: name "
                 "it with --config.seed="
             )
-        if cluster.count() > 1:
-            raise InputError(
-                "--mode=export was started on several processes of one cluster; start "
-                "one, with --nodistributed"
-            )
         say_without_effect([flatten(runs[0].to_dict())])
         export.export(runs[0], workdir(runs[0]), _OUT.value)
     elif _MODE.value == "tune":
