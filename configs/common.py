@@ -99,7 +99,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
             "graph": {
                 "encoder": "ultragcn",  # of CREATE; lightgcn, signed, hypergraph, none
                 "batch_size": 2048,  # pairs a step (26)
-                "batch_source": "edges",  # or batch_users (14; LightGCN)
+                "batch_source": "edges",  # or batch_users (14; not of ultragcn)
                 "last_n": 0,  # each user's last N rows; 0 = all (19)
                 "last_frac": 1.0,  # each user's last share of rows (19)
                 "reduce": "mean",  # or sum, over the pairs of a step (10)

@@ -90,8 +90,8 @@ def without_effect(changed: list[str], flats: list[dict], mode: str) -> str:
 def _data_and_selection(flat: dict) -> list[str]:
     off = []
     if flat["data.loader"] != "table":
-        off += [f"data.table.{name}" for name in ("format", "separator", "header")]
-        off += ["data.table.columns.", "data.table.time_unit"]
+        form = "format", "separator", "quoting", "encoding", "header", "time_unit"
+        off += [f"data.table.{name}" for name in (*form, "columns.")]
     if flat["split.kind"] == "leave_one_out":
         off += ["split.q_test", "split.q_val"]
     if flat["split.validation"] not in ("auto", "by_time"):
@@ -134,6 +134,10 @@ def _joint(flat: dict, method) -> list[str]:
         off += ["graph.batch", "graph.last_", "graph.reduce", "warmup."]
         off += ["model.user_std", "loss.w_global"]
         off += [] if views else ["align.kind", "align.", "loss.w_bt"]
+    if method.sequence == "own":  # it asks its graph for no batches of pairs
+        off += ["graph.batch_", "graph.reduce"]
+    elif flat["graph.encoder"] == "ultragcn":  # whose pairs are those of all users
+        off.append("graph.batch_source")
     if flat["align.kind"] == "none":
         return [*off, "align.", "loss.w_bt"]
     of_kind = {

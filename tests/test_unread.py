@@ -129,3 +129,9 @@ def test_an_amount_that_nothing_reads_is_named():
     assert told(seeds, ["sasrec"]).endswith(": config.seed")
     assert told(seeds, ["sasrec"], "tune").endswith(": config.seeds")
     assert told({"split.validation": "none"}, ["mostpop"]) == ""
+    pairs = {"graph.batch_source": "batch_users"}
+    assert told(pairs, ["create"]).endswith(": config.graph.batch_source")
+    assert told(pairs, ["create_uni"]) == ""
+    assert told({"graph.batch_size": 9}, ["mrgsrec", "selfgnn"]).startswith("note: ")
+    quoted = {"data.loader": "amazon", "data.table.quoting": False}
+    assert told(quoted, ["sasrec"]).endswith(": config.data.table.quoting")
