@@ -35,8 +35,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from create_jax.files import write_text
 from create_jax.report import markdown_table
-from create_jax.writers import write_text
 
 ROOT = Path(__file__).parents[1]
 FILES = {
