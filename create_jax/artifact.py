@@ -85,8 +85,8 @@ class Texts(Sequence):
         """The first place of a text, or None."""
         return next(iter(self.codes_of(text)), None)
 
-    def nearest(self, text: str, n: int = 3) -> list[int]:
-        """Places of the texts that share most with one, in any case of letters: by the
+    def nearest(self, text: str) -> list[int]:
+        """Places of the three texts that share most with one, in any case: by the
         share of its groups of three bytes that they have, plus difflib's ratio."""
         import difflib
 
@@ -107,7 +107,7 @@ class Texts(Sequence):
             match.set_seq1(self[place].lower())
             return hits[place] / len(groups) + match.ratio()
 
-        return sorted(map(int, some), key=alike, reverse=True)[:n]
+        return sorted(map(int, some), key=alike, reverse=True)[:3]
 
     def _with(self, group: bytes) -> np.ndarray:
         """The places of the texts in which some bytes stand."""
@@ -203,7 +203,7 @@ def _tensors(artifact: Artifact) -> dict[str, np.ndarray]:
             "users.offsets": users.offsets,
             "users.seen": users.seen,
         }
-    found |= flatten(artifact.parameters)
+    found |= _flat(artifact.parameters, PARAMETERS)
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
@@ -212,21 +212,23 @@ def _of_texts(name: str, texts: Texts) -> dict:
 
 
 TEXT_PARTS = ("data", "offsets", "order")
+PARAMETERS = "parameters"  # of the encoder: their names begin with it
 
 
-def flatten(tree: dict, prefix: str = "parameters") -> dict[str, np.ndarray]:
+def _flat(tree: dict, prefix: str) -> dict[str, np.ndarray]:
     """Arrays by their path, with / between the names."""
     found = {}
     for name, value in tree.items():
         path = f"{prefix}/{name}"
-        found |= flatten(value, path) if isinstance(value, dict) else {path: value}
+        found |= _flat(value, path) if isinstance(value, dict) else {path: value}
     return found
 
 
-def _nested(tensors: dict, prefix: str = "parameters") -> dict:
+def _nested(tensors: dict) -> dict:
+    """What `_flat` made of PARAMETERS, nested again."""
     tree = {}
     for path, array in tensors.items():
-        if not path.startswith(f"{prefix}/"):
+        if not path.startswith(f"{PARAMETERS}/"):
             continue
         node, (*parts, last) = tree, path.split("/")[1:]
         for part in parts:

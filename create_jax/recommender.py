@@ -419,7 +419,7 @@ class Recommender:
         if found is not None:
             return found
         named_so = titles.codes_of(text) if titles else []
-        near = titles.nearest(text) if titles else []
+        near = titles.nearest(text) if titles and not named_so else []
         if not named_so:
             folded = text.casefold()
             named_so = [code for code in near if titles[code].casefold() == folded]

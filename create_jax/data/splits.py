@@ -23,6 +23,7 @@ VALIDATIONS = {
 # Settings of the config's `split` that not every kind reads.
 READS = {"global_temporal": ("q_test", "q_val")}
 NEED_CLOCK = ("global_temporal",)  # real times, not only an order
+BY_USER = 1024  # users who do not train, with the validation of that name
 
 
 class Holdout(NamedTuple):
@@ -280,12 +281,12 @@ def _last_of(log, which):
     return take(log, ~held), held
 
 
-def random_users(sizes: np.ndarray, seed: int, n_users: int = 1024) -> np.ndarray:
-    """[U] bool: users with two rows or more, at most half of these, drawn at random."""
+def random_users(sizes: np.ndarray, seed: int) -> np.ndarray:
+    """[U] bool: random users with two rows or more; BY_USER, or half of these."""
     eligible = np.flatnonzero(sizes >= 2)
     rng = stream("user", seed)
     chosen = np.zeros(len(sizes), bool)
-    chosen[rng.permutation(eligible)[: min(n_users, len(eligible) // 2)]] = True
+    chosen[rng.permutation(eligible)[: min(BY_USER, len(eligible) // 2)]] = True
     return chosen
 
 
