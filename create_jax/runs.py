@@ -143,7 +143,7 @@ def _apart(own: dict, beside: list[dict], every: list[dict], gaps=True) -> list[
         return alone and counts[0][0] == json.dumps(value)
 
     return [
-        f"{name}={_show(value)}"
+        f"{name}={settings.shown(value)}"
         for name, value in own.items()
         if any(other != value for other in others(name, beside))
         and not usual(name, value)
@@ -156,10 +156,6 @@ def by_section(systems: list[System]) -> dict[str, list[System]]:
         section: [system for system in systems if system.section == section]
         for section in dict.fromkeys(system.section for system in systems)
     }
-
-
-def _show(value):
-    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def common_targets(results: list[dict]) -> list[str]:

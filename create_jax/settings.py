@@ -136,6 +136,11 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
+def shown(value):
+    """A value as messages and tables have it: of a float four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
 def meant(flat: dict) -> dict:
     """Flat settings with the validation that is really done as `split.validation`.
     leave_one_out once ignored that setting."""

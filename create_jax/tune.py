@@ -198,7 +198,7 @@ def _run(study, trial, opened, space, optuna) -> None:
     with config.unlocked():
         config.update_from_flattened_dict(chosen)
     directory = opened.run.workdir / f"trial-{trial.number:04d}"
-    shown = ", ".join(f"{key}={_short(value)}" for key, value in chosen.items())
+    shown = ", ".join(f"{key}={settings.shown(value)}" for key, value in chosen.items())
     say(f"trial {trial.number}: {shown}")
     known = set(study.trials[trial.number].intermediate_values)
 
@@ -244,10 +244,6 @@ def _suggest(trial, one: Dimension):
     if one.kind == "integer":
         return trial.suggest_int(one.key, *one.values)
     return trial.suggest_float(one.key, *one.values, log=one.kind == "log")
-
-
-def _short(value):
-    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _write_best(study, config, directory: Path, space, optuna) -> Path:
