@@ -134,7 +134,7 @@ def _joint(flat: dict, method) -> list[str]:
         off += ["graph.batch", "graph.last_", "graph.reduce", "warmup."]
         off += ["model.user_std", "loss.w_global"]
         off += [] if views else ["align.kind", "align.", "loss.w_bt"]
-    if method.sequence == "own":  # it asks its graph for no batches of pairs
+    if flat["method"] in ("mrgsrec", "selfgnn"):  # no batches of pairs
         off += ["graph.batch_", "graph.reduce"]
     elif flat["graph.encoder"] == "ultragcn":  # whose pairs are those of all users
         off.append("graph.batch_source")
