@@ -39,6 +39,7 @@ from create_jax.recommender import Recommender, make_encoder
 SHARES = 0.3, 0.5, 0.7  # of the limit: the rates of the open loop
 CLIENTS = 1, 8, 32
 HISTORY, K = 20, 100
+BLOCK = 20  # queries of one way before the other's turn
 
 
 # --- the artifact ---------------------------------------------------------------------
@@ -211,21 +212,32 @@ class Server:
 
 
 async def turns(client: Client, path: Path, items: int, rounds: int = 200):
-    """Milliseconds [2, rounds] of one query after the other, in turn without HTTP, in
-    this process, and with it."""
+    """Milliseconds [2, rounds] of one query after the other, without HTTP, in this
+    process, and with it.
+
+    Each has BLOCK queries at a time: the threads of a matrix product go on turning for
+    some milliseconds, and would take the other process's cores.
+    """
     recommender = Recommender(artifact.read(path))
     recommender.warm_up()
     model = scoring.Model(recommender.artifact, recommender, None)
     rng, times = np.random.default_rng(1), np.zeros((2, rounds))
-    for number in range(-10, rounds):  # the first are not counted
+
+    async def scored():
         history = tuple(rng.integers(1, items, HISTORY).tolist())
         job = scoring.Recommend(model, history, None, K, (), None, True, False)
-        start = time.perf_counter()
         scoring.answer([job])
-        between = time.perf_counter()
+
+    async def asked():
         assert await client.ask() == 200
-        if number >= 0:
-            times[:, number] = between - start, time.perf_counter() - between
+
+    for start in range(-BLOCK, rounds, BLOCK):  # the first are not counted
+        for some, ask in zip(times, (scored, asked), strict=True):
+            await asyncio.sleep(0.5)
+            for number in range(start, start + BLOCK):
+                begun = time.perf_counter()
+                await ask()
+                some[number] = time.perf_counter() - begun
     return 1e3 * times
 
 
