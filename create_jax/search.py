@@ -2,13 +2,13 @@
 
 import difflib
 import re
-import unicodedata
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from create_jax.artifact import Artifact
+from create_jax.artifact import Artifact, Texts
 
-LINES = 10_000  # made at once: a million small objects would leave holes in memory
 HITS = 4000  # lines of the names that one search looks at
 NEAR = 200  # of them for each beginning of a misspelt word
 ALIKE = 0.65  # of the letters, below which a name is not near
@@ -26,23 +26,22 @@ class Names:
         self._artifact = artifact
         order = np.argsort(-artifact.counts, kind="stable")
         self._codes = order[(artifact.counts[order] > 0) & (order > 0)]
-        titles, ids = artifact.titles, artifact.ids
-        lengths, parts = np.zeros(len(self._codes) + 1, np.int64), [b"\n"]
-        for start in range(0, len(self._codes), LINES):
-            some = self._codes[start : start + LINES]
-            named = ((titles[c] if titles else "", ids[c]) for c in some)
-            lines = [f"{plain(t)}\t{plain(i)}\n".encode() for t, i in named]
-            lengths[1 + start : 1 + start + len(lines)] = [*map(len, lines)]
-            parts.append(b"".join(lines))
-        self._text = b"".join(parts)
-        self._starts = 1 + np.cumsum(lengths)
+        ids, titles = artifact.ids, artifact.titles
+        tab, end, nothing = (pa.scalar(x, pa.large_string()) for x in ("\t", "\n", ""))
+        names = [plain(as_arrow(x).take(self._codes)) for x in (titles, ids) if x]
+        names = names if titles else [nothing, *names]
+        lines = pc.binary_join_element_wise(*names, tab)
+        lines = pc.binary_join_element_wise(lines, nothing, end)
+        _, starts, text = lines.buffers()
+        self._text = b"\n" + text.to_pybytes()
+        self._starts = 1 + np.frombuffer(starts, np.int64, len(lines) + 1)
 
     def named(self, text: str) -> list[int]:
         """The item of an id, or else all items of a title, in any letters."""
         code = self._artifact.ids.code_of(text)
         if code is not None:
             return [code]
-        wanted = plain(text).encode()
+        wanted = plain_text(text).encode()
         if not wanted:
             return []
         return sorted(self._codes[self._places(b"\n%b\t" % wanted, HITS)].tolist())
@@ -53,7 +52,7 @@ class Names:
 
         Of equals the most popular comes first.
         """
-        whole = plain(text)
+        whole = plain_text(text)
         words = sorted(set(whole.split()), key=len, reverse=True)
         if not words:
             return self._codes[:n].tolist()
@@ -67,7 +66,7 @@ class Names:
 
     def nearest(self, text: str, n: int) -> list[int]:
         """At most n items with a title or an id that is spelt like a text."""
-        whole = plain(text)[:100]
+        whole = plain_text(text)[:100]
         lines = set()
         for word in whole.split()[:8]:
             for part in {
@@ -98,13 +97,25 @@ class Names:
         return found
 
 
-def plain(text: str) -> str:
-    """One line in small letters, without accents and repeated spaces."""
-    if not text.isascii():
-        apart = unicodedata.normalize("NFKD", text)
-        text = "".join(c for c in apart if not unicodedata.combining(c))
-        text = text.encode(errors="replace").decode()
-    return " ".join(text.casefold().split())
+def as_arrow(texts: Texts) -> pa.LargeStringArray:
+    """The same bytes."""
+    parts = (pa.py_buffer(np.ascontiguousarray(x)) for x in (texts.offsets, texts.data))
+    return pa.LargeStringArray.from_buffers(len(texts), *parts)
+
+
+def plain(texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Each in one line and small letters, without accents and repeated spaces. Arrow
+    does not hold the interpreter's lock: others answer while a model is loaded."""
+    apart = pc.utf8_normalize(texts, "NFKD")
+    bare = pc.replace_substring_regex(apart, r"\p{M}+", "")
+    small = pc.utf8_lower(pc.utf8_upper(bare))  # the two small sigmas are one letter
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(small, r"\s+", " "))
+
+
+def plain_text(text: str) -> str:
+    """`plain` of one text."""
+    whole = text.encode(errors="replace").decode()
+    return plain(pa.array([whole], pa.large_string()))[0].as_py()
 
 
 def _rank(name: str, whole: str, words: list[str]) -> int:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import prometheus_client as prometheus
+import pyarrow
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
@@ -211,7 +212,8 @@ class Service:
 
 
 def give_back() -> None:
-    """Hands what was freed to the system, which glibc else keeps for later."""
+    """Hands what was freed to the system, which Arrow and glibc else keep for later."""
+    pyarrow.default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):  # another libc
         ctypes.CDLL(None).malloc_trim(0)
 
