@@ -25,6 +25,19 @@ SHOWN = 3  # history items that explain an item
 COLUMNS = {"user_column": "user", "item_column": "item", "time_column": "time"}
 FORM = ("format", "separator", "encoding", "time_unit")  # of --log, texts
 SWITCHES = ("header", "quoting", "has_clock")  # of --log
+FORMS = (*COLUMNS, *FORM, *SWITCHES)
+# The questions with which a flag has an effect.
+HISTORIES = "--history", "--user and --log"
+GOES_WITH = {
+    "explain": HISTORIES,
+    "part": ("--log",),
+    **dict.fromkeys(("loader", *FORMS), ("--log", "--user and --log")),
+    **dict.fromkeys(
+        ("exclude", "allow", "hide_history", "vectors"),
+        (*HISTORIES, "--user", "--log"),
+    ),
+}
+OF_LISTS = ("k", "exclude", "allow", "hide_history", "explain")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,9 +112,12 @@ def run(args) -> None:
             f"--out goes with --log alone, found {' and '.join(asked)} and --out="
             f"{args.out or ''}; as in --log=log.parquet --out=recs"
         )
+    refuse_idle(args, " and ".join(asked))
     check_k(k_of(args))
     artifact = read(args.file)
     recommender = Recommender(artifact, trust=args.trust)
+    if args.log is not None:
+        refuse_idle_of_log(args, recommender)
     if asked == ["--log"]:
         write_lists(args, recommender)
         return
@@ -134,6 +150,45 @@ def run(args) -> None:
         hide = {"hide_history": rules["hide_history"]}
         why = recommender.explain_all(history, items[0][items[0] > 0], **hide)
     show(artifact, items[0], scores[0], why)
+
+
+def given(args, names: Sequence[str]) -> list[str]:
+    """Those of the flags that the command line has."""
+    default = _parser().get_default
+    return [name for name in names if getattr(args, name) != default(name)]
+
+
+def refuse_idle(args, question: str) -> None:
+    """Raises InputError for a flag without effect on a question."""
+    for name in given(args, GOES_WITH):
+        if question not in GOES_WITH[name]:
+            raise InputError(
+                f"--{name} has no effect with {question}; it goes with "
+                f"{' or with '.join(GOES_WITH[name])}: leave it out, or ask so"
+            )
+    for name in given(args, OF_LISTS) if args.vectors else ():
+        raise InputError(
+            f"--{name} has no effect with --vectors; it goes with a list: leave out "
+            "one of the two"
+        )
+
+
+def refuse_idle_of_log(args, recommender: Recommender) -> None:
+    """Raises InputError for a log, or flags of its form, that the model's kind or the
+    loader would not read."""
+    if args.user is not None and recommender.artifact.users is not None:
+        raise InputError(
+            f"--log has no effect with --user of {recommender.manifest['method']}, "
+            "which knows its users by training and reads no history: leave out --log, "
+            "or --user, for lists of all users of the log into --out"
+        )
+    loader, form = loader_of(args, recommender), given(args, FORMS)
+    if loader != "table" and form:
+        raise InputError(
+            f"--{form[0]} has no effect with --loader={loader}"
+            f"{'' if args.loader else ' (as in training)'}; it goes with "
+            "--loader=table: leave it out, or name that loader"
+        )
 
 
 def k_of(args) -> int:
@@ -188,16 +243,20 @@ def _named(codes) -> str:
     return hashlib.sha256(np.sort(np.array(codes, np.int64))).hexdigest()[:16]
 
 
+def loader_of(args, recommender: Recommender) -> str:
+    """What reads --log: the training's, or the table's where that is the user's own."""
+    own = recommender.manifest["config"]["data"]["loader"]
+    return args.loader or (own if own in sources.LOADERS else "table")
+
+
 def blocks_of(args, recommender: Recommender):
     """The rows of --log, read as in training but for what the flags say."""
-    data = recommender.manifest["config"]["data"]
-    own = data["loader"] if data["loader"] in sources.LOADERS else "table"
-    loader = args.loader or own
+    loader = loader_of(args, recommender)
     if loader != "table":
         module = protocol.find_loader(loader)
         yield from bulk.blocks_of(module.load(args.log, drop_repeats=False))
         return
-    form = ConfigDict(data["table"])
+    form = ConfigDict(recommender.manifest["config"]["data"]["table"])
     form.columns.rating = ""
     for flag, key in COLUMNS.items():
         form.columns[key] = getattr(args, flag) or form.columns[key]

@@ -138,6 +138,42 @@ def test_a_mistake_is_one_line(ask, options, message, tmp_path, monkeypatch):
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 500
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            "--similar=b01 --exclude=x",
+            "--exclude has no effect with --similar; it goes",
+        ),
+        ("--similar=b01 --allow=x", "--allow has no effect with --similar"),
+        ("--similar=b01 --vectors", "--vectors has no effect with --similar"),
+        ("--similar=b01 --hide_history=true", "--hide_history has no effect with"),
+        ("--similar=b01 --hide_history=false", "--hide_history has no effect with"),
+        ("--similar=b01 --explain", "it goes with --history or with --user and --log:"),
+        ("--user=u1 --explain", "--explain has no effect with --user; it goes with"),
+        ("--log=x --out=x --explain", "--explain has no effect with --log; it goes"),
+        ("--log=x --user=u1 --part=0/2", "--part has no effect with --user and --log"),
+        ("--history=b01 --part=0/2", "--part has no effect with --history; it goes"),
+        ("--history=b01 --format=csv", "--format has no effect with --history"),
+        ("--similar=b01 --loader=table", "--loader has no effect with --similar"),
+        ("--history=b01 --header=false", "--header has no effect with --history"),
+        ("--history=b01 --vectors --k=3", "--k has no effect with --vectors"),
+        ("--history=b01 --vectors --explain", "--explain has no effect with --vectors"),
+        ("--log=x --out=x --vectors --allow=x", "--allow has no effect with --vectors"),
+        (
+            "--log=x --out=x --loader=movielens --time_unit=s",
+            "--time_unit has no effect with --loader=movielens; it goes with",
+        ),
+    ],
+)
+def test_a_flag_without_effect_is_refused(ask, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, rows, err = ask(*options.split())
+    assert code == 2 and not rows and message in err and "leave" in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 500
+    assert not Path("x").exists()
+
+
 def test_a_damaged_file_is_one_line(ask, tmp_path, model):
     model.write_bytes(model.read_bytes()[:-3])
     code, _, err = ask("--history=b01")
@@ -218,6 +254,8 @@ def test_a_known_user_is_asked_for_by_id(tmp_path, ask):
     assert "nearest: 'user" in ask("--user=user3", file=path)[2]
     assert "the most popular" in ask("--history=b01", file=path)[2]
     assert "no known history" in ask("--history=b01", "--explain", file=path)[2]
+    code, rows, err = ask("--user=user2", "--log=x", file=path)
+    assert code == 2 and "--log has no effect with --user of lightgcn" in err
 
 
 # --- a whole log ----------------------------------------------------------------------
