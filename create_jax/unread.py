@@ -28,12 +28,27 @@ BY_KIND = {
     ),
     "joint": (),
 }
+# The next-item losses that read a setting; a loss or a system of yours may read any.
+OF_LOSSES = {
+    "loss.negatives": ("sampled", "gbce", "bce"),
+    "loss.shared_negatives": ("sampled", "gbce", "bce"),
+    "loss.gbce_t": ("gbce",),
+    "loss.token_chunk": ("ce",),
+    "loss.item_chunk": ("ce",),
+    "loss.whole_items": ("ce",),
+}
+# Settings of graph encoders that only their own loss reads.
+OF_GRAPH_LOSSES = (
+    *("graph.lightgcn.l2", "graph.lightgcn.loss", "graph.lightgcn.gamma"),
+    *("graph.ultragcn.", "graph.hypergraph.l2", "graph.signed.averse_weight"),
+    *("graph.signed.contrastive", "graph.signed.temperature"),
+)
 # Encoders that hide no items; a user's encoder may hide some.
 NEVER_HIDE = ("sasrec", "esasrec", "own")
 # Prefixes of settings that a mode never reads.
 BY_MODE = {
     "train": ("tune.",),
-    "evaluate": ("tune.", "compare", "example"),
+    "evaluate": ("tune.", "compare", "example", "final."),
     "export": ("tune.", "compare", "example"),
     "tune": ("seeds", "compare", "example", "retrain."),
 }
@@ -118,10 +133,10 @@ def _graph(flat: dict, method) -> list[str]:
 def _losses(flat: dict, method) -> list[str]:
     kind = flat["loss.local"]
     off = _other_sections(flat, "loss", kind)
-    if kind != "gbce":
-        off.append("loss.gbce_t")
-    if kind not in ("sampled", "gbce", "bce"):
-        off += ["loss.negatives", "loss.shared_negatives"]
+    if "." not in kind and "." not in flat["method"]:
+        off += [key for key, kinds in OF_LOSSES.items() if kind not in kinds]
+    if flat["method"] == "mrgsrec":  # its other losses read it
+        off = [key for key in off if key != "loss.token_chunk"]
     if (method.sequence or flat["seq.encoder"]) in NEVER_HIDE:
         off.append("train.mask")
     return off
@@ -136,6 +151,7 @@ def _joint(flat: dict, method) -> list[str]:
         off += [] if views else ["align.kind", "align.", "loss.w_bt"]
     if flat["method"] in ("mrgsrec", "selfgnn"):  # no batches of pairs
         off += ["graph.batch_", "graph.reduce"]
+        off += OF_GRAPH_LOSSES if flat["method"] == "mrgsrec" else ["loss."]
     elif flat["graph.encoder"] == "ultragcn":  # whose pairs are those of all users
         off.append("graph.batch_source")
     if flat["align.kind"] == "none":

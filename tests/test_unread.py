@@ -52,7 +52,8 @@ def traced(config) -> str:
             return model.loss(phase, params, batch, graph, key)
 
         program = jax.make_jaxpr(loss)(params, batch, graph, jax.random.key(0))
-        phases.append((phase, str(program), jax.tree.map(np.ndarray.tolist, batch)))
+        name = phase.name, phase.epochs  # its weights stand in the program
+        phases.append((name, str(program), jax.tree.map(np.ndarray.tolist, batch)))
     return str((phases, model.mask, model.n_rows))
 
 
@@ -63,6 +64,7 @@ TRACED = {
     "lightgcn": {},
     "bt_sr": {},
     "mrgsrec": {},
+    "selfgnn": {},
 }
 
 
@@ -133,5 +135,22 @@ def test_an_amount_that_nothing_reads_is_named():
     assert told(pairs, ["create"]).endswith(": config.graph.batch_source")
     assert told(pairs, ["create_uni"]) == ""
     assert told({"graph.batch_size": 9}, ["mrgsrec", "selfgnn"]).startswith("note: ")
+    idle = {"loss.token_chunk": 9, "loss.item_chunk": 9, "loss.whole_items": 9}
+    assert told(idle, ["sasrec"]) == told(idle, ["sasrec", "esasrec"]) == ""
+    ends = "config.loss.item_chunk, config.loss.whole_items"
+    sampled = {"loss.local": "sampled", **idle}
+    assert told(idle, ["esasrec"]).endswith(f": config.loss.token_chunk, {ends}")
+    assert told(sampled, ["mrgsrec"]).endswith(f"train: {ends}")
+    assert told({"loss.w_global": 2.0, **idle}, ["selfgnn"]).endswith(
+        f"train: config.loss.w_global, config.loss.token_chunk, {ends}"
+    )
+    own = {"graph.lightgcn.l2": 0.1, "graph.lightgcn.loss": "alignment_uniformity"}
+    assert told(own, ["create_pone", "mrgsrec"]).endswith(
+        ": config.graph.lightgcn.l2, config.graph.lightgcn.loss"
+    )
+    assert told(own, ["lightgcn"]) == told({"graph.lightgcn.layers": 3}, ["mrgsrec"])
+    kept = {"final.fit": "all"}
+    assert told(kept, ["sasrec"]) == told(kept, ["sasrec"], "export") == ""
+    assert told(kept, ["sasrec"], "evaluate").endswith("evaluate: config.final.fit")
     quoted = {"data.loader": "amazon", "data.table.quoting": False}
     assert told(quoted, ["sasrec"]).endswith(": config.data.table.quoting")
