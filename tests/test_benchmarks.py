@@ -1,11 +1,15 @@
 """What the harness gives to all sides, and how it reads their answers."""
 
+import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks import accelerator
 from benchmarks import protocol as grid
 from benchmarks.speed import limit, run, scaling, tables
 from benchmarks.speed.sides import worker
@@ -92,6 +96,19 @@ def test_ratios_are_of_turns_and_targets_are_met_or_missed():
     assert "| ours | 1 [1..2] | 1,000 | 0.5 [0.5..0.5] | 2.00 | 9.5 | 0.2500 | 4 |" in (
         tables.sides(found)
     )
+
+
+def test_the_goal_on_an_accelerator_is_said_once_and_the_other_page_points_to_it():
+    folder = Path(tables.__file__).parents[1]
+    page = (folder / "speed/RESULTS.md").read_text()
+    assert all("| " + " | ".join(row) + " |" in page for row in tables.OTHER_TARGETS)
+    said = accelerator.beauty.__doc__
+    assert said in (folder / "ACCELERATOR.md").read_text()
+    goal = int(re.search(r"The goal is (\d+) seconds", said)[1])
+    lines = (folder / "accelerators/h200.jsonl").read_text().splitlines()
+    found = [line for line in map(json.loads, lines) if line["step"] == "beauty"]
+    took = {x["what"]: x["found"]["seconds"]["train"] for x in found if "what" in x}
+    assert took["sasrec"] <= goal < took["create"]  # as the pages say
 
 
 def test_growth_is_from_each_size_to_the_next():
