@@ -2,10 +2,11 @@
 
 1. Its best 100 for every test query of the run are those of `--mode=evaluate
    --config.eval.candidates=train`. Neighbours whose scores differ by less than 1e-6 may
-   change places, and are counted.
-2. Leave one out: for up to 1,000 test queries with three items or more, the history
-   item that `explain` names for the first item of the list is taken out, and in its
-   place another drawn at random; the model is asked again, each time alone.
+   change places, and are counted. A model of users is asked by their ids.
+2. Leave one out, of a model that reads histories: for up to 1,000 test queries with
+   three items or more, the history item that `explain` names for the first item of the
+   list is taken out, and in its place another drawn at random; the model is asked
+   again, each time alone.
 """
 
 import argparse
@@ -40,15 +41,21 @@ def main() -> None:
     pairs = zip(holdout.begin, holdout.end, strict=True)
     histories = [holdout.log[begin:end] for begin, end in pairs]
     theirs = experiment.rank(opened, fitted, holdout, ks=(K,), keep_lists=True).top
-    lists(recommender, histories, theirs)
-    leave_one_out(recommender, histories, args.queries)
+    if recommender.artifact.users is None:
+        found = recommender.recommend(histories, K)
+        lists(recommender, recommender.vectors(histories), found, theirs)
+        leave_one_out(recommender, histories, args.queries)
+        return
+    ids = opened.log.user_ids.gather(holdout.users)
+    users = [recommender.user(name) for name in ids]
+    found = recommender.recommend_users(users, K, seen=histories)
+    lists(recommender, recommender.artifact.users.vectors[users], found, theirs)
 
 
-def lists(recommender, histories, theirs) -> None:
-    items, scores = recommender.recommend(histories, K)
+def lists(recommender, vectors, found, theirs) -> None:
+    items, scores = found
     different = items != theirs
     worst = 0.0
-    vectors = recommender.vectors(histories)
     for query in np.flatnonzero(different.any(1)):
         places = np.flatnonzero(different[query])
         rows = recommender.artifact.items[theirs[query][places]]
@@ -56,7 +63,7 @@ def lists(recommender, histories, theirs) -> None:
         worst = max(worst, float(np.abs(other - scores[query][places]).max()))
     queries, greatest = different.any(1).sum(), np.abs(scores).max()
     print(
-        f"{len(histories):,} queries, {items.size:,} places: {different.sum():,} of "
+        f"{len(items):,} queries, {items.size:,} places: {different.sum():,} of "
         f"them in {queries:,} queries hold another item, whose score differs by "
         f"{worst:.1e} at most; the greatest score is {greatest:.3f}"
     )
