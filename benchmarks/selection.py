@@ -139,6 +139,7 @@ def run(config, out: Path, queries: int) -> Path:
             *(opened, "select", build.make_phases(config), split.train, split.valid),
             validate=validate,
         )
+        config.data.path = ""  # where it lay on one machine
         about = facts | {
             "method": config.method,
             "seed": config.seed,
