@@ -2,6 +2,9 @@
 
 import difflib
 import re
+import sys
+import unicodedata
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,7 @@ HITS = 4000  # lines of the names that one search looks at
 NEAR = 200  # of them for each beginning of a misspelt word
 ALIKE = 0.65  # of the letters, below which a name is not near
 WORD = re.compile(r"\w+")
+SPACES = r"[\pZ\t-\r\x1c-\x1f\x{85}]+"  # those of str.split
 
 
 class Names:
@@ -26,11 +30,13 @@ class Names:
         self._artifact = artifact
         order = np.argsort(-artifact.counts, kind="stable")
         self._codes = order[(artifact.counts[order] > 0) & (order > 0)]
-        ids, titles = artifact.ids, artifact.titles
         tab, end, nothing = (pa.scalar(x, pa.large_string()) for x in ("\t", "\n", ""))
-        names = [plain(as_arrow(x).take(self._codes)) for x in (titles, ids) if x]
-        names = names if titles else [nothing, *names]
-        lines = pc.binary_join_element_wise(*names, tab)
+
+        def names(texts):
+            return plain(as_arrow(texts).take(self._codes)) if texts else nothing
+
+        titles, ids = names(artifact.titles), names(artifact.ids)
+        lines = pc.binary_join_element_wise(titles, ids, tab)
         lines = pc.binary_join_element_wise(lines, nothing, end)
         _, starts, text = lines.buffers()
         self._text = b"\n" + text.to_pybytes()
@@ -98,18 +104,34 @@ class Names:
 
 
 def as_arrow(texts: Texts) -> pa.LargeStringArray:
-    """The same bytes."""
-    parts = (pa.py_buffer(np.ascontiguousarray(x)) for x in (texts.offsets, texts.data))
-    return pa.LargeStringArray.from_buffers(len(texts), *parts)
+    """The same bytes, or where they are no UTF-8 the texts that `Texts` makes of
+    them."""
+    parts = (texts.offsets, np.int64), (texts.data, np.uint8)
+    buffers = (pa.py_buffer(np.ascontiguousarray(x, kind)) for x, kind in parts)
+    found = pa.LargeStringArray.from_buffers(len(texts), *buffers)
+    try:
+        found.validate(full=True)
+    except pa.ArrowInvalid:
+        return pa.array(list(texts), pa.large_string())
+    return found
 
 
 def plain(texts: pa.LargeStringArray) -> pa.LargeStringArray:
     """Each in one line and small letters, without accents and repeated spaces. Arrow
     does not hold the interpreter's lock: others answer while a model is loaded."""
     apart = pc.utf8_normalize(texts, "NFKD")
-    bare = pc.replace_substring_regex(apart, r"\p{M}+", "")
-    small = pc.utf8_lower(pc.utf8_upper(bare))  # the two small sigmas are one letter
-    return pc.utf8_trim_whitespace(pc.replace_substring_regex(small, r"\s+", " "))
+    small = pc.utf8_lower(pc.replace_substring_regex(apart, accents(), ""))
+    for letter, folded in (("\u00df", "ss"), ("\u03c2", "\u03c3")):  # sharp and last s
+        small = pc.replace_substring(small, letter, folded)
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(small, SPACES, " "))
+
+
+@cache
+def accents() -> str:
+    """The marks that stand above or below a letter, as a regular expression. Vowels of
+    Indian scripts are marks too (Unicode's M), and stay."""
+    above = [chr(i) for i in range(sys.maxunicode) if unicodedata.combining(chr(i))]
+    return f"[{''.join(above)}]+"
 
 
 def plain_text(text: str) -> str:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import tomllib
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
@@ -766,3 +768,31 @@ def test_names_are_found_by_bytes_of_any_script():
     assert names.nearest("the rnig", 3) == [5] and names.nearest("", 3) == []
     without = search.Names(Artifact({}, items, Texts.of(ids), counts))
     assert without.find("x2", 3) == [2] and without.find("X2", 3) == [2]
+
+
+def test_names_are_read_without_case_accents_and_spaces():
+    """As Python writes it, for every character since Unicode 3.2; Arrow folds Cherokee
+    to small letters and Python to capitals."""
+    known = unicodedata.ucd_3_2_0.category
+    codes = [i for i in range(0x110000) if known(chr(i)) not in ("Cn", "Co", "Cs")]
+    texts = [f"a{chr(i)}b" for i in codes if not 0x13A0 <= i <= 0x13FF]
+    found = search.plain(pa.array(texts, pa.large_string())).to_pylist()
+
+    def by_python(text):
+        apart = unicodedata.normalize("NFKD", text)
+        bare = "".join(c for c in apart if not unicodedata.combining(c))
+        return " ".join(bare.casefold().split())
+
+    assert found == [*map(by_python, texts)]
+    assert search.plain_text("  STRASSE\u3000\tN\ud800 ") == "strasse n?"
+
+
+def test_names_that_are_no_utf_8_are_found_by_the_rest():
+    texts = Texts.of(["", "wxne", "beer"])
+    bytes_ = np.frombuffer(b"w\xffnebeer", np.uint8)
+    titles = Texts(bytes_, texts.offsets, texts.order)
+    ids = Texts.of(["", "1", "2"])
+    made = Artifact({}, np.zeros((3, 1)), ids, np.array([0, 1, 1]), titles)
+    names = search.Names(made)
+    assert names.find("beer", 3) == [2] and names.named("2") == [2]
+    assert names.find("ne", 3) == [1]
