@@ -8,6 +8,7 @@ that was asked is answered.
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -116,9 +117,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def serve(server, served, place: socket.socket) -> None:
     """Loads the model while `/live` answers already; then all does."""
-    wanted, failure = asyncio.Event(), None
+    loop, wanted, failure = asyncio.get_running_loop(), asyncio.Event(), None
     if hasattr(signal, "SIGHUP"):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, wanted.set)
 
     async def load():
         nonlocal failure
@@ -132,7 +133,6 @@ async def serve(server, served, place: socket.socket) -> None:
         say(f"http://{host}:{port} {loaded}")
         # Not for the first load: threads that answer begin in it.
         beside = ThreadPoolExecutor(1, initializer=step_back)
-        loop = asyncio.get_running_loop()
         while True:
             await wanted.wait()
             wanted.clear()
@@ -152,9 +152,11 @@ async def serve(server, served, place: socket.socket) -> None:
 
 
 def step_back() -> None:
-    """Lets all other threads go before this one, where threads have priorities."""
+    """Lets all other threads go before this one, where threads have priorities that a
+    program may change."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def about(model) -> str:
