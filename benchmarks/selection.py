@@ -1,7 +1,7 @@
 """Which validation metric chooses epochs and systems best, and what patience costs.
 
 python -m benchmarks.selection run beauty create --seed=0 --path=FILE
-python -m benchmarks.selection table results/selection
+python -m benchmarks.selection table runs/selection
 
 `run` trains one system on rows up to the cut of the config alone; the true test rows
 are gone before anything is made of the log. The last tenth of these rows plays the test
