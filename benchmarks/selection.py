@@ -16,7 +16,6 @@ are from the best ones, and draws the curves.
 """
 
 import argparse
-import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -24,24 +23,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import each_epoch
+from benchmarks.each_epoch import Curves
 from create_jax import (
     build,
     config_file,
     curves,
     evaluate,
     metrics,
-    parallel,
     protocol,
     report,
-    rundir,
-    train,
 )
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout, known_items
 from create_jax.data.streams import stream
 from create_jax.errors import InputError, exit_code
-from create_jax.files import whole, write_text
-from create_jax.writers import JsonLines, say
+from create_jax.files import whole
 
 RESULTS = Path(__file__).parents[1] / "results"
 TARGETS = ("last", "successive")
@@ -52,9 +49,6 @@ AVERAGES = (1, 3, 5)
 PATIENCES = (5, 10, 20)
 # What a rule shall choose well, measured on the inner test.
 AIMS = tuple(product(TARGETS, ("ndcg@10", "ndcg@100")))
-COLUMNS = [
-    f"{part}/{t}/{m}" for part, t, m in product(("valid", "test"), TARGETS, METRICS)
-]
 
 
 # --- run ------------------------------------------------------------------------------
@@ -112,10 +106,8 @@ def run(config, out: Path, queries: int) -> Path:
       out: the file's directory. Checkpoints and metrics.jsonl go to one below it.
       queries: the most that a holdout asks.
     """
-    name = f"{config.data.name}-{config.method}-{config.seed}"
-    directory, file = out / name, out / f"{name}.jsonl"
-    if file.exists():
-        say(f"{file} is there: finished")
+    file = out / f"{config.data.name}-{config.method}-{config.seed}.jsonl"
+    if each_epoch.is_there(file):
         return file
     build.check(config)
     log = compact(protocol.make_split(config, protocol.load(config)).refit)
@@ -127,85 +119,23 @@ def run(config, out: Path, queries: int) -> Path:
         split = protocol.make_split(config, log)
         for part, held in (("valid", split.valid), ("test", split.test[target])):
             holdouts[f"{part}/{target}"] = drawn(held, queries, config.split.seed)
-    facts = protocol.describe(config, log, split) | rundir.program()
-    free = rundir.FREE_TO_CHANGE
-    rundir.check(directory, config, free)
-    with rundir.hold(directory):
-        rundir.mark(directory, config, facts["data"], free)
-        lines = JsonLines(directory / "metrics.jsonl")
-        opened = rundir.Run(config, directory, parallel.make_mesh(), lines)
-        validate = _ranker(opened, split.train, holdouts)
-        fitted = train.fit(
-            *(opened, "select", build.make_phases(config), split.train, split.valid),
-            validate=validate,
-        )
-        config.data.path = ""  # where it lay on one machine
-        about = facts | {
-            "method": config.method,
-            "seed": config.seed,
-            "queries": {key: holdout.n_queries for key, holdout in holdouts.items()},
-            "seconds": fitted.progress.seconds,
-            "config": config.to_dict(),
-            "columns": COLUMNS,
-        }
-        _write(file, about, directory / "metrics.jsonl")
-    return file
+    facts, known = protocol.describe(config, log, split), known_items(split.train)
 
+    def measure(holdout: Holdout, ranking: evaluate.Ranking) -> dict[str, float]:
+        warm = known[holdout.targets] & (ranking.ranks != evaluate.NOT_RANKED)
+        likelihood = float(ranking.logs[warm].mean())
+        return ranking.metrics | {"warm_log_likelihood": likelihood}
 
-def _ranker(run: rundir.Run, log: Interactions, holdouts: dict[str, Holdout]):
-    """The `validate` of `train.fit`: all columns, and what the config selects by."""
-    config = run.config
-    model, known = build.make_model(config, log.n_users, log.n_items), known_items(log)
-    axes = parallel.batch_axes(run.mesh)
-    score = evaluate.model_scores(model, by_graph=False, axis_name=axes)
-    evaluators = {
-        key: evaluate.make_evaluator(
-            *(config, holdout, score, run.mesh, model.mask),
-            uncut=metrics.UNCUT,
-            lists=False,
-        )
-        for key, holdout in holdouts.items()
-    }
-
-    def validate(params, graph, phase) -> dict[str, float]:
-        if phase.name == "warmup":
-            return {}
-        found = {}
-        for key, evaluator in evaluators.items():
-            ranking = evaluator.run(params, graph)
-            found |= {f"{key}/{name}": x for name, x in ranking.metrics.items()}
-            warm = known[evaluator.holdout.targets]
-            warm &= ranking.ranks != evaluate.NOT_RANKED
-            found[f"{key}/warm_log_likelihood"] = float(ranking.logs[warm].mean())
-        by = config.eval.select_by
-        return found | {by: found[f"valid/{config.eval.target}/{by}"]}
-
-    return validate
-
-
-def _write(file: Path, about: dict, lines: Path) -> None:
-    """The file of a finished run: a line about it, then one a joint epoch, whose values
-    are those of `about["columns"]`."""
-    records = map(json.loads, lines.read_text().splitlines())
-    records = [one for one in records if one["phase"] != "warmup"]
-    made = [json.dumps(about)]
-    for epoch, record in enumerate(records, start=1):
-        values = [float(f"{record[f'valid/{name}']:.6g}") for name in COLUMNS]
-        made.append(json.dumps({"epoch": epoch, "values": values}))
-    write_text(file, "\n".join(made) + "\n")
+    return each_epoch.run(
+        *(config, facts, split.train, holdouts, file),
+        selects=f"valid/{TARGETS[0]}/{config.eval.select_by}",
+        measure=measure,
+        uncut=metrics.UNCUT,
+        lists=False,
+    )
 
 
 # --- rules ----------------------------------------------------------------------------
-
-
-class Study(NamedTuple):
-    """A finished run. curves: column -> [E], a value of each joint epoch."""
-
-    data: str
-    method: str
-    seed: int
-    curves: dict[str, np.ndarray]
-    about: dict = {}
 
 
 class Rule(NamedTuple):
@@ -216,7 +146,7 @@ class Rule(NamedTuple):
     target: str
     average: int
 
-    def of(self, study: Study) -> np.ndarray:
+    def of(self, study: Curves) -> np.ndarray:
         """[E] what is compared."""
         return averaged(
             study.curves[f"valid/{self.target}/{self.metric}"], self.average
@@ -224,14 +154,6 @@ class Rule(NamedTuple):
 
 
 RULES = tuple(Rule(*one) for one in product(METRICS, TARGETS, AVERAGES))
-
-
-def read(file: Path) -> Study:
-    """A run's file."""
-    about, *lines = map(json.loads, file.read_text().splitlines())
-    values = np.array([line["values"] for line in lines])
-    found = dict(zip(about["columns"], values.T, strict=True))
-    return Study(about["dataset"], about["method"], about["seed"], found, about)
 
 
 def averaged(values: np.ndarray, n: int) -> np.ndarray:
@@ -279,7 +201,7 @@ def same_order(first: list, second: list) -> tuple[int, int]:
 # --- table ----------------------------------------------------------------------------
 
 
-def tables(studies: list[Study]) -> str:
+def tables(studies: list[Curves]) -> str:
     """Markdown: a summary of all data, then the tables of each."""
     parts = [_about(studies), "## All data", _summary(studies)]
     for data in dict.fromkeys(study.data for study in studies):
@@ -291,7 +213,7 @@ def tables(studies: list[Study]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _about(studies: list[Study]) -> str:
+def _about(studies: list[Curves]) -> str:
     rows = []
     for (data, method), own in _by_system(studies).items():
         about, seconds = own[0].about, np.mean([_seconds(one) for one in own])
@@ -310,32 +232,32 @@ def _about(studies: list[Study]) -> str:
     return text + "\n\n" + report.markdown_table(head, rows)
 
 
-def _seconds(study: Study) -> float:
+def _seconds(study: Curves) -> float:
     return sum(study.about.get("seconds", {}).values())
 
 
-def _by_system(studies: list[Study]) -> dict[tuple, list[Study]]:
+def _by_system(studies: list[Curves]) -> dict[tuple, list[Curves]]:
     found = {}
     for study in sorted(studies, key=lambda one: (one.data, one.method, one.seed)):
         found.setdefault((study.data, study.method), []).append(study)
     return found
 
 
-def _truth(study: Study, aim: tuple[str, str]) -> np.ndarray:
+def _truth(study: Curves, aim: tuple[str, str]) -> np.ndarray:
     return study.curves["test/{}/{}".format(*aim)]
 
 
-def _share_lost(study: Study, place: int) -> float:
+def _share_lost(study: Curves, place: int) -> float:
     """Regret as a share of the best, in percent, averaged over AIMS."""
     truths = [_truth(study, aim) for aim in AIMS]
     return float(np.mean([100 * regret(t, place) / t.max() for t in truths]))
 
 
-def _last(study: Study) -> int:
+def _last(study: Curves) -> int:
     return len(_truth(study, AIMS[0])) - 1
 
 
-def _summary(studies: list[Study]) -> str:
+def _summary(studies: list[Curves]) -> str:
     rows = []
     for rule in RULES:
         places = [chosen(rule.of(study))[0] for study in studies]
@@ -382,7 +304,7 @@ def _spread(value: float, digits: int = 2) -> str:
     return "" if np.isnan(value) else f" ± {value:.{digits}f}"
 
 
-def _regrets(studies: list[Study]) -> str:
+def _regrets(studies: list[Curves]) -> str:
     rows, by_system = [], _by_system(studies)
 
     def line(name: list, place_of) -> None:
@@ -405,7 +327,7 @@ def _regrets(studies: list[Study]) -> str:
     return report.markdown_table(head, rows)
 
 
-def _pairs(studies: list[Study], rule: Rule, aim) -> dict[str, tuple[int, int]]:
+def _pairs(studies: list[Curves], rule: Rule, aim) -> dict[str, tuple[int, int]]:
     """How often two systems of one data set come in the right order, by their inner
     test at the chosen epochs and by their validation there."""
     counts = {"tested": (0, 0), "validated": (0, 0)}
@@ -427,7 +349,7 @@ def _pairs(studies: list[Study], rule: Rule, aim) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _right(studies: list[Study], rule: Rule) -> list[str]:
+def _right(studies: list[Curves], rule: Rule) -> list[str]:
     """Shares of pairs in the right order, over AIMS."""
     found = [_pairs(studies, rule, aim) for aim in AIMS]
     cells = []
@@ -437,7 +359,7 @@ def _right(studies: list[Study], rule: Rule) -> list[str]:
     return cells
 
 
-def _orders(studies: list[Study]) -> str:
+def _orders(studies: list[Curves]) -> str:
     rows = []
     for rule in RULES:
         cells = []
@@ -449,7 +371,7 @@ def _orders(studies: list[Study]) -> str:
     return report.markdown_table(["metric", "target", "mean of", *columns], rows)
 
 
-def _patiences(studies: list[Study]) -> str:
+def _patiences(studies: list[Curves]) -> str:
     rows = []
     for rule in RULES:
         cells = []
@@ -464,7 +386,7 @@ def _patiences(studies: list[Study]) -> str:
     return text + "\n\n" + report.markdown_table(head, rows)
 
 
-def draw(studies: list[Study], picture: Path) -> None:
+def draw(studies: list[Curves], picture: Path) -> None:
     """Every metric over epochs: validation drawn out, the inner test dashed, a colour a
     system, a line a seed."""
     from matplotlib.figure import Figure
@@ -498,7 +420,7 @@ def table(directory: Path) -> None:
             f"{directory}: found no *.jsonl of a finished run; expected those of "
             "`python -m benchmarks.selection run`"
         )
-    studies = [read(file) for file in files]
+    studies = [each_epoch.read(file) for file in files]
     print(tables(studies), end="")
     for data in dict.fromkeys(study.data for study in studies):
         picture = directory / f"{data}.png"

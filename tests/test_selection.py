@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import selection
-from benchmarks.selection import Rule, Study
+from benchmarks import each_epoch, selection
+from benchmarks.each_epoch import Curves
+from benchmarks.selection import Rule
 from create_jax import train
 from create_jax.cluster import Leaving
 
@@ -49,10 +50,12 @@ def test_pairs_in_the_same_order():
 def made_up(method, seed, valid, test):
     """A run whose metrics are all alike."""
     curves = {
-        name: np.array(valid if name.startswith("valid") else test)
-        for name in selection.COLUMNS
+        f"{part}/{target}/{metric}": np.array(values)
+        for part, values in (("valid", valid), ("test", test))
+        for target in selection.TARGETS
+        for metric in selection.METRICS
     }
-    return Study("toys", method, seed, curves)
+    return Curves("toys", method, seed, curves)
 
 
 STUDIES = [
@@ -100,27 +103,27 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     config = selection.make_config("quickstart", "create", 0, epochs=2)
     config.warmup.epochs, config.model.dim, config.seq.max_len = 1, 8, 10
     config.seq.blocks = 1
-    rankings, of = [], selection._ranker
+    rankings, of = [], each_epoch._ranker
 
     def stops_once(*given):
-        validate = of(*given)
+        rank = of(*given)
 
-        def counted(params, graph, phase):
-            rankings.append(phase.name)
-            if len(rankings) == 3:
+        def counted(params, graph):
+            rankings.append(1)
+            if len(rankings) == 2:
                 raise Leaving
-            return validate(params, graph, phase)
+            return rank(params, graph)
 
         return counted
 
-    monkeypatch.setattr(selection, "_ranker", stops_once)
+    monkeypatch.setattr(each_epoch, "_ranker", stops_once)
     with pytest.raises(Leaving):
         selection.run(config, tmp_path, queries=300)
     file = selection.run(config, tmp_path, queries=300)
-    assert rankings == ["warmup", "joint", "joint", "joint"]
+    assert len(rankings) == 3  # that of the second joint epoch twice
     about, *lines = map(json.loads, file.read_text().splitlines())
     assert [line["epoch"] for line in lines] == [1, 2]
-    study = selection.read(file)
+    study = each_epoch.read(file)
     assert (study.data, study.method, study.seed) == ("movietweetings", "create", 0)
     assert set(about["queries"].values()) == {300}
     # The rows after the cut of the config are not there, nor what they alone name.
@@ -131,7 +134,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         assert (values < 0).all() == ("log" in name)
     selection.run(config, tmp_path, queries=300)
     assert "finished" in capsys.readouterr().out
-    assert len(rankings) == 4
+    assert len(rankings) == 3
     selection.table(tmp_path)
     assert "movietweetings" in capsys.readouterr().out
     assert (tmp_path / "movietweetings.png").exists()

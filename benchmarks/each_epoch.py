@@ -1,0 +1,132 @@
+"""Long runs that are ranked after every joint epoch, each kept in one file: the ground
+of the studies of selection and of regularisation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from create_jax import build, evaluate, parallel, rundir, train
+from create_jax.data.interactions import Interactions
+from create_jax.data.splits import Holdout
+from create_jax.files import write_text
+from create_jax.writers import JsonLines, say
+
+
+class Curves(NamedTuple):
+    """What the file of a run says. curves: column -> [E], a value of each joint epoch;
+    about: its config, data, versions and seconds."""
+
+    data: str
+    method: str
+    seed: int
+    curves: dict[str, np.ndarray]
+    about: dict = {}
+
+
+def is_there(file: Path) -> bool:
+    """Whether a run is finished, and says so."""
+    if file.exists():
+        say(f"{file} is there: finished")
+    return file.exists()
+
+
+def run(
+    config,
+    facts: dict,
+    log: Interactions,
+    holdouts: dict[str, Holdout],
+    file: Path,
+    *,
+    selects: str,
+    measure: Callable = lambda holdout, ranking: ranking.metrics,
+    **rules,
+) -> Path:
+    """Trains on `log` for as long as the config says, ranks all holdouts after each
+    joint epoch, and writes `file`. A run that was stopped goes on: its checkpoints and
+    metrics.jsonl are in a directory beside the file, of its name.
+
+    Args:
+      config: with as much patience as epochs, so that nothing ends it early.
+      facts: of `protocol.describe`.
+      selects: the column that stands for what the config selects by; `<key of a
+        holdout>/<metric>`.
+      measure: (Holdout, Ranking) -> metrics by name.
+      rules: of `evaluate.Evaluator`.
+    """
+    facts, directory = facts | rundir.program(), file.with_suffix("")
+    free = rundir.FREE_TO_CHANGE
+    rundir.check(directory, config, free)
+    with rundir.hold(directory):
+        rundir.mark(directory, config, facts["data"], free)
+        lines = JsonLines(directory / "metrics.jsonl")
+        opened = rundir.Run(config, directory, parallel.make_mesh(), lines)
+        rank = _ranker(opened, log, holdouts, measure, rules)
+
+        def validate(params, graph, phase) -> dict[str, float]:
+            if phase.name == "warmup":
+                return {}
+            found = rank(params, graph)
+            return found | {config.eval.select_by: found[selects]}
+
+        phases, any_one = build.make_phases(config), next(iter(holdouts.values()))
+        fitted = train.fit(opened, "select", phases, log, any_one, validate=validate)
+        settings = config.to_dict()
+        settings["data"]["path"] = ""  # where it lay on one machine
+        about = facts | {
+            "method": config.method,
+            "seed": config.seed,
+            "queries": {key: holdout.n_queries for key, holdout in holdouts.items()},
+            "seconds": fitted.progress.seconds,
+            "config": settings,
+        }
+        _write(file, about, directory / "metrics.jsonl", tuple(holdouts))
+    return file
+
+
+def _ranker(run: rundir.Run, log: Interactions, holdouts, measure, rules) -> Callable:
+    """(params, graph) -> `<key>/<metric>` of all holdouts."""
+    config = run.config
+    model = build.make_model(config, log.n_users, log.n_items)
+    axes = parallel.batch_axes(run.mesh)
+    score = evaluate.model_scores(model, by_graph=False, axis_name=axes)
+    evaluators = {
+        key: evaluate.make_evaluator(
+            config, holdout, score, run.mesh, model.mask, **rules
+        )
+        for key, holdout in holdouts.items()
+    }
+
+    def rank(params, graph) -> dict[str, float]:
+        found = {}
+        for key, evaluator in evaluators.items():
+            metrics = measure(evaluator.holdout, evaluator.run(params, graph))
+            found |= {f"{key}/{name}": value for name, value in metrics.items()}
+        return found
+
+    return rank
+
+
+def _write(file: Path, about: dict, lines: Path, keys: tuple[str, ...]) -> None:
+    """The file of a finished run: a line about it, then one a joint epoch, whose values
+    are those of `about["columns"]`."""
+    records = map(json.loads, lines.read_text().splitlines())
+    records = [one for one in records if one["phase"] != "warmup"]
+    ours = tuple(f"valid/{key}/" for key in keys)
+    names = [name for name in records[0] if name.startswith(ours)]
+    columns = [name.removeprefix("valid/") for name in names]
+    made = [json.dumps(about | {"columns": columns})]
+    for epoch, record in enumerate(records, start=1):
+        values = [float(f"{record[name]:.6g}") for name in names]
+        made.append(json.dumps({"epoch": epoch, "values": values}))
+    write_text(file, "\n".join(made) + "\n")
+
+
+def read(file: Path) -> Curves:
+    """A run's file."""
+    about, *lines = map(json.loads, file.read_text().splitlines())
+    values = np.array([line["values"] for line in lines])
+    found = dict(zip(about["columns"], values.T, strict=True))
+    return Curves(about["dataset"], about["method"], about["seed"], found, about)

@@ -1,0 +1,292 @@
+"""Whether CREATE's gain is a gain over a badly regularised SASRec.
+
+python -m benchmarks.regularisation run beauty create --dropout=0.2 --seed=0 --path=FILE
+python -m benchmarks.regularisation table runs/regularisation
+
+`run` trains one of SYSTEMS with one dropout on all rows up to the test, for a fixed
+number of joint epochs, and ranks the test queries of target `last` after each. All
+systems share the learning rate and the weights that CREATE's study chose. Nothing is
+chosen by these numbers: they say how the gain goes with dropout and length.
+
+`table` prints the gain over epochs for each dropout, and against what SASRec lacks
+there of its best, and draws both.
+"""
+
+import argparse
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from benchmarks import each_epoch, selection
+from benchmarks.each_epoch import Curves
+from create_jax import build, curves, protocol, report
+from create_jax.errors import InputError, exit_code
+from create_jax.files import whole
+
+BASELINE = "sasrec"
+SYSTEMS = {
+    BASELINE: {},
+    "create": {},
+    "create@align=none": {"align.kind": "none"},
+    "create@warmup=0": {"warmup.epochs": 0},
+}
+DROPOUTS = (0.1, 0.2, 0.35, 0.5)
+METRICS = ("ndcg@10", "recall@10", "ndcg@100", "recall@100")
+SHOWN = (5, 10, 15, 20, 30, 40, 50, 60)
+KEY = "test/last"
+
+
+# --- run ------------------------------------------------------------------------------
+
+
+def make_config(data: str, system: str, dropout: float, seed: int, epochs: int):
+    """CREATE's settings for all systems, with this dropout."""
+    tuned = selection.make_config(data, "create", seed, epochs)
+    config = selection.make_config(data, system.split("@")[0], seed, epochs)
+    config.optim.lr, config.seq.dropout = tuned.optim.lr, dropout
+    config.split.validation, config.eval.targets = "none", ("last",)
+    config.update_from_flattened_dict(SYSTEMS[system])
+    return config
+
+
+def run(config, system: str, out: Path) -> Path:
+    """Trains, and ranks after each joint epoch; returns the file that `table` reads."""
+    name = f"{config.data.name}-{system}-dropout={config.seq.dropout}-{config.seed}"
+    file = out / f"{name}.jsonl"
+    if each_epoch.is_there(file):
+        return file
+    build.check(config)
+    log = protocol.load(config)
+    split = protocol.make_split(config, log)
+    facts = protocol.describe(config, log, split) | {"system": system}
+    holdouts, selects = {KEY: split.test["last"]}, f"{KEY}/{config.eval.select_by}"
+    return each_epoch.run(config, facts, split.refit, holdouts, file, selects=selects)
+
+
+# --- table ----------------------------------------------------------------------------
+
+
+def dropout_of(one: Curves) -> float:
+    return one.about["config"]["seq"]["dropout"]
+
+
+def means(runs: list[Curves]) -> dict[tuple[str, float], dict[str, np.ndarray]]:
+    """Metrics [E] in percent of each (system, dropout), averaged over seeds."""
+    found = {}
+    for one in runs:
+        found.setdefault((one.about["system"], dropout_of(one)), []).append(one.curves)
+    return {
+        key: {
+            name: 100 * np.mean([curves[f"{KEY}/{name}"] for curves in own], axis=0)
+            for name in (*METRICS, "coverage@10")
+        }
+        for key, own in found.items()
+    }
+
+
+def gains(found: dict, system: str, name: str) -> dict[float, np.ndarray]:
+    """Dropout -> [E] what a system has over SASRec of the same dropout and epoch, in
+    percent of SASRec."""
+    return {
+        dropout: 100 * (found[system, dropout][name] / found[BASELINE, dropout][name])
+        - 100
+        for dropout in DROPOUTS
+        if (system, dropout) in found and (BASELINE, dropout) in found
+    }
+
+
+def lacks(found: dict, name: str) -> dict[float, np.ndarray]:
+    """Dropout -> [E] what SASRec lacks of its best of all dropouts and epochs, in
+    percent of that."""
+    own = {
+        d: values[name] for (system, d), values in found.items() if system == BASELINE
+    }
+    best = max(values.max() for values in own.values())
+    return {dropout: 100 - 100 * values / best for dropout, values in own.items()}
+
+
+def points(found: dict, system: str, name: str) -> np.ndarray:
+    """[N, 4] (dropout, epoch, what SASRec lacks, gain) of the epochs from that on where
+    SASRec of the dropout is at its best: before it, it is only not trained enough."""
+    rows, missing = [], lacks(found, name)
+    for dropout, gain in gains(found, system, name).items():
+        first = int(np.argmin(missing[dropout]))
+        for epoch in range(first, len(gain)):
+            rows.append([dropout, epoch + 1, missing[dropout][epoch], gain[epoch]])
+    return np.array(rows).reshape(-1, 4)
+
+
+def printed(data: str, name: str) -> list[float]:
+    """Table 2's SASRec and CREATE, in percent; [] for data that it does not have."""
+    rows = report.paper_tables()["table 2"].get(report.PAPER_DATA.get(data), {})
+    systems = (report.PAPER_SYSTEMS[system] for system in (BASELINE, "create"))
+    return [rows[system][name][0] for system in systems] if rows else []
+
+
+def paper_point(found: dict, data: str, name: str) -> tuple[float, float] | None:
+    """(what the paper's SASRec lacks of our best one, the gain of its CREATE), percent;
+    None for data that it does not have."""
+    values = printed(data, name)
+    if not values:
+        return None
+    ours = max(x[name].max() for (system, _), x in found.items() if system == BASELINE)
+    theirs, create = values
+    return 100 - 100 * theirs / ours, 100 * create / theirs - 100
+
+
+def tables(runs: list[Curves]) -> str:
+    """Markdown of one data set's runs."""
+    found, parts = means(runs), [_about(runs)]
+    for name in ("ndcg@10", "recall@100"):
+        parts += [f"## {name}", _over_epochs(found, name)]
+        parts.append(_law(found, runs[0].data, name))
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(runs: list[Curves]) -> str:
+    seeds = sorted({one.seed for one in runs})
+    about = runs[0].about
+    commit, asked = (about.get("git") or "")[:7], about["queries"][KEY]
+    return (
+        f"{len(runs)} runs of {about['dataset']}, seeds {', '.join(map(str, seeds))}, "
+        f"{asked:,} queries, made at {commit}. Values are percent, means over seeds; "
+        "gains are percent of SASRec with the same dropout after the same joint epoch."
+    )
+
+
+def _over_epochs(found: dict, name: str) -> str:
+    length = min(len(values[name]) for values in found.values())
+    shown = [epoch for epoch in SHOWN if epoch <= length]
+    rows = []
+    for dropout, system in product(DROPOUTS, SYSTEMS):
+        if (system, dropout) not in found:
+            continue
+        values = found[system, dropout][name]
+        if system == BASELINE:
+            cells = [f"{values[epoch - 1]:.2f}" for epoch in shown]
+            cells.append(f"{values.max():.2f} ({1 + int(values.argmax())})")
+        else:
+            gain = gains(found, system, name).get(dropout)
+            if gain is None:
+                continue
+            best = 100 * values.max() / found[BASELINE, dropout][name].max() - 100
+            cells = [f"{gain[epoch - 1]:+.1f}%" for epoch in shown] + [f"{best:+.1f}%"]
+        rows.append([dropout, system, *cells])
+    head = ["dropout", "system", *(f"after {epoch}" for epoch in shown)]
+    return report.markdown_table([*head, "best of each (after)"], rows)
+
+
+def _law(found: dict, data: str, name: str) -> str:
+    """Gain against what SASRec lacks, in thirds."""
+    rows = []
+    for system in SYSTEMS:
+        at = points(found, system, name)
+        if system == BASELINE or len(at) < 3:
+            continue
+        order = stats.spearmanr(at[:, 2], at[:, 3]).statistic
+        cells = []
+        for part in np.array_split(at[np.argsort(at[:, 2])], 3):
+            low, high = part[:, 2].min(), part[:, 2].max()
+            cells.append(f"{part[:, 3].mean():+.1f}% ({low:.0f} to {high:.0f})")
+        rows.append([system, *cells, f"{order:.2f}"])
+    text = (
+        "From the best epoch of SASRec with each dropout on: the mean gain where "
+        "SASRec lacks least, more and most of its best of all dropouts (from, to "
+        "percent), and the rank correlation of both over dropouts and epochs. "
+        "Neighbouring epochs are no independent points."
+    )
+    if point := paper_point(found, data, name):
+        text += " The paper's SASRec lacks {:.0f}%, its CREATE gains {:+.1f}%.".format(
+            *point
+        )
+    head = ["system", "lacks least", "more", "most", "rank correlation"]
+    return text + "\n\n" + report.markdown_table(head, rows)
+
+
+def draw(runs: list[Curves], picture: Path) -> None:
+    """Metrics over epochs, a column for each dropout, the paper's values as dotted
+    lines; below, gain against what SASRec lacks, the paper's point as a star."""
+    from matplotlib.figure import Figure
+
+    found, names = means(runs), ("ndcg@10", "recall@100")
+    point = paper_point(found, runs[0].data, "ndcg@10")
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    panels = figure.subplots(3, len(DROPOUTS))
+    for row, name in zip(panels, names, strict=False):
+        for panel, dropout in zip(row, DROPOUTS, strict=True):
+            for number, system in enumerate(SYSTEMS):
+                if (system, dropout) in found:
+                    values = found[system, dropout][name]
+                    epochs = 1 + np.arange(len(values))
+                    panel.plot(epochs, values, color=f"C{number}", lw=1, label=system)
+            for number, value in enumerate(printed(runs[0].data, name)):
+                panel.axhline(value, color=f"C{number}", ls=":", lw=0.8)
+            panel.set_title(f"dropout {dropout}", fontsize="small")
+            panel.set(ylabel=name, xlabel="joint epoch")
+            panel.grid(alpha=0.3)
+    panels[0][0].legend(frameon=False, fontsize="x-small")
+    systems = [system for system in SYSTEMS if system != BASELINE]
+    for number, (panel, system) in enumerate(zip(panels[2], systems, strict=False)):
+        at = points(found, system, "ndcg@10")
+        panel.scatter(at[:, 2], at[:, 3], s=4, c=f"C{number + 1}")
+        if system == "create" and point:
+            panel.plot(*point, "*", color="black", label="the paper")
+            panel.legend(frameon=False, fontsize="x-small")
+        panel.set_title(f"{system}, ndcg@10", fontsize="small")
+        panel.set(xlabel="SASRec lacks, %", ylabel="gain, %")
+        panel.grid(alpha=0.3)
+    for panel in panels[2][len(systems) :]:
+        panel.set_axis_off()
+    with whole(picture) as file:
+        figure.savefig(file, format="png", dpi=80)
+
+
+def table(directory: Path) -> None:
+    """Prints the tables of a directory's runs and draws a picture for each data set."""
+    files = sorted(directory.glob("*.jsonl"))
+    if not files:
+        raise InputError(
+            f"{directory}: found no *.jsonl of a finished run; expected those of "
+            "`python -m benchmarks.regularisation run`"
+        )
+    runs = [each_epoch.read(file) for file in files]
+    for data in dict.fromkeys(one.data for one in runs):
+        own = [one for one in runs if one.data == data]
+        print(tables(own), end="")
+        picture = directory / f"{data}.png"
+        with curves.optional(picture):
+            draw(own, picture)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("data", help="beauty, ml1m, or another packaged config")
+    one.add_argument("system", choices=SYSTEMS)
+    one.add_argument("--dropout", type=float, required=True)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--path", default="", help="the log, where not at its usual place")
+    one.add_argument("--epochs", type=int, default=40, help="joint ones")
+    one.add_argument("--out", type=Path, default=Path("runs/regularisation"))
+    one = commands.add_parser("table")
+    one.add_argument("directory", type=Path)
+    flags = parser.parse_args(arguments)
+
+    def act():
+        if flags.command == "table":
+            return table(flags.directory)
+        config = make_config(
+            flags.data, flags.system, flags.dropout, flags.seed, flags.epochs
+        )
+        config.data.path = flags.path
+        print(run(config, flags.system, flags.out.absolute()))
+
+    return exit_code(act)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

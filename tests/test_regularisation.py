@@ -1,0 +1,95 @@
+"""The study of regularisation: its arithmetic, and a run of two epochs."""
+
+import numpy as np
+import pytest
+
+from benchmarks import each_epoch, regularisation
+from benchmarks.each_epoch import Curves
+
+
+def made_up(system, dropout, seed, values):
+    """A run of Beauty whose metrics are all alike."""
+    names = (*regularisation.METRICS, "coverage@10")
+    curves = {f"{regularisation.KEY}/{name}": np.array(values) for name in names}
+    about = {
+        "dataset": "beauty",
+        "system": system,
+        "config": {"seq": {"dropout": dropout}},
+        "queries": {regularisation.KEY: 7},
+    }
+    return Curves("beauty", system.split("@")[0], seed, curves, about)
+
+
+RUNS = [
+    made_up("sasrec", 0.1, 0, [0.01, 0.02, 0.01, 0.005]),
+    made_up("sasrec", 0.1, 1, [0.01, 0.02, 0.01, 0.015]),
+    made_up("create", 0.1, 0, [0.02, 0.03, 0.02, 0.03]),
+    made_up("sasrec", 0.5, 0, [0.02, 0.03, 0.04, 0.03]),
+    made_up("create", 0.5, 0, [0.02, 0.03, 0.04, 0.033]),
+]
+
+
+def test_gains_and_what_is_lacking_by_hand():
+    found = regularisation.means(RUNS)
+    np.testing.assert_allclose(found["sasrec", 0.1]["ndcg@10"], [1, 2, 1, 1])
+    gains = regularisation.gains(found, "create", "ndcg@10")
+    np.testing.assert_allclose(gains[0.1], [100, 50, 100, 200])
+    np.testing.assert_allclose(gains[0.5], [0, 0, 0, 10], atol=1e-9)
+    lacks = regularisation.lacks(found, "ndcg@10")
+    np.testing.assert_allclose(lacks[0.1], [75, 50, 75, 75])
+    np.testing.assert_allclose(lacks[0.5], [50, 25, 0, 25])
+    at = regularisation.points(found, "create", "ndcg@10")
+    expected = [[0.1, 2, 50, 50], [0.1, 3, 75, 100], [0.1, 4, 75, 200]]
+    expected += [[0.5, 3, 0, 0], [0.5, 4, 25, 10]]
+    np.testing.assert_allclose(at, expected, atol=1e-9)
+    # Table 2: 1.87 and 2.15.
+    lacking, gain = regularisation.paper_point(found, "beauty", "ndcg@10")
+    assert lacking == pytest.approx(53.25) and gain == pytest.approx(14.973, abs=1e-3)
+    assert regularisation.paper_point(found, "toys", "ndcg@10") is None
+
+
+def test_tables_and_the_picture(tmp_path):
+    text = regularisation.tables(RUNS)
+    assert "| 0.1 | sasrec | 2.00 (2) |" in text  # no epoch of SHOWN is so early
+    assert "| 0.1 | create | +50.0% |" in text and "| 0.5 | create | +0.0% |" in text
+    assert "lacks 53%, its CREATE gains +15.0%" in text
+    regularisation.draw(RUNS, tmp_path / "beauty.png")
+    assert (tmp_path / "beauty.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("system", regularisation.SYSTEMS)
+def test_systems_differ_in_what_their_names_say_alone(system):
+    config = regularisation.make_config("beauty", system, 0.2, seed=1, epochs=40)
+    create = regularisation.make_config("beauty", "create", 0.2, seed=1, epochs=40)
+    own, others = config.to_dict(), create.to_dict()
+    assert own["optim"] == others["optim"] and own["seq"] == others["seq"]
+    assert own["train"] == others["train"] and own["loss"] == others["loss"]
+    if config.method == "create":
+        for name, value in regularisation.SYSTEMS[system].items():
+            section, key = name.split(".")
+            assert own[section][key] == value
+            others[section][key] = value
+        assert own == others
+
+
+def test_an_empty_directory_is_one_line(tmp_path, capsys):
+    assert regularisation.main(["table", str(tmp_path)]) == 2
+    assert "found no *.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.services  # 20 seconds
+def test_a_run_of_two_epochs(tmp_path, capsys):
+    config = regularisation.make_config("quickstart", "create@warmup=0", 0.1, 0, 2)
+    config.model.dim, config.seq.max_len, config.seq.blocks = 8, 10, 1
+    file = regularisation.run(config, "create@warmup=0", tmp_path)
+    found = each_epoch.read(file)
+    assert found.about["system"] == "create@warmup=0"
+    assert regularisation.dropout_of(found) == 0.1
+    assert all(len(set(values)) == 2 for values in found.curves.values())
+    assert f"{regularisation.KEY}/coverage@10" in found.curves
+    assert found.about["config"]["data"]["path"] == ""
+    # All rows before the test are trained on, the first eight of ten.
+    data = found.about["data"]
+    assert data["train_interactions"] == data["interactions"] * 8 // 10
+    regularisation.run(config, "create@warmup=0", tmp_path)
+    assert "finished" in capsys.readouterr().out
