@@ -12,7 +12,8 @@ main runs of results/ (results/run.sh). A run that was stopped goes on; a finish
 is not made again.
 
 `table` prints, from all runs of a directory, how far the epochs that each rule chooses
-are from the best ones, and draws the curves.
+are from the best ones, and draws the curves. Runs with --refit, on validation's rows
+too, say what a refit is worth.
 """
 
 import argparse
@@ -98,15 +99,17 @@ def drawn(holdout: Holdout, queries: int, seed: int) -> Holdout:
     )
 
 
-def run(config, out: Path, queries: int) -> Path:
+def run(config, out: Path, queries: int, refit: bool = False) -> Path:
     """Trains, and ranks after each joint epoch; returns the file that `table` reads.
 
     Args:
       config: of `make_config`; its split.q_test ends the rows that are used.
       out: the file's directory. Checkpoints and metrics.jsonl go to one below it.
       queries: the most that a holdout asks.
+      refit: train on the rows of validation too; the inner test alone is ranked.
     """
-    file = out / f"{config.data.name}-{config.method}-{config.seed}.jsonl"
+    name = f"{config.data.name}-{config.method}" + "-refit" * refit
+    file = out / f"{name}-{config.seed}.jsonl"
     if each_epoch.is_there(file):
         return file
     build.check(config)
@@ -119,7 +122,11 @@ def run(config, out: Path, queries: int) -> Path:
         split = protocol.make_split(config, log)
         for part, held in (("valid", split.valid), ("test", split.test[target])):
             holdouts[f"{part}/{target}"] = drawn(held, queries, config.split.seed)
-    facts, known = protocol.describe(config, log, split), known_items(split.train)
+    train, by = split.refit if refit else split.train, config.eval.select_by
+    facts = protocol.describe(config, log, split) | {"refit": refit}
+    known = known_items(train)
+    if refit:
+        holdouts = {key: x for key, x in holdouts.items() if key.startswith("test")}
 
     def measure(holdout: Holdout, ranking: evaluate.Ranking) -> dict[str, float]:
         warm = known[holdout.targets] & (ranking.ranks != evaluate.NOT_RANKED)
@@ -127,8 +134,8 @@ def run(config, out: Path, queries: int) -> Path:
         return ranking.metrics | {"warm_log_likelihood": likelihood}
 
     return each_epoch.run(
-        *(config, facts, split.train, holdouts, file),
-        selects=f"valid/{TARGETS[0]}/{config.eval.select_by}",
+        *(config, facts, train, holdouts, file),
+        selects=f"{'test' if refit else 'valid'}/{TARGETS[0]}/{by}",  # it ends nothing
         measure=measure,
         uncut=metrics.UNCUT,
         lists=False,
@@ -201,8 +208,10 @@ def same_order(first: list, second: list) -> tuple[int, int]:
 # --- table ----------------------------------------------------------------------------
 
 
-def tables(studies: list[Curves]) -> str:
+def tables(runs: list[Curves]) -> str:
     """Markdown: a summary of all data, then the tables of each."""
+    studies = [one for one in runs if not one.about.get("refit")]
+    refits = {_key(one): one for one in runs if one.about.get("refit")}
     parts = [_about(studies), "## All data", _summary(studies)]
     for data in dict.fromkeys(study.data for study in studies):
         own = [study for study in studies if study.data == data]
@@ -210,6 +219,8 @@ def tables(studies: list[Curves]) -> str:
         parts += ["### Regret", _regrets(own)]
         parts += ["### Order of two systems", _orders(own)]
         parts += ["### Patience", _patiences(own)]
+        if both := [(one, refits[_key(one)]) for one in own if _key(one) in refits]:
+            parts += ["### Refit", _refits(both)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -230,6 +241,10 @@ def _about(studies: list[Curves]) -> str:
         "part of every regret is that noise."
     )
     return text + "\n\n" + report.markdown_table(head, rows)
+
+
+def _key(study: Curves) -> tuple:
+    return study.data, study.method, study.seed
 
 
 def _seconds(study: Curves) -> float:
@@ -386,6 +401,36 @@ def _patiences(studies: list[Curves]) -> str:
     return text + "\n\n" + report.markdown_table(head, rows)
 
 
+def _refits(pairs: list[tuple[Curves, Curves]]) -> str:
+    """What `retrain.epochs` is worth: tested after the chosen epoch as trained, after
+    as many of the refit, or as many in steps."""
+    rows = []
+    for rule in RULES:
+        lost = []
+        for study, refit in pairs:
+            place = chosen(rule.of(study))[0]
+            share = study.about["config"]["split"]["q_val"]  # of the rows, trained on
+            scaled = max(1, round(share * (place + 1))) - 1
+            of = [(_truth(study, aim), _truth(refit, aim)) for aim in AIMS]
+            values = [(a[place], b[place], b[scaled]) for a, b in of]
+            best = [b.max() for _, b in of]
+            lost.append(100 - 100 * (np.array(values).T / best).mean(1))
+        spread = [_spread(x) for x in np.std(lost, axis=0, ddof=len(lost) > 1)]
+        means = np.mean(lost, axis=0)
+        cells = [f"{mean:.2f}{s}" for mean, s in zip(means, spread, strict=True)]
+        rows.append((means[1], [*_named(rule), *cells]))
+    rows.sort(key=lambda one: one[0])
+    names = ", ".join(f"{x.method} {x.seed}" for x, _ in pairs)
+    text = (
+        f"Of {names}. What the model that is tested lacks of the best epoch of a run "
+        "on the rows of training and validation, in percent, the mean as above (± over "
+        "runs): without a refit, after as many joint epochs of one, after as many "
+        "steps (`retrain.epochs`; here the warm-up is of the same epochs each time)."
+    )
+    head = ["metric", "target", "mean of", "none", "best", "scaled"]
+    return text + "\n\n" + report.markdown_table(head, [row for _, row in rows])
+
+
 def draw(studies: list[Curves], picture: Path) -> None:
     """Every metric over epochs: validation drawn out, the inner test dashed, a colour a
     system, a line a seed."""
@@ -425,7 +470,8 @@ def table(directory: Path) -> None:
     for data in dict.fromkeys(study.data for study in studies):
         picture = directory / f"{data}.png"
         with curves.optional(picture):
-            draw([study for study in studies if study.data == data], picture)
+            own = [study for study in studies if study.data == data]
+            draw([study for study in own if not study.about.get("refit")], picture)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -435,6 +481,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("data", help="beauty, ml1m, or another packaged config")
     one.add_argument("method", help="sasrec or create")
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--refit", action="store_true", help="on validation's rows too")
     one.add_argument("--path", default="", help="the log, where not at its usual place")
     one.add_argument("--epochs", type=int, default=60, help="joint ones")
     one.add_argument("--queries", type=int, default=10_000, help="most of a holdout")
@@ -448,7 +495,7 @@ def main(arguments: list[str] | None = None) -> int:
             return table(flags.directory)
         config = make_config(flags.data, flags.method, flags.seed, flags.epochs)
         config.data.path = flags.path
-        print(run(config, flags.out.absolute(), flags.queries))
+        print(run(config, flags.out.absolute(), flags.queries, flags.refit))
 
     return exit_code(act)
 

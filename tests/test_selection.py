@@ -92,6 +92,40 @@ def test_tables_of_made_up_curves():
     assert f"| ndcg@10 | last | 1 | {np.mean(lost):.2f} (3 to 3)" in patiences
 
 
+def test_refits_by_hand():
+    """The second of three epochs is chosen; six of ten rows are trained on, so that
+    it is the first, in steps."""
+    study = STUDIES[0]._replace(about={"config": {"split": {"q_val": 0.6}}})
+    truth = [0.15, 0.24, 0.25]
+    refit = made_up("sasrec", 0, [0], truth)
+    refit = refit._replace(about={"refit": True})
+    text = selection.tables([study, refit, *STUDIES[1:]])
+    assert "Of sasrec 0." in text
+    cells = [f"{100 - 100 * x / 0.25:.2f} ± 0.00" for x in (0.18, 0.24, 0.15)]
+    assert f"| ndcg@10 | last | 1 | {' | '.join(cells)} |" in text
+    assert "### Refit" not in selection.tables(STUDIES)
+
+
+def test_a_refit_trains_on_the_rows_of_validation_too(tmp_path, monkeypatch):
+    given = {}
+
+    def keep(config, facts, log, holdouts, file, **rules):
+        given[facts["refit"]] = log, facts, holdouts, file.name
+
+    monkeypatch.setattr(each_epoch, "run", keep)
+    config = selection.make_config("quickstart", "sasrec", 3, epochs=2)
+    for refit in (False, True):
+        selection.run(config, tmp_path, 300, refit)
+    (less, facts, both, _), (more, of_refit, test, name) = given[False], given[True]
+    assert name == "movietweetings-sasrec-refit-3.jsonl"
+    assert facts["data"] == of_refit["data"]
+    assert more.n_rows == facts["data"]["train_interactions"]
+    assert less.n_rows == pytest.approx(config.split.q_val * more.n_rows, abs=2)
+    assert set(test) == {"test/last", "test/successive"} < set(both)
+    for key, holdout in test.items():
+        np.testing.assert_array_equal(holdout.targets, both[key].targets)
+
+
 def test_an_empty_directory_is_one_line(tmp_path, capsys):
     assert selection.main(["table", str(tmp_path)]) == 2
     assert "found no *.jsonl" in capsys.readouterr().err
