@@ -208,10 +208,26 @@ def same_order(first: list, second: list) -> tuple[int, int]:
 # --- table ----------------------------------------------------------------------------
 
 
-def tables(runs: list[Curves]) -> str:
-    """Markdown: a summary of all data, then the tables of each."""
-    studies = [one for one in runs if not one.about.get("refit")]
+def merged(runs: list[Curves]) -> list[Curves]:
+    """The runs that validate, with the inner test of their refits, where there are any,
+    and their own as `trained/...`: items of validation's rows alone are unseen there.
+    """
     refits = {_key(one): one for one in runs if one.about.get("refit")}
+    found = []
+    for one in runs:
+        if one.about.get("refit"):
+            continue
+        own, refit = dict(one.curves), refits.get(_key(one))
+        if refit is not None:
+            for name in [name for name in own if name.startswith("test/")]:
+                own[name.replace("test/", "trained/", 1)] = own[name]
+                own[name] = refit.curves[name]
+        found.append(one._replace(curves=own))
+    return found
+
+
+def tables(studies: list[Curves]) -> str:
+    """Markdown: a summary of all data, then the tables of each."""
     parts = [_about(studies), "## All data", _summary(studies)]
     for data in dict.fromkeys(study.data for study in studies):
         own = [study for study in studies if study.data == data]
@@ -219,7 +235,7 @@ def tables(runs: list[Curves]) -> str:
         parts += ["### Regret", _regrets(own)]
         parts += ["### Order of two systems", _orders(own)]
         parts += ["### Patience", _patiences(own)]
-        if both := [(one, refits[_key(one)]) for one in own if _key(one) in refits]:
+        if both := [one for one in own if _is_refitted(one)]:
             parts += ["### Refit", _refits(both)]
     return "\n\n".join(parts) + "\n"
 
@@ -232,19 +248,28 @@ def _about(studies: list[Curves]) -> str:
         asked = ", ".join(f"{k} {n:,}" for k, n in about.get("queries", {}).items())
         commit = (about.get("git") or "")[:7]
         epochs = len(_truth(own[0], AIMS[0]))
-        rows.append([data, method, seeds, epochs, asked, f"{seconds / 60:.0f}", commit])
-    head = ["data", "method", "seeds", "joint epochs", "queries", "minutes", "commit"]
+        refits = ", ".join(str(one.seed) for one in own if _is_refitted(one))
+        minutes = f"{seconds / 60:.0f}"
+        rows.append([data, method, seeds, refits, epochs, asked, minutes, commit])
+    head = ["data", "method", "seeds", "of these refitted", "joint epochs", "queries"]
+    head += ["minutes", "commit"]
     text = (
         "Regret: what the epoch that a rule chooses on validation lacks of the best "
-        "epoch, on the inner test; percent points, then as a share of the best. After "
-        "±, the deviation over seeds. The best epoch is the best of one noisy curve: a "
-        "part of every regret is that noise."
+        "epoch, on the inner test; percent points, then as a share of the best. The "
+        "inner test is of a run on the rows of validation too, after as many epochs, "
+        "where there is one (refitted), else of the run itself, in which the items of "
+        "these rows alone are unseen. After ±, the deviation over seeds. The best "
+        "epoch is the best of one noisy curve: a part of every regret is that noise."
     )
     return text + "\n\n" + report.markdown_table(head, rows)
 
 
 def _key(study: Curves) -> tuple:
     return study.data, study.method, study.seed
+
+
+def _is_refitted(study: Curves) -> bool:
+    return any(name.startswith("trained/") for name in study.curves)
 
 
 def _seconds(study: Curves) -> float:
@@ -401,26 +426,27 @@ def _patiences(studies: list[Curves]) -> str:
     return text + "\n\n" + report.markdown_table(head, rows)
 
 
-def _refits(pairs: list[tuple[Curves, Curves]]) -> str:
+def _refits(studies: list[Curves]) -> str:
     """What `retrain.epochs` is worth: tested after the chosen epoch as trained, after
     as many of the refit, or as many in steps."""
     rows = []
     for rule in RULES:
         lost = []
-        for study, refit in pairs:
+        for study in studies:
             place = chosen(rule.of(study))[0]
             share = study.about["config"]["split"]["q_val"]  # of the rows, trained on
             scaled = max(1, round(share * (place + 1))) - 1
-            of = [(_truth(study, aim), _truth(refit, aim)) for aim in AIMS]
-            values = [(a[place], b[place], b[scaled]) for a, b in of]
-            best = [b.max() for _, b in of]
-            lost.append(100 - 100 * (np.array(values).T / best).mean(1))
+            refits = [_truth(study, aim) for aim in AIMS]
+            values = [(x[place], x[scaled]) for x in refits]
+            own = [study.curves["trained/{}/{}".format(*aim)][place] for aim in AIMS]
+            values = np.column_stack([own, values])
+            lost.append(100 - 100 * (values.T / [x.max() for x in refits]).mean(1))
         spread = [_spread(x) for x in np.std(lost, axis=0, ddof=len(lost) > 1)]
         means = np.mean(lost, axis=0)
         cells = [f"{mean:.2f}{s}" for mean, s in zip(means, spread, strict=True)]
         rows.append((means[1], [*_named(rule), *cells]))
     rows.sort(key=lambda one: one[0])
-    names = ", ".join(f"{x.method} {x.seed}" for x, _ in pairs)
+    names = ", ".join(f"{x.method} {x.seed}" for x in studies)
     text = (
         f"Of {names}. What the model that is tested lacks of the best epoch of a run "
         "on the rows of training and validation, in percent, the mean as above (± over "
@@ -465,13 +491,12 @@ def table(directory: Path) -> None:
             f"{directory}: found no *.jsonl of a finished run; expected those of "
             "`python -m benchmarks.selection run`"
         )
-    studies = [each_epoch.read(file) for file in files]
+    studies = merged([each_epoch.read(file) for file in files])
     print(tables(studies), end="")
     for data in dict.fromkeys(study.data for study in studies):
         picture = directory / f"{data}.png"
         with curves.optional(picture):
-            own = [study for study in studies if study.data == data]
-            draw([study for study in own if not study.about.get("refit")], picture)
+            draw([study for study in studies if study.data == data], picture)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -99,11 +99,14 @@ def test_refits_by_hand():
     truth = [0.15, 0.24, 0.25]
     refit = made_up("sasrec", 0, [0], truth)
     refit = refit._replace(about={"refit": True})
-    text = selection.tables([study, refit, *STUDIES[1:]])
+    text = selection.tables(selection.merged([study, refit, *STUDIES[1:]]))
     assert "Of sasrec 0." in text
     cells = [f"{100 - 100 * x / 0.25:.2f} ± 0.00" for x in (0.18, 0.24, 0.15)]
     assert f"| ndcg@10 | last | 1 | {' | '.join(cells)} |" in text
-    assert "### Refit" not in selection.tables(STUDIES)
+    # The regret above is of the refit as well.
+    assert f"| ndcg@10 | last | 1 | {(4 + 0 + 37.5) / 3:.2f} ±" in text
+    assert "| toys | sasrec | 0 | 0 |" in text and "| toys | create | 0, 1 |  |" in text
+    assert "### Refit" not in selection.tables(selection.merged(STUDIES))
 
 
 def test_a_refit_trains_on_the_rows_of_validation_too(tmp_path, monkeypatch):
