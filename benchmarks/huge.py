@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -60,11 +61,33 @@ def prepare(path: str, out: str, engine: str, memory: str) -> dict:
         arguments = f"--driver-memory {most} --conf spark.ui.enabled=false"
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"{arguments} pyspark-shell"
     start = time.monotonic()
-    process = subprocess.Popen(command)
-    _, status, used = os.wait4(process.pid, 0)
+    process, java = subprocess.Popen(command), {}
+    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+        time.sleep(0.5)
+        java |= of_java(process.pid)
+    _, status, used = ended
     if status:
         sys.exit(f"{engine} ended with status {status}")
-    return {"engine": engine} | costs(start, used)
+    return {"engine": engine} | costs(start, used) | java
+
+
+def of_java(parent: int) -> dict:
+    """What the Java of a process has used so far: nobody waits for it, so that it is in
+    no count of its parent; {} where there is none."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            name, fields = (place / "stat").read_text().rsplit(")", 1)
+            peak = re.search(r"VmHWM:\s+(\d+)", (place / "status").read_text())
+        except OSError:  # it has ended since
+            continue
+        fields = fields.split()
+        if peak and name.endswith("(java") and int(fields[1]) == parent:
+            spent = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return {
+                "Java's processor seconds": round(spent, 1),
+                "Java's peak GiB": round(int(peak[1]) / 2**20, 2),
+            }
+    return {}
 
 
 def costs(start: float, used) -> dict:
