@@ -9,12 +9,18 @@ from dataclasses import dataclass, field
 from create_jax import named
 from create_jax.errors import InputError
 
-# What --mode=tune searches, unless a config names another space.
+# What --mode=tune searches, unless a config names another space. Settings that the
+# others turn off are left out: those of another graph encoder, say.
 SEARCH = (("optim.lr", "log", 3e-4, 3e-3), ("seq.dropout", "uniform", 0.1, 0.6))
 SEARCH_JOINT = (
     *SEARCH,
-    ("loss.w_global", "log", 0.01, 1.0),
-    ("loss.w_bt", "log", 0.01, 1.0),
+    ("loss.w_global", "log", 0.01, 10.0),
+    ("loss.w_bt", "log", 0.02, 20.0),
+    ("align.bt.lambda", "log", 0.005, 0.5),
+    ("align.stop_grad", "choice", "none", "global", "local"),
+    ("align.user_source", "choice", "propagated", "ego"),
+    ("graph.lightgcn.layers", "integer", 1, 4),
+    ("warmup.epochs", "integer", 0, 100),
 )
 
 

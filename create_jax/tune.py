@@ -41,19 +41,22 @@ class Dimension(NamedTuple):
 
 
 def make_space(config) -> list[Dimension]:
-    """The dimensions of `config.tune.space`; InputError for one that is wrong."""
+    """The dimensions of `config.tune.space`; InputError for one that is wrong. Of the
+    method's own space those without effect are left out."""
     flat = settings.flatten(config.to_dict())
     space = [_dimension(flat, entry) for entry in config.tune.space]
     if not space:
         raise InputError("config.tune.space is empty; expected settings to choose")
     without_effect = set.intersection(*map(unread, variants(config, space)))
-    for one in space:
-        if one.key in without_effect:
-            raise InputError(
-                f"config.tune.space has {one.key}, which {config.method} does not read "
-                "under the other settings; set --config.tune.space without it"
-            )
-    return space
+    found = [one for one in space if one.key not in without_effect]
+    default = methods.find(config.method).defaults.get("tune.space", methods.SEARCH)
+    if found != space and space != [_dimension(flat, entry) for entry in default]:
+        idle = next(one.key for one in space if one.key in without_effect)
+        raise InputError(
+            f"config.tune.space has {idle}, which {config.method} does not read under "
+            "the other settings; set --config.tune.space without it"
+        )
+    return found
 
 
 def variants(config, space: list[Dimension]) -> list[dict]:

@@ -153,7 +153,7 @@ def _joint(flat: dict, method) -> list[str]:
         off += ["graph.batch_", "graph.reduce"]
         off += OF_GRAPH_LOSSES if flat["method"] == "mrgsrec" else ["loss."]
     elif flat["graph.encoder"] == "ultragcn":  # whose pairs are those of all users
-        off.append("graph.batch_source")
+        off += ["graph.batch_source", "align.user_source"]  # and propagate nothing
     if flat["align.kind"] == "none":
         return [*off, "align.", "loss.w_bt"]
     of_kind = {

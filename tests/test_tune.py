@@ -297,6 +297,22 @@ def test_what_another_dimension_turns_on_may_be_tuned(config):
         tune.make_space(config)
 
 
+def test_the_default_space_is_that_of_the_encoders():
+    def keys(method, **changes):
+        config = table.get_config(method)
+        config.update_from_flattened_dict(changes)
+        return {one.key.split(".", 1)[1] for one in tune.make_space(config)}
+
+    both = {"lr", "dropout", "w_global", "w_bt", "bt.lambda", "stop_grad", "epochs"}
+    assert keys("create") == both  # UltraGCN's user row has one source and no layers
+    lightgcn = {"graph.encoder": "lightgcn"}
+    assert keys("create", **lightgcn) == both | {"user_source", "lightgcn.layers"}
+    assert keys("create", **{"align.kind": "none"}) == both - {
+        *("w_bt", "bt.lambda", "stop_grad"),
+    }
+    assert keys("sasrec") == {"lr", "dropout"} and keys("lightgcn") == {"lr"}
+
+
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_reads_the_space_of_its_config(method):
     if methods.find(method).kind != "free":
