@@ -130,11 +130,11 @@ def _about(config, engine: str, rows, per_second: int) -> About:
 @contextmanager
 def written_beside(out: Path):
     """An empty folder, `out`.part, that becomes `out` when all is written."""
-    part = out.with_name(f"{out.name}.part")
-    if out.exists():
+    if os.path.lexists(out):
         raise InputError(
             f"{out}: is there already; take it away, or choose another --out"
         )
+    part = out.with_name(f"{out.name}.part")
     with named(part):
         part.mkdir(parents=True, exist_ok=True)
     mark = part.with_name(f"{part.name}.lock")
@@ -176,7 +176,10 @@ def _config(source: str, options: Sequence[str]):
             raise InputError(f"found {option!r}; there is no setting {key}") from None
         except (ValueError, SyntaxError):
             raise bad_setting(key, text, f"a {type(value).__name__}") from None
-    config = config_file.make(source, changes)
+    try:
+        config = config_file.make(source, changes)
+    except TypeError as error:  # 2.5 where a whole number is needed
+        raise InputError(f"found {' '.join(options)}: {error}") from None
     settings.check(config)
     return config
 

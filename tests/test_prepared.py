@@ -370,6 +370,21 @@ def test_what_duckdb_cannot_do_is_one_line(tmp_path):
     assert os.listdir(tmp_path) == ["log.csv"]  # nothing is left of a failure
 
 
+def test_what_others_spill_stays(tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    config, spill = with_ties(tmp_path, 300), tmp_path / "disk"
+    (spill / "spill").mkdir(parents=True)
+    (spill / "spill" / "mine").touch()
+    left = spill / out_of_core.spill_of(tmp_path / "out.part")  # of a killed run
+    left.mkdir()
+    with duckdb.connect(str(left / "log.duckdb")) as base:
+        base.execute("CREATE TABLE raw (x INTEGER)")
+    prepare.prepare(config, str(tmp_path / "out"), "duckdb", spill=str(spill))
+    assert [path.name for path in spill.rglob("*")] == ["spill", "mine"]
+    others = out_of_core.spill_of(tmp_path / "out2.part")  # at work now
+    assert others != left.name
+
+
 def test_a_config_that_asks_for_another_log_is_refused(folder):
     config = table_config.get_config()
     config.data.path = str(folder)
@@ -403,6 +418,8 @@ def test_the_command(tmp_path, capsys):
         ["--config=table", f"--out={out}"],
         ["--config=table", f"--out={out}2", "--config.data.none=1"],
         ["--config=table", f"--out={out}2", "--config.data.k_core=x"],
+        ["--config=table", f"--out={out}2", "--config.data.k_core=2.5"],
+        ["--config=table", "--out=.", *options],
         ["--config=table", f"--out={out}2", "--other"],
     ):
         assert run(wrong) == 2

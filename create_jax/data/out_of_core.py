@@ -4,6 +4,7 @@ The readers are those of the loaders, block by block; DuckDB codes, filters and 
 `interactions.from_frame` does, to the same fingerprint.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -57,8 +58,9 @@ def write(
     """
     duckdb = _duckdb()
     check_disk(log, spill)
-    spill = spill / "spill"
-    spill.mkdir(parents=True, exist_ok=True)
+    spill = spill / spill_of(folder)
+    shutil.rmtree(spill, ignore_errors=True)  # of a run that was killed
+    spill.mkdir()
     try:
         with duckdb.connect(str(spill / "log.duckdb")) as base:
             base.execute(f"SET temp_directory = '{_quoted(spill / 'temp')}'")
@@ -80,6 +82,12 @@ def write(
     finally:
         shutil.rmtree(spill, ignore_errors=True)
     return f"duckdb {duckdb.__version__}", rows, per_second
+
+
+def spill_of(folder: Path) -> str:
+    """The name of the files of `folder` among those of others on one disk. Whoever
+    writes a folder holds its lock, so that nobody else has these."""
+    return f"spill-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}"
 
 
 def check_disk(log: table.Stream, spill: Path) -> None:
