@@ -37,11 +37,13 @@ BYTES_A_ROW = 20  # of a text, to guess how many parts it makes
 class Job(NamedTuple):
     """What is made, as far as it changes a list; written beside the parts first.
 
-    model: hash of the artifact. log: SHA-256 of the log's bytes. parts: how many.
+    model: hash of the artifact. log: SHA-256 of the log's bytes. form: the flags that
+    say how it is read. parts: how many.
     """
 
     model: str
     log: str
+    form: str
     k: int
     exclude: str
     allow: str
@@ -128,7 +130,7 @@ def begin(job: Job, out: Path) -> None:
         write_text(path, json.dumps(now, indent=1) + "\n")
         return
     try:
-        then = json.loads(path.read_text())
+        then = {"form": job.form} | json.loads(path.read_text())  # once not written
         differ = [key for key in now if then[key] != now[key]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -195,18 +197,14 @@ def spill(
     folder: Path,
 ) -> dict[int, int]:
     """Appends the rows of each wanted part to its file; returns how many it has."""
-    ids = recommender.artifact.ids
-    codes = pl.DataFrame(
-        {"item": list(ids)[1:], "code": np.arange(1, len(ids))},
-        schema={"item": pl.String, "code": pl.Int64},
-    )
+    codes = codes_of(recommender)
     rows, writers = dict.fromkeys(wanted, 0), {}
     with ExitStack() as stack, _bar("read", None, "rows") as bar:
         pieces = (piece for block in blocks for piece in block.iter_slices(PIECE))
         for piece in pieces:
             bar.update(len(piece))
             part = parts_of(piece["user"], parts)
-            frame = _coded(piece, codes).with_columns(part=part)
+            frame = coded(piece, codes).with_columns(part=part)
             frame = frame.filter(pl.col("part").is_in(list(wanted)))
             for (number,), some in frame.partition_by("part", as_dict=True).items():
                 table = some.drop("part").to_arrow()
@@ -226,7 +224,16 @@ def parts_of(users: pl.Series, parts: int) -> pl.Series:
     return users.replace_strict(known, number, return_dtype=pl.Int64)
 
 
-def _coded(block: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
+def codes_of(recommender: Recommender) -> pl.DataFrame:
+    """The code of each item, as `coded` reads them."""
+    ids = recommender.artifact.ids
+    return pl.DataFrame(
+        {"item": list(ids)[1:], "code": np.arange(1, len(ids))},
+        schema={"item": pl.String, "code": pl.Int64},
+    )
+
+
+def coded(block: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
     """user, code and two columns that sort as time does. An unknown item keeps a number
     of its own below 0: of the same item twice in a row one is dropped."""
     frame = block.join(codes, on="item", how="left", maintain_order="left")
@@ -243,12 +250,16 @@ def _coded(block: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
 
 
 def load(path: Path, drop_repeats: bool) -> Part:
-    """The rows of a part, each user's by time; of equal times in the log's order."""
+    """The rows of a part."""
     if not path.exists():
         empty = np.zeros(0, np.int64)
         return Part(pl.Series([], dtype=pl.String), empty, np.zeros(1, np.int64))
     with pa.ipc.open_stream(pa.OSFile(str(path))) as reader:
-        frame = pl.from_arrow(reader.read_all())
+        return in_order(pl.from_arrow(reader.read_all()), drop_repeats)
+
+
+def in_order(frame: pl.DataFrame, drop_repeats: bool) -> Part:
+    """Rows that are coded, each user's by time; of equal times in the log's order."""
     frame = frame.sort("user", "time", "exact", maintain_order=True)
     if drop_repeats:
         same = pl.col("user") == pl.col("user").shift()

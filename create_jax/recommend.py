@@ -26,12 +26,13 @@ COLUMNS = {"user_column": "user", "item_column": "item", "time_column": "time"}
 FORM = ("format", "separator", "encoding", "time_unit")  # of --log, texts
 SWITCHES = ("header", "quoting", "has_clock")  # of --log
 FORMS = (*COLUMNS, *FORM, *SWITCHES)
+READ = ("loader", *FORMS)
 # The questions with which a flag has an effect.
 HISTORIES = "--history", "--user and --log"
 GOES_WITH = {
     "explain": HISTORIES,
     "part": ("--log",),
-    **dict.fromkeys(("loader", *FORMS), ("--log", "--user and --log")),
+    **dict.fromkeys(READ, ("--log", "--user and --log")),
     **dict.fromkeys(
         ("exclude", "allow", "hide_history", "vectors"),
         (*HISTORIES, "--user", "--log"),
@@ -147,8 +148,7 @@ def run(args) -> None:
         print("note: no known history: the most popular items", file=sys.stderr)
     why = []
     if args.explain:
-        hide = {"hide_history": rules["hide_history"]}
-        why = recommender.explain_all(history, items[0][items[0] > 0], **hide)
+        why = recommender.explain_all(history, items[0][items[0] > 0], **rules)
     show(artifact, items[0], scores[0], why)
 
 
@@ -209,17 +209,18 @@ def write_lists(args, recommender: Recommender) -> None:
     job = bulk.Job(
         model=recommender.artifact.hash,
         log=bulk.fingerprint(source),
+        form=" ".join(f"--{name}={getattr(args, name)}" for name in given(args, READ)),
         k=k_of(args),
         exclude=exclude,
         allow=allow,
         hide_history=rules["hide_history"],
-        drop_repeats=recommender.manifest["config"]["data"]["drop_repeats"],
+        drop_repeats=drops_repeats(recommender),
         vectors=args.vectors,
         parts=bulk.parts_for(source, out, mine[1]),
     )
-    given = {key: rules[key] for key in ("exclude", "allow")}
+    lists = {key: rules[key] for key in ("exclude", "allow")}
     blocks = blocks_of(args, recommender)
-    complete = bulk.run(recommender, blocks, job, out, mine=mine, **given)
+    complete = bulk.run(recommender, blocks, job, out, mine=mine, **lists)
     if not complete:
         print(f"{out}: the parts of this process; manifest.json comes with the last")
         return
@@ -241,6 +242,11 @@ def _named(codes) -> str:
     if codes is None or (isinstance(codes, tuple) and not codes):
         return ""
     return hashlib.sha256(np.sort(np.array(codes, np.int64))).hexdigest()[:16]
+
+
+def drops_repeats(recommender: Recommender) -> bool:
+    """Whether of the same item twice in a row one counts, as in training."""
+    return recommender.manifest["config"]["data"]["drop_repeats"]
 
 
 def loader_of(args, recommender: Recommender) -> str:
@@ -267,14 +273,14 @@ def blocks_of(args, recommender: Recommender):
 
 
 def history_in(args, recommender: Recommender) -> np.ndarray:
-    """The codes of one user's rows in --log, oldest first."""
-    own = pl.col("user") == args.user
-    rows = pl.concat([block.filter(own) for block in blocks_of(args, recommender)])
-    if not len(rows):
+    """The codes of one user's rows in --log, oldest first, as lists for all have them;
+    negative where the model does not know the item."""
+    own, codes = pl.col("user") == args.user, bulk.codes_of(recommender)
+    blocks = (block.filter(own) for block in blocks_of(args, recommender))
+    rows = [bulk.coded(block, codes) for block in blocks if len(block)]
+    if not rows:
         raise InputError(f"{args.log}: found no row of user {args.user!r}")
-    rows = rows.sort("time", maintain_order=True)
-    codes = [recommender.artifact.ids.code_of(item) or 0 for item in rows["item"]]
-    return np.array(codes)
+    return bulk.in_order(pl.concat(rows), drops_repeats(recommender)).codes
 
 
 # --- one question ---------------------------------------------------------------------
@@ -295,14 +301,14 @@ def rules_of(args, recommender: Recommender) -> dict:
 def _list(path: str, recommender: Recommender) -> list[int]:
     """The codes of a file of ids; unknown ones are counted and left out."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: {getattr(error, 'strerror', None) or error}; expected a text of "
             "one id a line"
         ) from None
-    wanted = [line.strip() for line in lines if line.strip()]
-    codes = [recommender.artifact.ids.code_of(line) for line in wanted]
+    wanted, ids = [line for line in lines if line.strip()], recommender.artifact.ids
+    codes = [ids.code_of(line) or ids.code_of(line.strip()) for line in wanted]
     unknown = [line for line, code in zip(wanted, codes, strict=True) if code is None]
     if unknown:
         print(
@@ -346,8 +352,8 @@ def show(artifact: Artifact, items, scores, why=()) -> None:
     left = items > 0
     titles = artifact.titles is not None
     rows = [
-        (f"{rank}", f"{score:.4f}", artifact.ids[item])
-        + ((artifact.titles[item],) if titles else ())
+        (f"{rank}", f"{score:.4f}", printable(artifact.ids[item]))
+        + ((printable(artifact.titles[item]),) if titles else ())
         for rank, (item, score) in enumerate(
             zip(items[left], scores[left], strict=True), start=1
         )
@@ -359,6 +365,11 @@ def show(artifact: Artifact, items, scores, why=()) -> None:
         if 0 <= number < len(why):
             for text in _because(artifact, why[number]):
                 print(text)
+
+
+def printable(text: str) -> str:
+    """A text in one cell of a table: of tabs, line ends and the like their escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _columns(rows: list[tuple]) -> list[str]:
@@ -378,9 +389,9 @@ def _because(artifact: Artifact, one) -> list[str]:
     falls = one.score - one.scores
     order = [place for place in np.argsort(-falls) if falls[place] > 0][:SHOWN]
     if len(one.history) == 1:
-        return [f"      by {artifact.name(one.history[0])} alone"]
+        return [f"      by {printable(artifact.name(one.history[0]))} alone"]
     return [
-        f"      without {artifact.name(one.history[place])}: score "
+        f"      without {printable(artifact.name(one.history[place]))}: score "
         f"{-falls[place]:+.4f}, rank {one.rank} -> {one.ranks[place]}"
         for place in order
     ] or ["      no item of the history raises it"]

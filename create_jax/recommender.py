@@ -376,9 +376,16 @@ class Recommender:
         return read, [known, *without]
 
     def explain_all(
-        self, history: Sequence[int], items: Sequence[int], *, hide_history: bool = True
+        self,
+        history: Sequence[int],
+        items: Sequence[int],
+        *,
+        exclude: Iterable[int] = (),
+        allow: Iterable[int] | None = None,
+        hide_history: bool = True,
     ) -> list[Explanation]:
-        """The same of several items, of one batch of n + 1 queries."""
+        """The same of several items, of one batch of n + 1 queries, ranked among what
+        `exclude` and `allow` leave."""
         known = self.known(history)
         if self.falls_back(history):
             raise InputError(
@@ -387,7 +394,7 @@ class Recommender:
             )
         read, queries = self.left_out(known)
         vectors = self._vectors(queries)
-        allowed = self.can_come
+        allowed = self.allowed(exclude, allow)
         if hide_history:
             allowed = allowed.copy()
             allowed[known] = False

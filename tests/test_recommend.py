@@ -14,6 +14,7 @@ import pytest
 from create_jax import artifact, bulk, recommend
 from create_jax.artifact import Artifact, Texts, Users
 from create_jax.configs import table
+from create_jax.data import container
 from create_jax.errors import InputError
 from create_jax.recommender import Recommender
 
@@ -225,6 +226,33 @@ def test_leave_one_out_is_true_of_the_model(ask):
     assert "by Alien alone" in ask("--history=b01", "--explain", "--k=1")[1][2][0]
 
 
+def test_ranks_of_an_explanation_are_those_of_the_list(ask, tmp_path):
+    best = expected(["b01", "b05"], 6)
+    (tmp_path / "best").write_text(best[0])
+    _, rows, _ = ask("--history=b01,b05", "--explain", f"--exclude={tmp_path}/best")
+    ranks = [re.search(r"(\d)(?:$| ->)", row[0]) for row in rows[1:]]
+    assert [int(found[1]) for found in ranks if found] == [1, 1, 1, 2, 3]
+
+
+def test_names_with_tabs_and_line_ends_stay_in_their_cells(tmp_path, ask):
+    path, titles = tmp_path / "odd.safetensors", ["A\tB", "C\nD", "\x1b[1m", *"EFGH"]
+    artifact.write(path, make(titles=Texts.of(["", *titles])))
+    _, rows, _ = ask("--history=b05", file=path)
+    assert {row[3] for row in rows[1:4]} <= {"A\\tB", "C\\nD", "\\x1b[1m", "E", "G"}
+    assert {len(row) for row in rows} == {4} and len(rows) == 6
+
+
+def test_a_list_of_ids_by_windows(tmp_path, ask):
+    (tmp_path / "ids").write_bytes("\ufeffb01\r\nb02 \r\n".encode())
+    _, rows, err = ask("--history=b05", f"--exclude={tmp_path / 'ids'}")
+    assert err == "" and {row[2] for row in rows[1:]} == {"b03", "b04", "b06"}
+    path = tmp_path / "odd.safetensors"
+    artifact.write(path, make(ids=Texts.of(["", " a", "b\x85c", *"defgh"])))
+    (tmp_path / "ids").write_bytes(" a\nb\x85c\n".encode())
+    _, rows, err = ask("--history=g", f"--exclude={tmp_path / 'ids'}", file=path)
+    assert err == "" and {row[2] for row in rows[1:]} == {"d", "e", "f"}
+
+
 def test_a_terminal_gets_columns(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert recommend.main([str(model), "--history=b01", "--k=2"]) == 0
@@ -355,6 +383,41 @@ def test_another_job_is_refused(ask, log, tmp_path):
     assert "model was " in ask(f"--log={log}", f"--out={out}", "--k=3", file=other)[2]
     (out / "job.json").unlink()
     assert "no job.json" in ask(f"--log={log}", f"--out={out}", "--k=3")[2]
+
+
+def test_the_same_log_read_in_another_way_is_another_job(ask, tmp_path):
+    log, out = tmp_path / "log.csv", tmp_path / "recs"
+    log.write_text("user,item,other,time\nu,b01,b04,1\nv,b02,b03,2\n")
+    assert ask(f"--log={log}", f"--out={out}")[0] == 0
+    code, _, err = ask(f"--log={log}", f"--out={out}", "--item_column=other")
+    assert code == 2 and "form was , is --item_c" in err
+    job = json.loads((out / "job.json").read_text())
+    del job["form"]  # of an earlier version
+    (out / "job.json").write_text(json.dumps(job))
+    assert ask(f"--log={log}", f"--out={out}")[0] == 0
+
+
+def test_one_user_of_a_log_has_the_history_that_its_list_is_of(
+    ask, tmp_path, monkeypatch
+):
+    """Without repeats, whatever the blocks: times that only sort may be whole numbers
+    in one and none in the next."""
+    monkeypatch.setattr(container, "BLOCK", 40)
+    rows = ["u,b01,1", "u,b01,2", "u,new,3", "u,b05,4", "v,b02,5", "u,b01,5.5"]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,time", *rows, ""]))
+    asked, own = [], Recommender.recommend
+
+    def recommend(self, histories, *args, **rules):
+        asked.extend(list(self.known(history)) for history in histories)
+        return own(self, histories, *args, **rules)
+
+    monkeypatch.setattr(Recommender, "recommend", recommend)
+    options = f"--log={tmp_path / 'log.csv'}", "--has_clock=false"
+    assert ask(*options, "--user=u")[0] == 0
+    assert ask(*options, f"--out={tmp_path / 'recs'}")[0] == 0
+    assert asked == [[1, 5, 1], [1, 5, 1], [2]]
+    (tmp_path / "log.csv").write_text("user,item,time\n")
+    assert "no row of user 'u'" in ask(*options, "--user=u")[2]
 
 
 def test_any_log_of_the_training_s_forms(ask, log, tmp_path):
