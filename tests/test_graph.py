@@ -422,6 +422,12 @@ def test_pairs_are_distinct_and_of_the_newest_rows(choice, expected):
     np.testing.assert_array_equal(pairs.users, owners)
 
 
+@pytest.mark.parametrize("share, kept", [(0.55, 55), (0.551, 56), (0.07, 7), (0.1, 10)])
+def test_a_share_of_rows_is_that_of_decimal_numbers(share, kept):
+    log = make_log(list(range(1, 101)))
+    assert len(graph_rows(log, last_frac=share).users) == kept
+
+
 def pairs_of(*histories):
     return make_pairs(make_log(*histories))
 
