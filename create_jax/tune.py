@@ -176,9 +176,8 @@ def _take(study, directory, config, optuna):
     if ended + under_way >= config.tune.trials:
         return None
     # Seeded by the number of trials, so that one process repeats itself.
-    study.sampler = optuna.samplers.TPESampler(
-        seed=1000 * config.seed + len(study.trials), n_startup_trials=5
-    )
+    seed = (1000 * config.seed + len(study.trials)) % 2**32  # what NumPy takes
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
     trial = study.ask()
     held = _lock(directory, trial.number)
     if held is None:  # another process saw the trial before it was locked and took it

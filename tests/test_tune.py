@@ -190,6 +190,12 @@ def test_a_trial_of_another_process_is_left_to_it(config, trained, tmp_path):
     assert other == ["trial-0001"] and len(trained) == 1
 
 
+def test_a_study_takes_any_seed(config, trained, tmp_path):
+    config.seed, config.tune.trials = 2**32 - 1, 2
+    tune.tune(config, str(tmp_path / "study"))
+    assert len(trained) == 2
+
+
 def test_trials_without_promise_end_early(config, trained, tmp_path):
     config.tune.trials = 20
     tune.tune(config, str(tmp_path / "study"))
