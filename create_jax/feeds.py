@@ -13,6 +13,7 @@ import numpy as np
 from create_jax.data import graph as graphs
 from create_jax.data import packing
 from create_jax.data.streams import stream
+from create_jax.errors import InputError
 from create_jax.models.graph_encoder import Draw
 from create_jax.steps import Phase, StepBatch
 
@@ -174,6 +175,22 @@ class Blocks:
             for number in wanted
         }
         return self.made[block].result()
+
+
+def check_sequences(train) -> None:
+    """Refuses training rows without a sequence.
+
+    Raises:
+      InputError: no user has two rows.
+    """
+    begin, end = train.spans()
+    if not (end - begin >= 2).any():
+        raise InputError(
+            f"none of the {train.n_users:,} users has two training rows, so that no "
+            "sequence has a next item to learn; bring longer histories, keep repeats "
+            "(data.drop_repeats=False), or leave more rows to training: by "
+            "split.validation=none, or split.q_test and split.q_val"
+        )
 
 
 def make_graph(config, model, train, shards: int, parts: int = 1):

@@ -88,10 +88,13 @@ def fit(
       trains: False: the stage is finished; it is read and nothing is written.
 
     Raises:
+      InputError: no user has two rows, and a phase learns from sequences.
       Leaving: a process was asked to; all is saved.
     """
     # The model. Its graph is made when first asked for.
     config, clock = run.config, speed.Clock()
+    if any(phase.local for phase in phases):
+        feeds.check_sequences(train)
     model = build.make_model(config, train.n_users, train.n_items)
     tx = optim.make(**config.optim.to_dict())
     state = steps.start(model, tx, config.seed, run.mesh)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from create_jax import parallel, train
+from create_jax import feeds, parallel, train
 from create_jax.errors import InputError
 from create_jax.train import Progress, Stopping, after_epoch
 
@@ -27,6 +27,16 @@ def train_through(scores: dict, rules=RULES, end_at=None) -> Progress:
             metrics = {"ndcg@10": scores[epoch]}
         progress = after_epoch(progress, rules, 10 * epoch, metrics, epoch == end_at)
     return progress
+
+
+def test_rows_without_a_sequence_are_refused():
+    def log(*sizes):
+        ends = np.cumsum(sizes)
+        return SimpleNamespace(n_users=len(sizes), spans=lambda: (ends - sizes, ends))
+
+    feeds.check_sequences(log(1, 2, 0))
+    with pytest.raises(InputError, match="none of the 3 users has two training rows"):
+        feeds.check_sequences(log(1, 1, 0))
 
 
 @pytest.mark.parametrize(
