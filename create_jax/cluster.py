@@ -50,8 +50,9 @@ def join() -> None:
 
     Raises:
       InputError: only some variables are set, or hold something else; the rank is out
-        of range; no cluster is found. Where the others do not come in time the process
-        ends with code 2 and one line: XLA would abort it.
+        of range; no cluster is found; devices are not shared out evenly. Where the
+        others do not come in time the process ends with code 2 and one line: XLA would
+        abort it.
     """
     import jax
 
@@ -71,6 +72,22 @@ def join() -> None:
         ) from None
     finally:
         giving_up.cancel()
+    check_devices([device.process_index for device in jax.devices()])
+
+
+def check_devices(owners: list[int]) -> None:
+    """Refuses processes of which some have more devices than others: JAX gathers what
+    they say by rows of equal length.
+
+    Args:
+      owners: the process of each device.
+    """
+    numbers = [owners.count(rank) for rank in sorted(set(owners))]
+    if len(set(numbers)) > 1:
+        raise AgreedError(
+            f"the processes have {', '.join(map(str, numbers))} devices; expected as "
+            "many in each: start one for each device, or hide some of them"
+        )
 
 
 def _from_environment() -> dict:

@@ -93,6 +93,12 @@ def test_what_the_environment_says_wrongly_is_named(variables, changes, found):
         cluster.join()
 
 
+def test_processes_with_more_devices_than_others_are_refused():
+    cluster.check_devices([0, 0, 1, 1])
+    with pytest.raises(AgreedError, match="have 1, 2, 3 devices; expected as many"):
+        cluster.check_devices([0, 1, 1, 2, 2, 2])
+
+
 def test_one_process_is_asked_for_nothing():
     assert cluster.gather({"a": 1}) == [{"a": 1}] and cluster.is_first()
     assert cluster.first(lambda: (1, 2)) == (1, 2)
