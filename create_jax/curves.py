@@ -117,7 +117,7 @@ def _points(systems, key, name) -> list[tuple]:
     """(value, mean, deviation) of the largest group that differs in `key` alone."""
     groups = {}
     for system in systems:
-        if key in system.settings:
+        if key in system.settings and name in system.results[0]["test"]:
             rest = {k: v for k, v in system.settings.items() if k != key}
             values = [100 * r["test"][name] for r in system.results]
             mean = sum(values) / len(values)

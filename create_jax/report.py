@@ -30,7 +30,15 @@ from create_jax import curves
 from create_jax.claims import Claim, make_claims
 from create_jax.errors import InputError, exit_code
 from create_jax.files import write_text
-from create_jax.runs import System, by_section, common_targets, find_runs, load
+from create_jax.metrics import METRICS
+from create_jax.runs import (
+    System,
+    by_section,
+    common_metrics,
+    common_targets,
+    find_runs,
+    load,
+)
 
 COLUMNS = ("ndcg", "recall", "mrr", "coverage")
 PAPER_DATA = {
@@ -78,8 +86,9 @@ def table(results: list[dict]) -> str:
     first = results[0]
     ks = first["protocol"]["ks"]
     usual = [f"{column}@{k}" for k in ks for column in COLUMNS]
-    names = [name for name in usual if name in first["test"]]
-    names += [name for name in first["test"] if name not in usual]
+    has = common_metrics(results, first["protocol"]["target"])
+    names = [name for name in usual if name in has]
+    names += [name for name in has if name not in usual]
     head = ["method", "target", *names]
     methods = list(dict.fromkeys(result["method"] for result in results))
     rows = [
@@ -190,9 +199,10 @@ def _summary(systems: list[System]) -> list[str]:
         head += [f"{dataset} {names[0]}", *names[1:]]
         for name, system in _sasrec_and_create(sections[usual]).items():
             runs = system.results if system else []
+            has = common_metrics(runs, target) if runs else []
             printed = (system and paper_row(system)) or {}
             own, paper = lines.setdefault(name, ([name], ["*as the paper prints it*"]))
-            own += [percent(runs, target, name) if runs else "" for name in names]
+            own += [percent(runs, target, n) if n in has else "" for n in names]
             paper += [_paper_cell(printed.get(name)) for name in names]
     rows = [row for pair in lines.values() for row in pair if any(row[1:])]
     if not any(row[0] == "CREATE" for row in rows):
@@ -243,8 +253,9 @@ def _index(systems: list[System]) -> list[str]:
 
 
 def _table_of(systems: list[System], target: str, paper: bool) -> str:
-    first = systems[0].results[0]["test_by_target"][target]
-    names = [name for name in first if not name.startswith("mrr")]
+    every = [result for system in systems for result in system.results]
+    has = common_metrics(every, target)
+    names = [name for name in has if not name.startswith("mrr")]
     rows, printed = [], []
     for system in systems:
         cells = [percent(system.results, target, name) for name in names]
@@ -278,14 +289,16 @@ def _differences(claims: list[Claim]) -> list[str]:
         p = f"{c.holm:.3f}" if c.holm >= 0.001 else "<0.001"
         cell = f"{c.difference:+.2f} ({c.low:+.2f} .. {c.high:+.2f}), p {p}"
         cell = f"**{cell}**" if c.holm < 0.05 else cell
-        lines.setdefault((c.section, f"{c.label} - {c.baseline}"), []).append(cell)
+        lines.setdefault((c.section, f"{c.label} - {c.baseline}"), {})[c.metric] = cell
     text = (
         f"Target {claims[0].target}, percent points: difference (95% interval), p. "
         "Paired bootstrap over users and, of several, over seeds; p two-sided, of a "
         "normal with its deviation, and corrected by Holm over the claims about the "
         "same data and protocol, bold below 0.05."
     )
-    rows = [[*pair, *cells] for pair, cells in lines.items()]
+    rows = [
+        [*pair, *(of.get(name, "") for name in names)] for pair, of in lines.items()
+    ]
     return [text, markdown_table(["data", "difference", *names], rows)]
 
 
@@ -349,7 +362,7 @@ def comma_separated(systems: list[System]) -> str:
         paper = paper_row(system) or {}
         first = system.results[0]
         for target in common_targets(system.results):
-            for name in first["test_by_target"][target]:
+            for name in common_metrics(system.results, target):
                 values = [r["test_by_target"][target][name] for r in system.results]
                 spread = f"{np.std(values, ddof=1):.6f}" if len(values) > 1 else ""
                 mean = f"{np.mean(values):.6f}"
@@ -388,7 +401,7 @@ def make(flags) -> None:
     """Writes what the flags of `main` ask for, and prints report.md."""
     systems = load(find_runs(flags.runs))
     names = flags.metrics.split(",")
-    known = [n for n in systems[0].results[0]["test"] if "coverage" not in n]
+    known = [n for n in systems[0].results[0]["test"] if n.split("@")[0] in METRICS]
     if not set(names) <= set(known):
         raise InputError(
             f"--metrics={flags.metrics}; expected some of {','.join(known)}"

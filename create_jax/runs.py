@@ -164,6 +164,12 @@ def common_targets(results: list[dict]) -> list[str]:
     return [rule for rule in first if all(rule in other for other in others)]
 
 
+def common_metrics(results: list[dict], target: str) -> list[str]:
+    """The metrics that all of some results have: `eval.metrics` may differ."""
+    first, *others = (result["test_by_target"][target] for result in results)
+    return [name for name in first if all(name in other for other in others)]
+
+
 def targets_of(systems: list[System]) -> list[str]:
     """The target rules whose ranks all runs have: those with one target a query."""
     results = [result for system in systems for result in system.results]

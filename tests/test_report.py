@@ -475,6 +475,47 @@ def test_unknown_runs_of_a_report_are_input_errors(tmp_path):
         find_runs([str(tmp_path / "nowhere")])
 
 
+def without(folder, unwanted, **protocol):
+    """Takes metrics out of a run's result."""
+    file = folder / "result.json"
+    result = json.loads(file.read_text())
+    result["protocol"] |= protocol
+    for found in (result["test"], *result["test_by_target"].values()):
+        for name in [name for name in found if unwanted in name]:
+            del found[name]
+    file.write_text(json.dumps(result))
+
+
+def test_no_claim_is_about_a_cut_off_that_a_run_was_not_tested_at(runs, capsys):
+    """Packed ranks end at the largest of them: beyond it, others would be made up."""
+    for method in ("sasrec", "create"):
+        folder = runs / f"c/{method}"
+        make_run(folder, method, 0, ranks_like(7), dataset="sports")
+        without(folder, "@100", ks=[10])
+        ranks.pack(folder, runs)
+    systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
+    claims = make_claims(systems, "sasrec", ["ndcg@10", "ndcg@100"], 50)
+    found = {(claim.section, claim.metric) for claim in claims}
+    both = {("beauty", name) for name in ("ndcg@10", "ndcg@100")}
+    assert found == both | {("sports", "ndcg@10")}
+    assert report.main([str(runs / "a"), str(runs / "c"), "--resamples=50"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    rows = [line for line in said if line.startswith("| sports | create")]
+    assert rows and all(row.endswith(" |  |  |") for row in rows)
+
+
+def test_a_table_has_the_metrics_of_all_its_runs(runs):
+    """`eval.metrics` adds some to a run, which may come later than others."""
+    without(runs / "a/create-0", "mrr@10")
+    without(runs / "a/create-1", "recall@100")
+    systems = load(find_runs([str(runs / "a")]))
+    text = report.markdown(report.parts(systems, [], "ndcg@10"))
+    head = "| system | seeds | ndcg@10 | recall@10 | coverage@10 | ndcg@100 | cov"
+    assert head in text
+    assert "recall@100" not in report.comma_separated(systems).split("create", 1)[1]
+    assert "recall@100" not in report.table([r for s in systems for r in s.results])
+
+
 def test_runs_are_compared_by_the_targets_that_all_of_them_have(tmp_path):
     """`eval.targets` says which to rank, and a run may rank fewer."""
     rng = np.random.default_rng(9)
