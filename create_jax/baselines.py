@@ -17,14 +17,22 @@ from create_jax.train import Fitted, Progress
 from create_jax.writers import say
 
 
-def fit(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
-    """The fitted method of a run, and what validation selected; None = nothing."""
-    return FITS[run.config.method](run, split)
+def fit(
+    run: Run, split: Split, chosen: Progress | None = None
+) -> tuple[Fitted, Progress | None]:
+    """The fitted method of a run, and what validation selected; None = nothing.
+
+    Args:
+      chosen: what it selected before; it is not asked again.
+    """
+    return FITS[run.config.method](run, split, chosen)
 
 
-def fit_svd(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
+def fit_svd(
+    run: Run, split: Split, chosen: Progress | None
+) -> tuple[Fitted, Progress | None]:
     """PureSVD on all rows up to the cut, with the rank that is best on validation."""
-    config, start, chosen = run.config, time.monotonic(), None
+    config, start = run.config, time.monotonic()
     sides = split.train.n_users, split.train.n_items
     ranks = [rank for rank in config.svd.ranks if rank < min(sides)]
     if not ranks:
@@ -42,7 +50,9 @@ def fit_svd(run: Run, split: Split) -> tuple[Fitted, Progress | None]:
     fold_in = config.svd.history == "full"
     score, reads = factor_scores(fold_in=fold_in), {"whole": fold_in}
     rank = max(ranks)
-    if split.valid is not None:
+    if chosen is not None:
+        rank = chosen.best_metrics["rank"]
+    elif split.valid is not None:
         evaluator = evaluate.make_evaluator(
             config, split.valid, score, run.mesh, selects=True, **reads
         )
@@ -68,7 +78,7 @@ def _validate(evaluator, whole: dict, ranks) -> dict[int, dict]:
     return found
 
 
-def fit_counting(run: Run, split: Split) -> tuple[Fitted, None]:
+def fit_counting(run: Run, split: Split, chosen: None) -> tuple[Fitted, None]:
     """MostPop, PopRnd or Random on all rows up to the cut."""
     train = split.refit
     counts = np.bincount(train.items, minlength=train.n_items + 1)

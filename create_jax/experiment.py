@@ -6,7 +6,7 @@ from functools import partial
 
 import jax
 
-from create_jax import baselines, build, cluster, curves, evaluate, rundir
+from create_jax import baselines, build, cluster, curves, evaluate, rundir, settings
 from create_jax.errors import InputError
 from create_jax.rundir import FREE_TO_CHANGE, NOTABLE, Opened
 from create_jax.train import Fitted, Progress, fit
@@ -52,7 +52,8 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
 
 
 def evaluate_again(config, workdir: str, save: str = "") -> dict:
-    """The result of a finished run, ranked anew under the `eval` settings of now.
+    """The result of a finished run, ranked anew under the `eval` settings of now. What
+    selected stays: nothing is selected again.
 
     Args:
       save: a directory to keep it in, like a run of its own for `create_jax.report`.
@@ -60,7 +61,7 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
     build.check(config)
     place = rundir.locate(save, "--save")
     if save:
-        rundir.check(place, config, FREE_TO_CHANGE)
+        rundir.check(place, config, (*FREE_TO_CHANGE, "eval.select_by"))
     opened, fitted, selection = reopen(config, workdir)
     if save:
         data = opened.facts["data"]
@@ -68,7 +69,8 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
     result, ranks = test(opened, fitted, selection)
     if save:
         with rundir.hold(place):
-            rundir.mark(place, config, opened.facts["data"], FREE_TO_CHANGE)
+            about = opened.run.config, opened.facts["data"]
+            rundir.mark(place, *about, FREE_TO_CHANGE)
             rundir.keep(place, result, ranks)
     return result
 
@@ -92,19 +94,29 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
                 "train it again into another --workdir, or bring them back"
             )
         rundir.refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
+        started = settings.of_run(read_json(directory / "config.json")["config"])
+        return result["valid"], started.get("eval.select_by", config.eval.select_by)
 
-    cluster.first(check)
+    valid, by = cluster.first(check)
+    config = config.copy_and_resolve_references()
+    config.eval.select_by = by
     opened = rundir.open_run(config, directory)
-    return opened, *_select_and_refit(opened, trains=False)
+    return opened, *_select_and_refit(opened, trains=False, valid=valid)
 
 
 def _select_and_refit(
-    opened: Opened, *, trains: bool = True
+    opened: Opened, *, trains: bool = True, valid: dict | None = None
 ) -> tuple[Fitted, Progress | None]:
-    """The model to test, and the progress of the stage that chose its length."""
+    """The model to test, and the progress of the stage that chose its length.
+
+    Args:
+      valid: of the result, where there is one: what leaves no checkpoint is fitted
+        again, and must not choose another rank under other `eval` settings.
+    """
     run, split = opened.run, opened.split
     if run.config.method in baselines.FITS:
-        return baselines.fit(run, split)
+        chosen = Progress(best_metrics=valid) if valid and "rank" in valid else None
+        return baselines.fit(run, split, chosen)
     phases, retrain = build.make_phases(run.config), run.config.retrain.epochs
     stage = partial(fit, run, trains=trains)
     if split.valid is None:
@@ -131,7 +143,7 @@ def fit_all_rows(
     """
     run, split, log = opened.run, opened.split, opened.log
     if run.config.method in baselines.FITS:
-        return baselines.fit(run, split._replace(refit=log))[0]
+        return baselines.fit(run, split._replace(refit=log), selection)[0]
     phases, share = build.make_phases(run.config), 1.0
     if selection is not None:
         if run.config.retrain.epochs == "scaled":

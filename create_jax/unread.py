@@ -48,7 +48,7 @@ NEVER_HIDE = ("sasrec", "esasrec", "own")
 # Prefixes of settings that a mode never reads.
 BY_MODE = {
     "train": ("tune.",),
-    "evaluate": ("tune.", "compare", "example", "final."),
+    "evaluate": ("tune.", "compare", "example", "final.", "eval.select_by"),
     "export": ("tune.", "compare", "example"),
     "tune": ("seeds", "compare", "example", "retrain."),
 }

@@ -114,8 +114,9 @@ def test_evaluate_gives_the_same_numbers_and_other_targets(created, monkeypatch)
     again = experiment.evaluate_again(config, str(workdir))
     assert again["test_by_target"] == result["test_by_target"]
     other = config.copy_and_resolve_references()
-    other.eval.target = "all"
+    other.eval.update(target="all", select_by="recall@100")
     several = experiment.evaluate_again(other, str(workdir))
+    assert several["protocol"]["select_by"] == "ndcg@10"  # what did select
     assert 0 < several["test_by_target"]["all"]["recall@10"] <= 1
     assert several["test_by_target"]["last"] == result["test_by_target"]["last"]
 

@@ -157,6 +157,16 @@ def test_the_rank_is_chosen_by_validation_and_the_factors_are_refit(config, tmp_
     assert test != pytest.approx(dense_ndcg(split.train, split.test["last"], best))
 
 
+def test_an_evaluation_keeps_the_rank_and_what_chose_it(config, tmp_path, monkeypatch):
+    result = experiment.train_and_evaluate(config, str(tmp_path / "run"))
+    monkeypatch.delattr(baselines, "_validate")
+    config.eval.update(ks=(12,), select_by="recall@12", target="first")
+    opened, fitted, chosen = experiment.reopen(config, str(tmp_path / "run"))
+    assert chosen.best_metrics == result["valid"] and result["valid"]["rank"] == 3
+    assert fitted.params["items"].shape == (13, 3)
+    assert opened.facts["protocol"]["select_by"] == "ndcg@2"
+
+
 def test_the_rank_is_chosen_by_a_metric_without_a_cut(config):
     config.eval.select_by = "log_reciprocal_rank"
     split = protocol.make_split(config, protocol.load(config))
