@@ -53,8 +53,9 @@ class Names:
         return sorted(self._codes[self._places(b"\n%b\t" % wanted, HITS)].tolist())
 
     def find(self, text: str, n: int) -> list[int]:
-        """At most n items, best first: the id or title itself, what begins with the
-        text, what has all its words, else what is spelt alike. All for no text.
+        """At most n items, best first: the id itself, an id or title in any letters,
+        what begins with the text, what has all its words, else what is spelt alike. All
+        for no text.
 
         Of equals the most popular comes first.
         """
@@ -62,11 +63,15 @@ class Names:
         words = sorted(set(whole.split()), key=len, reverse=True)
         if not words:
             return self._codes[:n].tolist()
+        own = self._artifact.ids.code_of(text)
         found = {}
-        for line in self._places(words[0].encode(), HITS):
-            name = self._line(line)
-            if all(word in name for word in words):
-                found[line] = _rank(name, whole, words)
+        # Title and id as a whole too: a short word may stand in more lines than HITS.
+        for part in (words[0], f"\n{whole}\t", f"\t{whole}\n"):
+            for line in self._places(part.encode(), HITS):
+                name = self._line(line)
+                if all(word in name for word in words):
+                    is_own = self._codes[line] == own
+                    found[line] = -1 if is_own else _rank(name, whole, words)
         best = sorted(found, key=lambda line: (found[line], line))[:n]
         return self._codes[best].tolist() if best else self.nearest(text, n)
 

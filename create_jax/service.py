@@ -31,6 +31,7 @@ from create_jax.errors import LONGEST, InputError, one_line
 from create_jax.recommender import MOST
 
 BODY = 2**20  # bytes of a request's body
+NAME = 2000  # letters of an id or title
 HISTORY, LIST = 1000, 10_000  # names of a history, of a list of items
 TITLES = 5  # unknown names that are looked up among the titles, of a request
 NEAREST = 3  # items suggested for each of them
@@ -38,7 +39,7 @@ LATENCIES = [s / 1e3 for s in (1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 1000, 
 
 # --- what is asked and answered -------------------------------------------------------
 
-Name = Annotated[str, Field(max_length=2000)]
+Name = Annotated[str, Field(max_length=NAME)]
 
 
 class Asked(BaseModel):
@@ -460,7 +461,7 @@ def make_app(service: Service) -> FastAPI:
 
     @app.get("/items", response_model=Found, responses={422: BAD, 503: BAD})
     async def items(
-        q: Annotated[str, Query(max_length=200)] = "",
+        q: Annotated[str, Query(max_length=NAME)] = "",
         n: Annotated[int, Query(ge=1, le=100)] = 10,
     ):
         """Items by a part of their title or id; the most popular for no text."""

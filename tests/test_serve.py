@@ -297,6 +297,9 @@ def test_a_model_of_known_users(of):
     assert [one["score"] for one in answer["items"]] == golden["scores"]
     assert "fallback" not in answer and answer["items"][0]["because"] == []
     assert "i004" not in {one["id"] for one in answer["items"]}  # seen in training
+    first = [one["id"] for one in answer["items"]]
+    again = post(client, "/recommend", user="u1", history=first[:1]).json()
+    assert [one["id"] for one in again["items"]][:-1] == first[1:]  # seen meanwhile
     refused = post(client, "/recommend", user="u3")
     assert refused.status_code == 422 and "no user 'u3'" in refused.json()["error"]
     answer = post(client, "/recommend", history=["i000"]).json()
@@ -571,6 +574,12 @@ def test_what_is_described_is_so(client):
     assert statuses["/recommend", 200] > 5 and statuses["/recommend", 422] > 5
 
 
+def test_a_golden_query_of_the_whole_catalogue_is_no_fault():
+    golden = {"history": [1, 2], "items": [], "scores": []}
+    held = made(manifest={"method": "svd", "query": "sum", "golden": golden})
+    assert scoring.prepare(held).artifact is held
+
+
 # --- another model while it answers ---------------------------------------------------
 
 
@@ -785,6 +794,21 @@ def test_names_are_read_without_case_accents_and_spaces():
 
     assert found == [*map(by_python, texts)]
     assert search.plain_text("  STRASSE\u3000\tN\ud800 ") == "strasse n?"
+
+
+def test_a_whole_id_or_title_is_found_among_many():
+    """Most names have these letters, and other titles are the same."""
+    ids = ["", *(f"9{n}" for n in range(search.HITS)), "9", "77", "M", "m"]
+    titles = ["", *("7 x" for _ in range(search.HITS)), "", "9", "7", ""]
+    counts = np.array([0, *range(len(ids) + 9, 10, -1)])
+    items = np.zeros((len(ids), 1), np.float32)
+    made = Artifact({}, items, Texts.of(ids), counts, Texts.of(titles))
+    names, last = search.Names(made), search.HITS
+    assert names.find("9", 3) == [last + 1, last + 2, 1]
+    assert names.find("7", 1) == [last + 3]
+    assert names.find("m", 2) == [last + 4, last + 3] and names.find("M", 1) == [
+        last + 3
+    ]
 
 
 def test_names_that_are_no_utf_8_are_found_by_the_rest():
