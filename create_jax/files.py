@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import secrets
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +22,9 @@ def whole(path: Path):
             yield file
             path.write_bytes(file.getvalue())
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # Processes of two containers that share a disk may have one number.
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"
+    part = path.with_name(f"{path.name}.{own}.part")
     try:
         with named(path), open(part, "wb") as file:
             yield file

@@ -1,6 +1,7 @@
 """The command: one question on the terminal, a whole log into Parquet."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from create_jax.artifact import Artifact, Texts, Users
 from create_jax.configs import table
 from create_jax.data import container
 from create_jax.errors import InputError
+from create_jax.files import whole
 from create_jax.recommender import Recommender
 
 NAMES = ["b01", "b02", "b03", "b04", "b05", "b06", "b07"]
@@ -371,6 +373,17 @@ def test_parts_of_several_processes_and_after_a_kill(ask, log, tmp_path, monkeyp
     assert {name: (out / name).stat().st_mtime_ns for name in half} == times
     one, other = (json.loads((d / "manifest.json").read_text()) for d in (out, whole))
     assert one == other
+
+
+def test_two_processes_of_one_number_write_one_file(tmp_path):
+    """As in two containers that share a disk, both of which begin the job."""
+    path = tmp_path / "job.json"
+    with whole(path) as one:
+        one.write(b"whole")
+        with whole(path) as other:
+            other.write(b"whole")
+        assert path.read_bytes() == b"whole"
+    assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["job.json"]
 
 
 def test_another_job_is_refused(ask, log, tmp_path):
