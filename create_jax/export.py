@@ -1,6 +1,7 @@
 """From a finished run to an artifact: `create_jax.main --mode=export --out=FILE`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def make(opened, fitted, log) -> Artifact:
     common = {
         "ids": Texts.of(ids),
         "counts": counts,
-        "titles": Texts.of(names.get(i, "") for i in ids) if names else None,
+        "titles": titles_of(ids, names),
     }
     if config.method == "mostpop":
         items = counts[:, None].astype(np.float32)
@@ -146,6 +147,20 @@ def make(opened, fitted, log) -> Artifact:
     if not np.array_equal(source, items):
         made = replace(made, inputs=source)
     return replace(made, program=program(made))
+
+
+def titles_of(ids: Sequence[str], names: Mapping[str, str]) -> Texts | None:
+    """Titles of items, "" for none; None where nothing has one, which is said of a file
+    of other ids."""
+    if not any(name in names for name in ids):
+        if names:
+            some = one_line(next(iter(names)), 40)
+            say(
+                f"note: the artifact has no titles: none of {len(names):,} ids with "
+                f"one, {some!r} among them, is that of an item of the log"
+            )
+        return None
+    return Texts.of(names.get(name, "") for name in ids)
 
 
 def query_tables(opened, model, fitted) -> tuple[np.ndarray, np.ndarray]:

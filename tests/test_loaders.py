@@ -1,13 +1,16 @@
 import gzip
+import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_interactions import triples
 
-from create_jax import config_file, protocol
+from create_jax import config_file, export, protocol
 from create_jax.configs import table as table_config
 from create_jax.data import (
     amazon,
@@ -210,10 +213,41 @@ def test_titles_of_a_file_of_any_form(tmp_path):
     assert titles.read(str(parquet)) == {"7": "a"}
 
 
+def test_titles_have_the_ids_of_a_log_in_the_same_form(tmp_path):
+    path, columns = tmp_path / "log", {"user": "id", "item": "id", "time": "time"}
+    numbers = [1.0, 2.5, *range(3, 120)]
+    lines = [{"id": n, "title": n, "time": 1} for n in (*numbers, "x")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def same() -> int:
+        (block,) = table.stream(str(path), columns=columns).blocks
+        found = titles.read(str(path))
+        assert list(found) == block["item"].to_list()
+        return len(found)
+
+    assert same() == 120
+    for ids in (
+        pa.array([bytes(15) + b"1"], pa.binary(16)),
+        pa.array([7.0]),
+        pa.array([b"a"]).dictionary_encode(),
+    ):
+        written = pa.table({"id": ids, "title": ["T"], "time": [1]})
+        pq.write_table(written, path)
+        assert same() == 1
+
+
+def test_titles_of_other_items_are_said(capsys):
+    assert list(export.titles_of(["", "a", "b"], {"b": "B"})) == ["", "", "B"]
+    assert export.titles_of(["", "a"], {}) is None and not capsys.readouterr().out
+    assert export.titles_of(["", "1"], {"1.0": "One"}) is None
+    assert "none of 1 ids with one, '1.0' among" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("a,b\n1,2\n", "found columns a, b; expected id and title"),
+        ('{"id": 1}\n', "found columns id; expected id and title"),
         ("", "cannot be read"),
         ("PAR1 and no more", "cannot be read"),
         ('{"id": 1', "cannot be read"),
@@ -235,6 +269,9 @@ def test_titles_of_movielens(tmp_path):
         archive.writestr("ml-1m/movies.dat", movies)
     expected = {"1": "Toy Story (1995)", "2": "Été (1)"}
     assert movielens.titles(str(tmp_path / "ml-1m.zip")) == expected
+    with zipfile.ZipFile(tmp_path / "flat.zip", "w") as archive:
+        archive.writestr("movies.dat", movies)
+    assert movielens.titles(str(tmp_path / "flat.zip")) == expected
     (tmp_path / "movies.dat").write_bytes(movies)
     assert movielens.titles(str(tmp_path)) == expected
     assert movielens.titles(str(tmp_path / "ratings.dat")) == expected

@@ -263,6 +263,11 @@ def test_numbers_that_only_sort(write):
             3,
             "does not parse; expected an",
         ),
+        (
+            ["2017-08-20"] * 2 + ["2017-08-20 10:00+99:99"],
+            3,
+            "does not parse; expected an",
+        ),
         (["1969-12-31"] * 3, 1, "lies before 1970; expected an ISO date"),
         (["2" * 22] * 3, 1, "does not parse; expected nanoseconds"),
     ],

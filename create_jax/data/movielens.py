@@ -72,7 +72,8 @@ def titles(path: str) -> dict[str, str]:
     try:
         if place.suffix == ".zip":
             with zipfile.ZipFile(place) as archive:
-                names = [n for n in archive.namelist() if n.endswith("/" + TITLES)]
+                names = archive.namelist()
+                names = [n for n in names if PurePosixPath(n).name == TITLES]
                 data = archive.read(names[0]) if names else b""
         else:
             folder = place if place.is_dir() else place.parent

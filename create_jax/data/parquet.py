@@ -52,7 +52,7 @@ def _batches(file: BinaryIO, source: str, columns: dict) -> Iterator[dict]:
 def _column(key: str, name: str, column: pa.Array, source: str) -> pl.Series:
     try:
         column.validate(full=True)  # damage may leave bytes that are no UTF-8
-        return _text(column) if key in ("user", "item") else _value(column)
+        return texts(column) if key in ("user", "item") else _value(column)
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{source}: found values that are no text in column {name!r} for {key} "
@@ -105,7 +105,7 @@ def _value(column: pa.Array) -> pl.Series:
     return pl.from_arrow(column)
 
 
-def _text(column: pa.Array) -> pl.Series:
+def texts(column: pa.Array) -> pl.Series:
     """Ids as text, null where there is none: 16 bytes as a UUID, others in hex."""
     kind = _plain(column.type)
     if types.is_fixed_size_binary(kind):
@@ -115,7 +115,7 @@ def _text(column: pa.Array) -> pl.Series:
         if kind.byte_width != 16:
             return hexes
         groups = [hexes.str.slice(a, n) for a, n in UUID]
-        return groups[0].to_frame().select(pl.concat_str(groups, separator="-"))
+        return pl.select(pl.concat_str(groups, separator="-")).to_series()
     ids = _value(column)
     if ids.dtype.is_float():
         ids = _where(ids.is_finite(), ids)

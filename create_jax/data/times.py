@@ -186,13 +186,17 @@ def _iso(text: pl.Series) -> pl.DataFrame:
     hour, minute, second = clock
     valid = (hour < 24) & (minute < 60) & (second < 60)
     digits = pl.col("zone").str.replace_all(r"[^0-9]", "").str.pad_end(4, "0")
-    offset = digits.str.slice(0, 2).cast(pl.Int64, strict=False) * 3600
-    offset += digits.str.slice(2, 2).cast(pl.Int64, strict=False) * 60
+    hours, minutes = (
+        digits.str.slice(at, 2).cast(pl.Int64, strict=False).fill_null(0)
+        for at in (0, 2)
+    )
+    valid &= (hours < 24) & (minutes < 60)
+    offset = hours * 3600 + minutes * 60
     offset = (
         pl.when(pl.col("zone").str.starts_with("-")).then(-offset).otherwise(offset)
     )
     moment = day.cast(pl.Int32).cast(pl.Int64) * 86_400
-    moment += hour * 3600 + minute * 60 + second - offset.fill_null(0)
+    moment += hour * 3600 + minute * 60 + second - offset
     nanos = pl.col("rest").str.slice(0, 9).str.pad_end(9, "0").cast(pl.Int64)
     found = parts.select(seconds=pl.when(valid).then(moment), nanos=nanos.fill_null(0))
     rare = found["seconds"].is_null() & text.is_not_null()

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet
 
-from create_jax.data import container
+from create_jax.data import container, parquet
 from create_jax.errors import InputError, one_line
+
+COLUMNS = ("id", "title")
 
 
 def read(path: str) -> dict[str, str]:
-    """Titles by external id. Ids are taken as they are written; the last of an id
-    counts, and an id without a title has none.
+    """Titles by external id. Ids are those that a log in the same form has; the last of
+    an id counts, and an id without a title has none.
 
     Raises:
       InputError: no such file, damaged, or without the two columns.
@@ -27,7 +30,7 @@ def read(path: str) -> dict[str, str]:
             f"{path}: cannot be read ({one_line(error, 150)}); expected CSV, JSON "
             "lines or Parquet with columns id and title"
         ) from None
-    if not {"id", "title"} <= set(frame.columns):
+    if not set(COLUMNS) <= set(frame.columns):
         raise InputError(
             f"{path}: found columns {', '.join(frame.columns[:8])}; expected id and "
             "title: rename them"
@@ -40,8 +43,13 @@ def _frame(path: str) -> pl.DataFrame:
     with open(path, "rb") as file:
         start = file.read(64)
     if start[:4] == container.PARQUET:
-        return pl.read_parquet(path)
+        frame = pl.read_parquet(path)
+        if "id" not in frame.columns:
+            return frame
+        ids = pyarrow.parquet.read_table(path, columns=["id"])["id"]
+        return frame.with_columns(id=parquet.texts(ids.combine_chunks()))
     if start.lstrip()[:1] == b"{":
-        return pl.read_ndjson(path)
+        frame = pl.read_ndjson(path, schema=dict.fromkeys(COLUMNS, pl.String))
+        return frame.select(c for c in frame if c.null_count() < len(c))
     separator = "\t" if Path(path).suffix == ".tsv" else ","
     return pl.read_csv(path, infer_schema=False, separator=separator)
