@@ -33,7 +33,7 @@ SETTINGS = [
     *("--config.warmup.epochs=1", "--config.train.chunk=2", "--config.seq.blocks=1"),
     *("--config.seq.max_len=20", "--config.train.batch=700"),
     *("--config.graph.batch_size=14000", "--config.eval.batch=2048"),
-    "--config.eval.queries=1000",
+    *("--config.eval.queries=1000", "--config.example=False"),
 ]
 # Less of it: one stage, and one joint epoch.
 SHORT = ["--config.split.validation=none", "--config.train.epochs=1"]
@@ -282,7 +282,8 @@ def finished(run):
 def pair(begin, tmp_path_factory):
     """The workdir of a run of two processes with four devices each, and its texts."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
-    run = begin(workdir, target=measured_command)
+    options = ["--config.example=True"]
+    run = begin(workdir, options=options, target=measured_command)
     finished(run)
     return workdir, run.texts()
 
@@ -386,7 +387,8 @@ def test_sigterm_to_one_of_two_ends_both_and_the_same_command_goes_on(
 @pytest.mark.services
 def test_killed_processes_go_on_as_one_and_as_two(pair, begin, tmp_path):
     """kill -9 of each process in turn, and another number of them every time."""
-    workdir, options = tmp_path / "run", ["--config.checkpoint.seconds=0"]
+    workdir = tmp_path / "run"
+    options = ["--config.checkpoint.seconds=0", "--config.eval.targets=()"]
     run = begin(workdir, options=options)
     when(run, workdir, 1, signal.SIGKILL, rank=1)
     codes = run.join()
