@@ -1,18 +1,21 @@
 """Whether CREATE's gain is a gain over a badly regularised SASRec.
 
-python -m benchmarks.regularisation run beauty create --dropout=0.2 --seed=0 --path=FILE
+python -m benchmarks.regularisation run beauty sasrec --dropout=0.2 --seed=0 --path=FILE
+python -m benchmarks.regularisation run beauty create@align.kind=none --dropout=0.2
 python -m benchmarks.regularisation table runs/regularisation
 
-`run` trains one of SYSTEMS with one dropout on all rows up to the test, for a fixed
-number of joint epochs, and ranks the test queries of target `last` after each. All
-systems share the learning rate and the weights that CREATE's study chose. Nothing is
-chosen by these numbers: they say how the gain goes with dropout and length.
+`run` trains a system, a method and perhaps settings after an @, with one dropout on all
+rows up to the test, for a fixed number of joint epochs, and ranks the test queries of
+target `last` after each. All systems share the learning rate and the weights that
+CREATE's study chose. Nothing is chosen by these numbers: they say how the gain goes
+with dropout and length.
 
 `table` prints the gain over epochs for each dropout, and against what SASRec lacks
 there of its best, and draws both.
 """
 
 import argparse
+import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -27,13 +30,6 @@ from create_jax.errors import InputError, exit_code
 from create_jax.files import whole
 
 BASELINE = "sasrec"
-SYSTEMS = {
-    BASELINE: {},
-    "create": {},
-    "create@align=none": {"align.kind": "none"},
-    "create@warmup=0": {"warmup.epochs": 0},
-}
-DROPOUTS = (0.1, 0.2, 0.35, 0.5)
 METRICS = ("ndcg@10", "recall@10", "ndcg@100", "recall@100")
 SHOWN = (5, 10, 15, 20, 30, 40, 50, 60)
 KEY = "test/last"
@@ -44,11 +40,17 @@ KEY = "test/last"
 
 def make_config(data: str, system: str, dropout: float, seed: int, epochs: int):
     """CREATE's settings for all systems, with this dropout."""
+    method, _, others = system.partition("@")
     tuned = selection.make_config(data, "create", seed, epochs)
-    config = selection.make_config(data, system.split("@")[0], seed, epochs)
+    config = selection.make_config(data, method, seed, epochs)
     config.optim.lr, config.seq.dropout = tuned.optim.lr, dropout
     config.split.validation, config.eval.targets = "none", ("last",)
-    config.update_from_flattened_dict(SYSTEMS[system])
+    for key, _, text in (one.partition("=") for one in others.split(",") if one):
+        try:
+            value = json.loads(text)
+        except ValueError:  # a name
+            value = text
+        config.update_from_flattened_dict({key: value})
     return config
 
 
@@ -87,13 +89,23 @@ def means(runs: list[Curves]) -> dict[tuple[str, float], dict[str, np.ndarray]]:
     }
 
 
+def systems_of(found: dict) -> list[str]:
+    """SASRec, CREATE, and the others by name."""
+    names = {system for system, _ in found}
+    return sorted(names, key=lambda one: (one != BASELINE, one))
+
+
+def dropouts_of(found: dict) -> list[float]:
+    return sorted({dropout for _, dropout in found})
+
+
 def gains(found: dict, system: str, name: str) -> dict[float, np.ndarray]:
     """Dropout -> [E] what a system has over SASRec of the same dropout and epoch, in
     percent of SASRec."""
     return {
         dropout: 100 * (found[system, dropout][name] / found[BASELINE, dropout][name])
         - 100
-        for dropout in DROPOUTS
+        for dropout in dropouts_of(found)
         if (system, dropout) in found and (BASELINE, dropout) in found
     }
 
@@ -161,7 +173,7 @@ def _over_epochs(found: dict, name: str) -> str:
     length = min(len(values[name]) for values in found.values())
     shown = [epoch for epoch in SHOWN if epoch <= length]
     rows = []
-    for dropout, system in product(DROPOUTS, SYSTEMS):
+    for dropout, system in product(dropouts_of(found), systems_of(found)):
         if (system, dropout) not in found:
             continue
         values = found[system, dropout][name]
@@ -182,7 +194,7 @@ def _over_epochs(found: dict, name: str) -> str:
 def _law(found: dict, data: str, name: str) -> str:
     """Gain against what SASRec lacks, in thirds."""
     rows = []
-    for system in SYSTEMS:
+    for system in systems_of(found):
         at = points(found, system, name)
         if system == BASELINE or len(at) < 3:
             continue
@@ -213,11 +225,15 @@ def draw(runs: list[Curves], picture: Path) -> None:
 
     found, names = means(runs), ("ndcg@10", "recall@100")
     point = paper_point(found, runs[0].data, "ndcg@10")
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    panels = figure.subplots(3, len(DROPOUTS))
+    systems, dropouts = systems_of(found), dropouts_of(found)
+    columns = max(len(dropouts), min(len(systems) - 1, 4))
+    figure = Figure(figsize=(3 * columns, 8), layout="constrained")
+    panels = figure.subplots(3, columns, squeeze=False)
     for row, name in zip(panels, names, strict=False):
-        for panel, dropout in zip(row, DROPOUTS, strict=True):
-            for number, system in enumerate(SYSTEMS):
+        for panel in row[len(dropouts) :]:
+            panel.set_axis_off()
+        for panel, dropout in zip(row, dropouts, strict=False):
+            for number, system in enumerate(systems):
                 if (system, dropout) in found:
                     values = found[system, dropout][name]
                     epochs = 1 + np.arange(len(values))
@@ -228,8 +244,8 @@ def draw(runs: list[Curves], picture: Path) -> None:
             panel.set(ylabel=name, xlabel="joint epoch")
             panel.grid(alpha=0.3)
     panels[0][0].legend(frameon=False, fontsize="x-small")
-    systems = [system for system in SYSTEMS if system != BASELINE]
-    for number, (panel, system) in enumerate(zip(panels[2], systems, strict=False)):
+    others = systems[1 : 1 + panels.shape[1]]
+    for number, (panel, system) in enumerate(zip(panels[2], others, strict=False)):
         at = points(found, system, "ndcg@10")
         panel.scatter(at[:, 2], at[:, 3], s=4, c=f"C{number + 1}")
         if system == "create" and point:
@@ -238,7 +254,7 @@ def draw(runs: list[Curves], picture: Path) -> None:
         panel.set_title(f"{system}, ndcg@10", fontsize="small")
         panel.set(xlabel="SASRec lacks, %", ylabel="gain, %")
         panel.grid(alpha=0.3)
-    for panel in panels[2][len(systems) :]:
+    for panel in panels[2][len(others) :]:
         panel.set_axis_off()
     with whole(picture) as file:
         figure.savefig(file, format="png", dpi=80)
@@ -266,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run")
     one.add_argument("data", help="beauty, ml1m, or another packaged config")
-    one.add_argument("system", choices=SYSTEMS)
+    one.add_argument("system", help="METHOD or METHOD@setting=value,...")
     one.add_argument("--dropout", type=float, required=True)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--path", default="", help="the log, where not at its usual place")
