@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from http.client import HTTPException
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from create_jax.data.sources import SOURCES, data_directory, source
 from create_jax.errors import InputError, exit_code
+from create_jax.files import lock
 
 ATTEMPTS = 5
 CHUNK = 1 << 16
@@ -57,14 +59,23 @@ def download(
       checksum: (algorithm, hexadecimal digest), compared before the file gets its name.
       pause: seconds before the second attempt; doubles with each.
     """
-    part = f"{path}.part"
+    part, mark = f"{path}.part", Path(f"{path}.lock")
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        _attempt_often(url, part, pause, whole_is_checked=checksum is not None)
-        _check(part, checksum)
-        _record_hash(part, path)
-        os.replace(part, path)
-        _forget(part)
+        held = lock(mark)
+        if held is None:  # each would append to what the other one has
+            raise InputError(
+                f"{path}: another process is fetching it; wait until it has ended"
+            )
+        with held:
+            try:
+                _attempt_often(url, part, pause, whole_is_checked=checksum is not None)
+                _check(part, checksum)
+                _record_hash(part, path)
+                os.replace(part, path)
+                _forget(part)
+            finally:
+                mark.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: {error}; expected to write there") from error
 

@@ -4,10 +4,11 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from create_jax import fetch
+from create_jax import fetch, files
 from create_jax.data.sources import SOURCES, Source
 from create_jax.errors import InputError
 
@@ -205,6 +206,14 @@ def test_deletes_a_part_with_a_wrong_checksum(server, path):
     text = refusal(server.url, path, checksum=DIGEST)
     assert f"expected {DIGEST[1]}: deleted the damaged download" in text
     assert os.listdir(os.path.dirname(path)) == []
+
+
+def test_one_process_at_a_time_fetches_a_file(server, path):
+    os.makedirs(os.path.dirname(path))
+    with files.lock(Path(f"{path}.lock")):  # by another
+        assert "another process is fetching it" in refusal(server.url, path)
+    fetch.download(server.url, path, DIGEST)
+    assert sorted(os.listdir(os.path.dirname(path))) == ["file", "file.sha256"]
 
 
 @pytest.mark.parametrize(("status", "asked"), [(404, 1), (503, 5)])
