@@ -283,25 +283,25 @@ def write(
       advance: told the number of rows that were read, as it goes.
     """
     writer = _Writer(recommender, job)
-    popular = 0
+    without = 0
     with whole(path) as file, pq.ParquetWriter(file, writer.schema) as parquet:
         for start in range(0, len(part.users), CHUNK):
             users = part.users[start : start + CHUNK]
             ends = part.offsets[start : start + len(users) + 1]
             rows = [part.codes[a:b] for a, b in zip(ends, ends[1:], strict=False)]
             if job.vectors:
-                table = writer.vectors(users, rows)
+                table, unknown = writer.vectors(users, rows)
             else:
-                found = lists(recommender, users, rows, job, exclude, allow)
-                table = writer.lists(users, *found[:2])
-                popular += found[2]
+                *found, unknown = lists(recommender, users, rows, job, exclude, allow)
+                table = writer.lists(users, *found)
+            without += unknown
             parquet.write_table(table)
             advance(int(ends[-1] - ends[0]))
         about = {
             "users": len(part.users),
             "rows": len(part.codes),
             "rows_of_unknown_items": int((part.codes < 0).sum()),
-            "users_without_known_items": popular,
+            "users_without_known_items": without,
         }
         parquet.add_key_value_metadata({"create_jax": json.dumps(about)})
 
@@ -359,7 +359,8 @@ class _Writer:
         ]
         return pa.table(columns, schema=self.schema)
 
-    def vectors(self, users: pl.Series, rows) -> pa.Table:
+    def vectors(self, users: pl.Series, rows) -> tuple[pa.Table, int]:
+        """Vectors of the users that have one, and how many have none."""
         made = self.recommender
         if made.artifact.users is None:
             known = np.array([len(made.known(row)) > 0 for row in rows], bool)
@@ -371,7 +372,7 @@ class _Writer:
         flat = pa.array(np.ascontiguousarray(vectors[known]).reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, self.width)
         texts = users.filter(pl.Series(known)).to_arrow().cast(pa.string())
-        return pa.table([texts, column], schema=self.schema)
+        return pa.table([texts, column], schema=self.schema), int((~known).sum())
 
 
 def finish(recommender: Recommender, job: Job, out: Path) -> bool:

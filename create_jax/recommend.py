@@ -226,6 +226,14 @@ def write_lists(args, recommender: Recommender) -> None:
         return
     about = json.loads((out / "manifest.json").read_text())
     print(f"{out}: {about['users']:,} users in {about['parts']} parts, k {job.k}")
+    if about["users_without_known_items"]:
+        knows = recommender.artifact.users is not None
+        print(
+            f"note: {about['users_without_known_items']:,} of them "
+            f"{'are none of the model' if knows else 'have no item that it knows'}: "
+            f"{'no vectors' if job.vectors else 'the most popular items'}",
+            file=sys.stderr,
+        )
 
 
 def _share(text: str) -> tuple[int, int]:

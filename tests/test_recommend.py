@@ -319,8 +319,9 @@ def by_user(out: Path) -> dict[str, list]:
 
 def test_a_log_gets_the_lists_of_its_histories(ask, log, tmp_path):
     out = tmp_path / "recs"
-    code, rows, _ = ask(f"--log={log}", f"--out={out}", "--k=3")
+    code, rows, err = ask(f"--log={log}", f"--out={out}", "--k=3")
     assert code == 0 and "61 users in 1 parts, k 3" in rows[0][0]
+    assert "7 of them have no item that it knows: the most popular" in err
     assert sorted(p.name for p in out.iterdir()) == [
         *("job.json", "manifest.json", "part-00000.parquet")
     ]
@@ -468,7 +469,10 @@ def test_a_log_of_a_data_set_and_one_without_a_clock(ask, tmp_path):
 
 def test_vectors_of_a_log(ask, log, tmp_path):
     out = tmp_path / "recs"
-    ask(f"--log={log}", f"--out={out}", "--vectors")
+    assert (
+        "them have no item that it knows: no vectors"
+        in ask(f"--log={log}", f"--out={out}", "--vectors")[2]
+    )
     frame = pl.read_parquet(out / "part-00000.parquet")
     assert frame.columns == ["user", "vector"] and "only new" not in frame["user"]
     items = pl.read_parquet(log).filter(pl.col("user") == frame["user"][0])["item"]

@@ -809,6 +809,33 @@ def test_a_folder_of_parquet_parts(tmp_path):
     assert "holds part-2.parquet; expected a file, or a folder" in message(str(folder))
 
 
+def test_no_part_of_a_folder_is_missed(tmp_path, monkeypatch):
+    folder, other = tmp_path / "log", tmp_path / "disk"
+    for place in (folder / "day=0", other):
+        place.mkdir(parents=True)
+        (place / "a.parquet").write_bytes(parquet(user=["a"], item=["x"], time=[5]))
+    (folder / "day=1").symlink_to(other)
+    assert "day=1: is a link to a folder" in message(str(folder))
+    (folder / "day=1").unlink()
+    (folder / "b.parquet").symlink_to(other / "a.parquet")
+    assert [p.name for p in table.parts(str(folder))] == ["b.parquet", "a.parquet"]
+    (folder / "b.parquet").unlink()
+    (folder / "b.parquet").symlink_to(other / "not fetched")
+    with pytest.raises(FileNotFoundError):
+        table.load(str(folder), columns=NAMED)
+    (folder / "b.parquet").unlink()
+
+    def refused(place):
+        if str(place).endswith("day=0"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return listed(place)
+
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        table.load(str(folder), columns=NAMED)
+
+
 # --- anything at all ------------------------------------------------------------------
 
 CELLS = st.one_of(

@@ -5,6 +5,7 @@ Files are read in blocks and ids become categories block by block, so a log need
 more memory than its arrays. A row that cannot be read is an error: none is dropped.
 """
 
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -134,13 +135,27 @@ def gather(log: Stream) -> pl.DataFrame:
 
 def parts(path: str) -> list[Path]:
     """The files of a folder in their order, subfolders included; names that begin with
-    . or _ are no parts."""
-    return [
-        part
-        for part in sorted(Path(path).rglob("*"))
-        if part.is_file()
-        and not any(n.startswith((".", "_")) for n in part.relative_to(path).parts)
-    ]
+    . or _ are no parts.
+
+    Raises:
+      InputError: a link to a folder, whose files would be missed.
+      OSError: a subfolder that cannot be listed.
+    """
+
+    def cannot_list(error: OSError):
+        raise error
+
+    found = []
+    for folder, folders, files in os.walk(path, onerror=cannot_list):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        for link in filter(Path.is_symlink, (Path(folder, name) for name in folders)):
+            raise InputError(
+                f"{link}: is a link to a folder; expected folders of parts, and links "
+                "to files alone: name the folder that it leads to, or copy its parts"
+            )
+        here = (Path(folder, name) for name in files if name[0] not in "._")
+        found += [part for part in here if part.is_file() or part.is_symlink()]
+    return sorted(found)
 
 
 def _is_parquet(path: Path) -> bool:
