@@ -368,6 +368,24 @@ def test_blocks_hold_every_sequence_once_and_have_one_shape(n, monkeypatch):
     assert set(alone) == set(drawn[1][-len(alone) :])
 
 
+def test_a_block_above_its_layout_leaves_out_what_finds_no_room():
+    """The shapes are of other blocks: with users in the order of their activity, one of
+    hundreds has more tokens than slots."""
+    lengths = geometric(500)
+    layout = packing.make_layout(lengths, batch=64, row_length=50, shards=2)
+    more = np.append(lengths[:460], np.full(40, 20))
+    plan = packing.plan_epoch(more, layout, 3, 1, 2)
+    kept = np.unique(plan.index[plan.index >= 0])
+    assert 0.9 * len(more) < len(kept) < len(more)
+    index = np.where(plan.index < 0, -1, np.searchsorted(kept, plan.index))
+    batch = check_epoch(make_sequences(more[kept]), layout, plan._replace(index=index))
+    assert (batch.items > 0).mean() > 0.99
+    again = packing.plan_epoch(more, layout, 3, 1, 2)
+    np.testing.assert_array_equal(plan.index, again.index)
+    with pytest.raises(RuntimeError, match="no room"):
+        packing.plan_epoch(more, layout, 3, 1)
+
+
 def test_one_block_is_the_plan_of_all():
     """The rows that are read together: neighbours stay so."""
     index = packing.draw_block(5000, 1, 0, 0, 0)

@@ -214,7 +214,7 @@ def make_block_layout(sequences: Sequences, blocks: int, **shape) -> Layout:
     """The shapes of any block of any epoch, as `make_layout` chooses them for three.
 
     Blocks are alike, as each is of many runs. A block more needs little more room: one
-    row and 2% are spare, and `plan_epoch` deals again.
+    row and 2% are spare, and `plan_epoch` deals again, or leaves a few sequences out.
     """
     n = len(sequences.owners)
     first = [draw_block(n, blocks, 0, 0, block) for block in range(min(blocks, 3))]
@@ -243,11 +243,18 @@ def plan_epoch(
     each stratum is spread over the S steps at random. So any two sequences may share
     a step, all steps have nearly the same number of tokens, and rows fill up. A deal
     that finds no room is dealt again.
+
+    A block may have more tokens than those that its layout is of, where neighbours in
+    the log have like lengths. Then it leaves out what finds no room, for this epoch.
     """
-    for rng in _draws(seed, epoch, *block):
+    slots = layout.steps * layout.shards * layout.rows * layout.length
+    for rng in _draws(seed, epoch, *block) if lengths.sum() <= slots else ():
         plan = _draw_plan(lengths, layout, rng)
         if plan is not None:
             return plan
+    if block:
+        rng = stream("pack", seed, epoch, *block)
+        return _draw_plan(lengths, layout, rng, leaves_out=True)
     raise RuntimeError("packing found no room; please report this with the log")
 
 
@@ -260,14 +267,15 @@ def _draws(*numbers: int):
     yield np.random.default_rng((0, 0))
 
 
-def _draw_plan(lengths, layout, rng) -> Plan | None:
-    """The plan of one deal; None where a sequence has no room in any step."""
+def _draw_plan(lengths, layout, rng, leaves_out=False) -> Plan | None:
+    """The plan of one deal. None where a sequence has no room in any step, unless it
+    `leaves_out` such sequences."""
     index = _deal(lengths, layout._replace(sequences=layout.sequences - 2), rng)
     spare = np.full((*index.shape[:2], 2), -1, index.dtype)
     index = np.concatenate([index, spare], axis=2)
     row, column, segment = _pack(lengths_at(index, lengths), layout)
     plan = Plan(index, row, column, segment)
-    return plan if _move_overflow(plan, lengths, layout) else None
+    return plan if _move_overflow(plan, lengths, layout, leaves_out) else None
 
 
 def _deal(lengths, layout, rng):
@@ -345,9 +353,9 @@ def _pack(lengths, layout):
     return row.reshape(shape), column.reshape(shape), segment.reshape(shape)
 
 
-def _move_overflow(plan, lengths, layout) -> bool:
-    """Moves sequences that did not fit to a shard with room, in place; False where one
-    finds none."""
+def _move_overflow(plan, lengths, layout, leaves_out) -> bool:
+    """Moves sequences that did not fit to a shard with room, in place. Where one finds
+    none it is left out, or the answer is False."""
     if (plan.row >= 0).all():
         return True
     used = np.zeros((layout.steps, layout.shards, layout.rows), np.int64)
@@ -356,13 +364,19 @@ def _move_overflow(plan, lengths, layout) -> bool:
     at = (s, d, plan.row[s, d, b])
     np.add.at(used, at, lengths[plan.index[s, d, b]])
     np.add.at(members, at, 1)
+    too_long = layout.length + 1  # for any room that is left
     for s, d, b in np.argwhere(plan.row < 0):
         index = plan.index[s, d, b]
         plan.index[s, d, b], plan.row[s, d, b] = -1, 0
+        if lengths[index] >= too_long:
+            continue
         room = used + lengths[index] <= layout.length
         room &= (plan.index < 0).any(-1)[..., None]
-        if not room.any():
+        if not room.any() and not leaves_out:
             return False
+        if not room.any():
+            too_long = lengths[index]
+            continue
         to_s, to_d, to_row = np.argwhere(room)[0]
         to_b = np.flatnonzero(plan.index[to_s, to_d] < 0)[0]
         members[to_s, to_d, to_row] += 1
