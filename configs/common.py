@@ -195,7 +195,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "patience": 10,  # validations without a better one (27)
                 "chunk": 64,  # most steps of one dispatch
             },
-            "retrain": {"epochs": "best"},  # scaled: as many steps a phase; none (28)
+            "retrain": {"epochs": "best"},  # scaled: by rows; none (28)
             # all: at the end once more on every row, test rows too, for --mode=export.
             "final": {"fit": "none"},
             "optim": {  # (25)
