@@ -167,12 +167,18 @@ def _take(study, directory, config, optuna):
     states = optuna.trial.TrialState
     ended = under_way = 0
     for frozen in study.get_trials(deepcopy=False):
-        ended += frozen.state in (states.COMPLETE, states.PRUNED)
-        if frozen.state == states.RUNNING:
+        state = frozen.state
+        if state == states.RUNNING:
             held = _lock(directory, frozen.number)
             if held is not None:
-                return optuna.trial.Trial(study, frozen._trial_id), held
-            under_way += 1
+                # Its process may have ended it and let go since the question.
+                state = study.get_trials(deepcopy=False)[frozen.number].state
+                if state == states.RUNNING:
+                    return optuna.trial.Trial(study, frozen._trial_id), held
+                with held:
+                    pass
+            under_way += held is None
+        ended += state in (states.COMPLETE, states.PRUNED)
     if ended + under_way >= config.tune.trials:
         return None
     # Seeded by the number of trials, so that one process repeats itself.

@@ -293,6 +293,32 @@ def test_a_trial_taken_between_question_and_lock_is_the_others(
     assert [name for name, *_ in trained] == ["trial-0001", "trial-0002"]
 
 
+def test_a_trial_that_ended_before_its_lock_fell_is_not_run_again(
+    config, monkeypatch, tmp_path, request
+):
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    folder, lock = tmp_path / "study", tune._lock
+    config.tune.trials = 2
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "fit", stops)
+        tune.tune(config, str(folder))
+
+    def ends_first(directory, number):
+        if number == 0:  # by the process that had it, which then lets go of the lock
+            file = optuna.storages.journal.JournalFileBackend(str(folder / "study.log"))
+            storage = optuna.storages.JournalStorage(file)
+            study = optuna.load_study(study_name="tune", storage=storage)
+            study.tell(0, 0.1, skip_if_finished=True)
+        return lock(directory, number)
+
+    monkeypatch.setattr(tune, "_lock", ends_first)
+    trained = request.getfixturevalue("trained")
+    tune.tune(config, str(folder))
+    assert [name for name, *_ in trained] == ["trial-0001"]
+
+
 def test_what_another_dimension_turns_on_may_be_tuned(config):
     choice = ("loss.local", "choice", "ce", "bce")
     negatives = ("loss.negatives", "integer", 16, 512)
