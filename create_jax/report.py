@@ -149,7 +149,8 @@ def paper_row(system: System) -> dict | None:
     if own["seq.encoder"] != "sasrec" or own["loss.w_global"] == 0:
         return None
     graph = PAPER_SYSTEMS.get(own["graph.encoder"])
-    alignment = PAPER_ALIGNMENTS.get(own["align.kind"])
+    kind = own["align.kind"] if own["loss.w_bt"] else "none"
+    alignment = PAPER_ALIGNMENTS.get(kind)
     if (graph, alignment) == ("UltraGCN", "alignment=Barlow"):
         return row
     variants = paper_tables()["table 4"].get(data, {})

@@ -171,6 +171,8 @@ def test_the_paper_stands_below_its_systems_only(runs):
     variant["align.kind"] = "vicreg"
     other = sports._replace(settings=create.settings | variant)
     assert report.paper_row(other) is None
+    other = sports._replace(settings=create.settings | {"loss.w_bt": 0.0})
+    assert report.paper_row(other)["ndcg@10"] == [1.38, None]  # without alignment
     ours = {"align.kind": "none", "loss.w_global": 0.0}
     other = sports._replace(settings=create.settings | ours)
     assert report.paper_row(other) is None
