@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from benchmarks import each_epoch, selection
+from benchmarks import each_epoch, selection, warm_start
 from benchmarks.each_epoch import Curves
 from create_jax import build, curves, protocol, report
 from create_jax.errors import InputError, exit_code
@@ -63,6 +63,8 @@ def run(config, system: str, out: Path) -> Path:
     build.check(config)
     log = protocol.load(config)
     split = protocol.make_split(config, log)
+    if "warm_start" in config:
+        warm_start.prepare(split.refit, config.warm_start.start, config.model.dim)
     facts = protocol.describe(config, log, split) | {"system": system}
     holdouts, selects = {KEY: split.test["last"]}, f"{KEY}/{config.eval.select_by}"
     return each_epoch.run(config, facts, split.refit, holdouts, file, selects=selects)

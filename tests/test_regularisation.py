@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from benchmarks import each_epoch, regularisation
+from benchmarks import each_epoch, regularisation, warm_start
 from benchmarks.each_epoch import Curves
+from create_jax import build
+from create_jax.data.interactions import Interactions
+from create_jax.errors import InputError
 from create_jax.settings import flatten
 
 
@@ -78,6 +81,35 @@ def test_systems_differ_in_what_their_names_say_alone(system, changes):
     if config.method == "create":
         own, others = flatten(own), flatten(others)
         assert {key: own[key] for key in own if own[key] != others[key]} == changes
+
+
+@pytest.mark.parametrize("start", ["svd", "walk", "random"])
+def test_other_starts_than_the_graph(start):
+    """Users like items of one of two kinds: so do rows of the table."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(40), 8)
+    items = 1 + rng.integers(0, 10, 320) + 10 * (users % 2)
+    log = Interactions(
+        users.astype(np.int32), items.astype(np.int32), None, range(40), range(21)
+    )
+    warm_start.prepare(log, start, dim=4)
+    name = f"benchmarks.warm_start@warm_start.start={start}"
+    config = regularisation.make_config("beauty", name, 0.2, seed=0, epochs=40)
+    config.model.dim = 4
+    table = build.make_model(config, 40, 21).init(0)["item_table"]
+    assert table.shape == (22, 4) and not table[0].any()
+    norms = np.linalg.norm(table[1:], axis=1)  # also of item 21, which has no row
+    np.testing.assert_allclose(norms, warm_start.LENGTH, rtol=1e-5)
+    cosines = np.asarray(table @ table.T) / warm_start.LENGTH**2
+    same, other = cosines[1:11, 1:11].mean(), cosines[1:11, 11:21].mean()
+    assert (same > 0.5 and abs(other) < 0.2) == (start != "random")
+    other_seed = build.make_model(config, 40, 21).init(1)["item_table"]
+    assert np.array_equal(table[1:21], other_seed[1:21]) == (start != "random")
+
+
+def test_another_start_is_refused():
+    with pytest.raises(InputError, match="warm_start.start is 'graph'; expected svd"):
+        warm_start.prepare(Interactions(*[np.zeros(0, int)] * 3, [], []), "graph", 4)
 
 
 def test_an_empty_directory_is_one_line(tmp_path, capsys):
