@@ -113,16 +113,16 @@ def tune(config, workdir: str) -> Path:
         rundir.mark(directory, config, opened.facts["data"], rundir.FREE_IN_A_STUDY)
         file = str(directory / "study.log")
         journal = optuna.storages.journal.JournalFileBackend(file)
-    study = optuna.create_study(
-        study_name="tune",
-        storage=optuna.storages.JournalStorage(journal),
-        direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=10),
-        load_if_exists=True,
-    )
-    first = {one.key: settings.read(config, one.key) for one in space}
-    if not study.trials:
-        study.enqueue_trial(first)
+        study = optuna.create_study(
+            study_name="tune",
+            storage=optuna.storages.JournalStorage(journal),
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=10),
+            load_if_exists=True,
+        )
+        first = {one.key: settings.read(config, one.key) for one in space}
+        if not study.trials:
+            study.enqueue_trial(first)
     while True:
         found = _take(study, directory, config, optuna)
         if found is None:

@@ -319,6 +319,22 @@ def test_a_trial_that_ended_before_its_lock_fell_is_not_run_again(
     assert [name for name, *_ in trained] == ["trial-0001"]
 
 
+def test_processes_that_begin_at_once_have_one_first_trial(
+    config, trained, monkeypatch, tmp_path
+):
+    """Whoever comes between the question and the answer waits for the lock."""
+    folder, enqueue = tmp_path / "study", optuna.study.Study.enqueue_trial
+
+    def locked(study, *arguments):
+        assert tune.lock(folder / "lock") is None
+        enqueue(study, *arguments)
+
+    monkeypatch.setattr(optuna.study.Study, "enqueue_trial", locked)
+    config.tune.trials = 1
+    tune.tune(config, str(folder))
+    assert [name for name, *_ in trained] == ["trial-0000"]
+
+
 def test_what_another_dimension_turns_on_may_be_tuned(config):
     choice = ("loss.local", "choice", "ce", "bce")
     negatives = ("loss.negatives", "integer", 16, 512)
