@@ -93,6 +93,8 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
                 relative = 100 * (mean / max(other, 1e-12) - 1)
                 labels = system.section, target, name, system.label, base.label
                 bounds = bootstrap.interval(gaps[:, place], mean - other)
+                if len(counts) == 1:  # one user is drawn again and again: no spread
+                    bounds = *bounds[:2], 1.0
                 found = mean - other, relative, *bounds
                 claims.append(Claim(*labels, *found))
     return claims

@@ -279,6 +279,15 @@ def test_claims_are_paired_and_corrected(runs):
     assert make_claims(systems, "create", ["ndcg@10"], 99) == []
 
 
+def test_of_one_user_nothing_is_claimed(tmp_path):
+    for method, place in (("sasrec", 3), ("create", 0)):
+        ranks = np.full(2, place, np.int32)
+        make_run(tmp_path / method, method, 0, ranks, users=np.zeros(2, int))
+    claims = make_claims(load(find_runs([str(tmp_path)])), "sasrec", ["ndcg@10"], 50)
+    assert [claim.holm for claim in claims] == [1.0, 1.0]
+    assert claims[0].difference > 50
+
+
 def test_what_is_usual_is_decided_over_all_protocols(runs):
     for kind in ("none", "infonce"):
         folder = runs / f"c/{kind}"
