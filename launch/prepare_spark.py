@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pyspark
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
@@ -27,6 +28,11 @@ from pyspark.sql import types as T
 MISSING = ("nan", "null", "none", "na", "n/a", "<na>", "nil", "\\n", "inf", "-inf")
 NUMBER = r"^[+-]?[0-9]+(\.[0-9]*)?$"
 WHOLE = r"^[ \t]*[+-]?[0-9]+[ \t]*$"
+STRING = r'"(\\.|[^"\\])*"'  # of a line of JSON
+NESTED = r"([:,\[]\s*)[\[{][^\[\]{}]*[\]}]"  # an object or list that holds no other
+FLAT = r"^\s*\{[^\[\]{}]*\}\s*$"  # an object that holds none
+ODD = " odd"  # the column of rows with more or fewer fields than the others
+DEPTH = 4  # of objects and lists inside a line's object
 NANO = 10**9
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": NANO}  # in a second
 AHEAD = 86_400  # seconds by which the clock of another machine may be ahead
@@ -65,8 +71,10 @@ def main(argv=None) -> int:
     except LogError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except PySparkException as error:
-        text = " ".join(str(error).split())[:300]
+    except (PySparkException, Py4JJavaError) as error:
+        of_java = isinstance(error, Py4JJavaError)
+        text = str(error.java_exception.getMessage() if of_java else error)
+        text = " ".join(text.split())[:300]
         print(f"error: {args.input}: Spark says: {text}", file=sys.stderr)
         return 2
     return 0
@@ -85,6 +93,7 @@ def prepare(spark: SparkSession, args: argparse.Namespace) -> str:
     for key, value in (
         ("spark.sql.session.timeZone", "UTC"),
         ("spark.sql.ansi.enabled", "false"),  # what does not parse is null
+        ("spark.sql.csv.parser.columnPruning.enabled", "false"),  # fields are counted
     ):
         spark.conf.set(key, value)
     about = _write(spark, args, part.absolute())
@@ -215,17 +224,21 @@ def _read(spark, args) -> DataFrame:
     if args.format == "parquet":
         frame = reader.parquet(args.input)
     elif args.format == "csv":
-        frame = reader.csv(
-            args.input,
-            sep=args.separator,
-            header=not args.no_header,
-            quote="" if args.no_quoting else '"',
-            escape='"',
-        )
+        form = {
+            "sep": args.separator,
+            "header": not args.no_header,
+            "quote": "" if args.no_quoting else '"',
+            "escape": '"',
+            "columnNameOfCorruptRecord": ODD,
+        }
+        fields = reader.csv(args.input, **form).schema.add(ODD, T.StringType())
+        frame = reader.schema(fields).csv(args.input, **form)
     else:
         names = filter(None, (args.user, args.item, args.time, args.rating))
         texts = [T.StructField(name, T.StringType()) for name in dict.fromkeys(names)]
-        frame = reader.schema(T.StructType(texts)).json(args.input)
+        row = _from_json(F.col("value"), T.StructType(texts), (args.user, args.item))
+        frame = reader.text(args.input).where(F.trim("value") != "")
+        frame = frame.select(row.alias("row"), "_metadata").select("row.*", "_metadata")
 
     def column(name):
         name = f"_c{name}" if args.format == "csv" and args.no_header else name
@@ -258,6 +271,8 @@ def _read(spark, args) -> DataFrame:
             "numbers or timestamps: cast it, or use another engine"
         )
     picked["time"] = value.cast("long")
+    if args.format == "csv":
+        picked["time"] = F.when(F.col(ODD).isNull(), picked["time"])
     rating = column(args.rating)[0].cast("float") if args.rating else F.lit(None)
     finite = ~F.isnan(rating) & (F.abs(rating) != float("inf"))
     picked["rating"] = (F.when(finite, rating) if args.rating else rating).cast("float")
@@ -277,6 +292,18 @@ def _read(spark, args) -> DataFrame:
     return frame.join(F.broadcast(names), "plain", "left").drop("path", "plain")
 
 
+def _from_json(line, fields: T.StructType, ids):
+    """The fields of a line that is one object, null else; ids are no objects or lists.
+    Spark itself reads the first object of a line, and drops the rest."""
+    bare = F.regexp_replace(line, STRING, '""')
+    found, good = F.from_json(line, fields), F.lit(True)
+    for name in ids:
+        good &= ~(found[name].rlike(r"^[\[{]") & bare.rlike(NESTED))
+    for _ in range(DEPTH):
+        bare = F.regexp_replace(bare, NESTED, "$1null")
+    return F.when(bare.rlike(FLAT) & F.coalesce(good, F.lit(False)), found)
+
+
 def _plain(path: str) -> str:
     """Without its scheme, which Spark writes in two ways."""
     scheme, colon, rest = path.partition(":/")
@@ -291,6 +318,8 @@ def _refuse_bad_rows(raw: DataFrame, args) -> None:
     good = F.lit(True)
     for key in ("user", "item"):
         good &= F.col(key).isNotNull() & (F.col(key) != "")
+        if args.format != "parquet":  # Spark's for bytes that are no UTF-8
+            good &= ~F.col(key).contains("\ufffd")
     known = F.col("time").isNotNull()
     if not args.no_clock:
         last = (int(time.time()) + AHEAD) * UNITS[args.time_unit]
@@ -301,8 +330,9 @@ def _refuse_bad_rows(raw: DataFrame, args) -> None:
         raise LogError(
             f"{args.input}: found a row of user {row['user']!r}, item {row['item']!r}, "
             f"time {row['time']!r}; expected all three, and times as whole numbers in "
-            f"{args.time_unit} from 1970 to now (--time-unit, --no-clock): mend or "
-            "drop it, or use another engine, which reads more forms"
+            f"{args.time_unit} from 1970 to now (--time-unit, --no-clock); of text in "
+            "UTF-8, as many fields as columns, a JSON object a line: mend or drop it, "
+            "or use another engine, which reads more forms"
         )
     if not raw.limit(1).count():
         raise LogError(f"{args.input}: the log is empty")

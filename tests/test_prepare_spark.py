@@ -128,6 +128,27 @@ def test_spark_writes_the_log_that_the_loader_reads(job, spark, tmp_path, capsys
         assert not out.with_name("out.part").exists()
         code = job.main([f"--input={config.data.path}", f"--out={out}", *options])
         assert code == 2 and "is there already" in capsys.readouterr().err
+
+
+TWO = '{"user": 1, "item": 2, "time": 3}'
+ODD = {  # Spark itself reads them all, and drops or joins what it does not expect
+    "more fields than columns": ("csv", b"user,item,time\na,x,1,2\nb,y,1\n"),
+    "other bytes": ("csv", "user,item,time\n\xe9,x,1\n\xe8,y,1\n".encode("latin-1")),
+    "two objects": ("jsonl", f"{TWO} {TWO}\n".encode()),
+    "a list of objects": ("jsonl", f"{TWO},{TWO}\n".encode()),
+    "a list of items": ("jsonl", b'{"user": 1, "item": [1, 2], "time": 3}\n'),
+}
+
+
+@needs_java
+@pytest.mark.services
+def test_spark_refuses_what_the_loader_refuses(job, spark, tmp_path, capsys):
+    for name, (kind, text) in ODD.items():
+        (tmp_path / "log").write_bytes(text)
+        form = f"--format={kind}", "--user=user", "--item=item", "--time=time"
+        out = f"--out={tmp_path / 'out'}"
+        assert job.main([f"--input={tmp_path / 'log'}", out, *form]) == 2, name
+        assert "found a row of user" in capsys.readouterr().err, name
     for text, expected in (
         ("user,item,time\na,x,1\nb,,2\n", "found a row of user 'b', item None"),
         ("user,item,time\na,x,1.5\nb,y,2\n", "expected all three, and times as whole"),
