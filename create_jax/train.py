@@ -140,6 +140,9 @@ def fit(
                         _saved_on_leaving(checkpoints, step, state, progress),
                     ):
                         metrics = validate(state.params, graph.arrays, phase)
+                    # Means of other processors may differ in the last bit, and with
+                    # them what is best and when training ends: process 0 decides.
+                    metrics = cluster.gather(metrics)[0]
                     if should_end is not None and epoch >= rules.last_from:
                         score = metrics[rules.select_by]
                         early = should_end(epoch + 1 - rules.last_from, score)
