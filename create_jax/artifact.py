@@ -247,11 +247,15 @@ def _digest(manifest: str, tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def read(path: str | os.PathLike, *, check: bool = True) -> Artifact:
-    """The artifact of a file, mapped into memory.
+def read(
+    path: str | os.PathLike, *, check: bool = True, mapped: bool = True
+) -> Artifact:
+    """The artifact of a file.
 
     Args:
       check: compare its content with its hash, for which all of it is read once.
+      mapped: into memory, which several processes share; else a copy of its own, and
+        the file may be written over, even while it is read.
 
     Raises:
       InputError: no such file, none of ours, cut off, damaged, or of a newer format.
@@ -261,7 +265,7 @@ def read(path: str | os.PathLike, *, check: bool = True) -> Artifact:
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}
-        tensors = _map(path) if "create_jax" in metadata else {}
+        tensors = _tensors_of(path, mapped) if "create_jax" in metadata else {}
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror or error}; expected a file that --mode=export "
@@ -295,14 +299,18 @@ def read(path: str | os.PathLike, *, check: bool = True) -> Artifact:
     return found
 
 
-def _map(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file, not read before they are needed. The library has looked at
-    the header; its own arrays are copies."""
+def _tensors_of(path: Path, mapped: bool) -> dict[str, np.ndarray]:
+    """The tensors of a file; of a mapped one they are not read before they are needed.
+    The library has looked at the header; its own arrays are copies."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
-    data = np.memmap(path, np.uint8, mode="r", offset=8 + size) if header else b""
+    data = b""
+    if header and mapped:
+        data = np.memmap(path, np.uint8, mode="r", offset=8 + size)
+    elif header:
+        data = np.fromfile(path, np.uint8, offset=8 + size)
     found = {}
     for name, about in header.items():
         start, end = about["data_offsets"]

@@ -13,11 +13,9 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
 from importlib import resources
 from typing import Annotated, Any
 
-import numpy as np
 import prometheus_client as prometheus
 import pyarrow
 from fastapi import FastAPI, Query, Request, Response
@@ -181,8 +179,8 @@ class Service:
         """
         with self._loading:
             try:
-                found = artifact.read(self.path)
-                model = scoring.prepare(in_memory(found), trust=self.trust)
+                found = artifact.read(self.path, mapped=False)
+                model = scoring.prepare(found, trust=self.trust)
             except Exception as error:
                 self.metrics.loads.labels("failed").inc()
                 told = "" if isinstance(error, InputError) else type(error).__name__
@@ -217,18 +215,6 @@ def give_back() -> None:
     pyarrow.default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):  # another libc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def in_memory(part):
-    """An artifact whose arrays are copies: the file may be written over."""
-    if isinstance(part, np.ndarray):
-        return np.array(part)
-    if isinstance(part, dict):
-        return {name: in_memory(value) for name, value in part.items()}
-    if is_dataclass(part):
-        parts = {one.name: in_memory(getattr(part, one.name)) for one in fields(part)}
-        return replace(part, **parts)
-    return part
 
 
 class Metrics:

@@ -633,6 +633,27 @@ def test_the_file_may_be_written_over(path):
     held.stop()
 
 
+def test_a_file_written_over_while_it_is_read_is_a_reload_that_fails(path, monkeypatch):
+    """By `cp`, which begins with an empty file: what maps that is ended by a signal."""
+    held, client = started(path)
+    version = held.load().version
+    digest, content = artifact._digest, path.read_bytes()
+
+    def beside(*args):
+        path.write_bytes(b"\0" * len(content))
+        return digest(*args)
+
+    monkeypatch.setattr(artifact, "_digest", beside)
+    assert held.load().version == version  # what was read is what is checked
+    assert post(client, "/recommend", history=["i000"]).status_code == 200
+    monkeypatch.setattr(artifact.np, "fromfile", lambda *_, **__: np.zeros(9, np.uint8))
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cut off"):
+        held.load()
+    assert post(client, "/recommend", history=["i000"]).json()["model"] == version
+    held.stop()
+
+
 # --- the command ----------------------------------------------------------------------
 
 
