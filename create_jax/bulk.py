@@ -350,11 +350,15 @@ class _Writer:
     def lists(self, users: pl.Series, items, scores) -> pa.Table:
         left = items > 0
         row, place = np.nonzero(left)
+        # A file has the dictionary of each chunk: not of all items.
+        used, codes = np.unique(items[left], return_inverse=True)
         texts = users.to_arrow().cast(pa.string())
         columns = [
             pa.DictionaryArray.from_arrays(row.astype(np.int32), texts),
             pa.array((place + 1).astype(np.int32)),
-            pa.DictionaryArray.from_arrays(items[left].astype(np.int32), self.names),
+            pa.DictionaryArray.from_arrays(
+                codes.astype(np.int32), self.names.take(pa.array(used))
+            ),
             pa.array(scores[left]),
         ]
         return pa.table(columns, schema=self.schema)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from create_jax import artifact, bulk, recommend
@@ -465,6 +466,15 @@ def test_a_log_of_a_data_set_and_one_without_a_clock(ask, tmp_path):
         assert code == 0, err
         found.append(by_user(out))
     assert found[0] == found[1] == found[2] and len(found[0]["u1"]) == 4
+
+
+def test_a_chunk_has_the_names_of_its_own_items(ask, log, tmp_path):
+    """Of 10^6 items all names took 5 MB for each chunk of 2,048 users."""
+    (tmp_path / "allow").write_text("b01\nb02\n")
+    out = f"--out={tmp_path / 'recs'}"
+    ask(f"--log={log}", out, f"--allow={tmp_path / 'allow'}", "--hide_history=false")
+    read = pq.read_table(tmp_path / "recs" / "part-00000.parquet")
+    assert read["item"].chunk(0).dictionary.to_pylist() == ["b01", "b02"]
 
 
 def test_vectors_of_a_log(ask, log, tmp_path):
