@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -89,7 +90,8 @@ class Worker:
             except Exception as error:
                 results = [error] * len(wanted)
             for (_, future, loop), result in zip(wanted, results, strict=True):
-                loop.call_soon_threadsafe(_settle, future, result)
+                with suppress(RuntimeError):  # its loop ended: nobody waits any more
+                    loop.call_soon_threadsafe(_settle, future, result)
 
 
 def _settle(future: asyncio.Future, result) -> None:

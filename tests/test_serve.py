@@ -496,6 +496,22 @@ def test_a_full_queue_and_an_end():
     asyncio.run(run())
 
 
+def test_a_loop_that_ends_meanwhile_ends_no_worker():
+    held = Held()
+
+    async def run():
+        await held.ask_all([1])
+
+    asyncio.run(run())
+    held.go.set()
+
+    async def again():
+        assert await asyncio.wait_for(held.worker.ask(2), 20) == 20
+
+    asyncio.run(again())
+    held.worker.stop()
+
+
 def test_a_full_queue_over_http(path, monkeypatch):
     held, client = started(path, longest=1)
     held.load()
