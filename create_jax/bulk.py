@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from create_jax.data import table
+from create_jax.data.interactions import MISSING, NUMBER, refuse_missing
 from create_jax.errors import InputError, one_line
-from create_jax.files import whole, write_text
+from create_jax.files import lock, whole, write_text
 from create_jax.recommender import Recommender
 
 PART_ROWS = 2**18  # of the log, about, in a part
@@ -120,6 +121,18 @@ def begin(job: Job, out: Path) -> None:
       InputError: it is of another; what differs is named.
     """
     out.mkdir(parents=True, exist_ok=True)
+    mark = out / ".job.lock"
+    held = lock(mark, timeout=60)  # of others that begin now, perhaps another job
+    if held is None:
+        raise InputError(f"{mark}: another process holds it; end that, or remove it")
+    with held:
+        try:
+            _begin(job, out)
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _begin(job: Job, out: Path) -> None:
     path, now = out / "job.json", job._asdict()
     if not path.exists():
         if any(out.glob("part-*.parquet")):
@@ -196,13 +209,19 @@ def spill(
     wanted: set[int],
     folder: Path,
 ) -> dict[int, int]:
-    """Appends the rows of each wanted part to its file; returns how many it has."""
+    """Appends the rows of each wanted part to its file; returns how many it has.
+
+    Raises:
+      InputError: a word for nothing stands among users that are numbers.
+    """
     codes = codes_of(recommender)
     rows, writers = dict.fromkeys(wanted, 0), {}
+    kinds = pl.Series([], dtype=pl.String)
     with ExitStack() as stack, _bar("read", None, "rows") as bar:
         pieces = (piece for block in blocks for piece in block.iter_slices(PIECE))
         for piece in pieces:
             bar.update(len(piece))
+            kinds = pl.concat([kinds, kinds_of(piece["user"])]).unique()
             part = parts_of(piece["user"], parts)
             frame = coded(piece, codes).with_columns(part=part)
             frame = frame.filter(pl.col("part").is_in(list(wanted)))
@@ -214,7 +233,18 @@ def spill(
                     writers[number] = stack.enter_context(made)
                 writers[number].write_table(table)
                 rows[number] += len(some)
+    refuse_missing(kinds, "user", "the log")
     return rows
+
+
+def kinds_of(users: pl.Series) -> pl.Series:
+    """What `refuse_missing` needs of some users: a number, another id, and all words
+    for nothing."""
+    users = users.unique()
+    missing = users.str.to_lowercase().is_in(MISSING)
+    number = users.str.contains(NUMBER)
+    some = users.filter(number)[:1], users.filter(~missing & ~number)[:1]
+    return pl.concat([users.filter(missing), *some])
 
 
 def parts_of(users: pl.Series, parts: int) -> pl.Series:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -398,6 +399,26 @@ def test_another_job_is_refused(ask, log, tmp_path):
     assert "model was " in ask(f"--log={log}", f"--out={out}", "--k=3", file=other)[2]
     (out / "job.json").unlink()
     assert "no job.json" in ask(f"--log={log}", f"--out={out}", "--k=3")[2]
+
+
+def test_of_two_jobs_that_begin_at_once_one_does(tmp_path):
+    for number in range(5):
+        jobs = [bulk.Job("m", "l", "", k, "", "", True, True, False, 1) for k in (3, 4)]
+        with ThreadPoolExecutor() as pool:
+            out = tmp_path / str(number)
+            begun = [pool.submit(bulk.begin, job, out) for job in jobs]
+        refused = [one.exception() for one in begun if one.exception()]
+        assert len(refused) == 1 and "another job: k was" in str(refused[0])
+        assert os.listdir(out) == ["job.json"]
+
+
+def test_rows_without_a_user_are_refused(ask, tmp_path):
+    """As in training: else they would be one user, with the longest history."""
+    log, out = tmp_path / "log.csv", f"--out={tmp_path / 'recs'}"
+    log.write_text("user,item,time\n1,b01,5\nnan,b02,6\nnan,b03,7\n2,b05,8\n")
+    code, _, err = ask(f"--log={log}", out)
+    assert code == 2 and "found no user but 'nan' in some rows" in err
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_the_same_log_read_in_another_way_is_another_job(ask, tmp_path):
