@@ -594,6 +594,15 @@ def test_two_columns_of_one_name(write, tmp_path):
     assert "found 2 columns of the name 'user'" in message(path)
 
 
+def test_half_a_character_is_no_text(write):
+    """Polars reads each as a zero byte: two ids would be one."""
+    row = '{"user":"%s","item":"x","time":1}\n'
+    good, bad = write((row % r"a\u0000b" + row % "c").encode()), row % r"a\ud83d"
+    assert triples(table.load(good, columns={**NAMED, "item": "user"}))[0][0] == "a\0b"
+    found = message(write((row % r"\ud83d\ude00" + bad).encode()))
+    assert found.startswith(":2: found half a character in the field 'user', 'a")
+
+
 def test_json_keeps_lists_and_constants_out(write):
     assert "found a list in the field 'item'; expected one value a row" in message(
         write(JSONL + b'{"user": "c", "item": ["x", "y"], "time": 8}\n')

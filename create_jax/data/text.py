@@ -487,8 +487,9 @@ class _JSONLines(NamedTuple):
         if frame.height != lines and frame.height != len(self.records(text)):
             trouble = f"found {frame.height} objects in {lines} lines from here"
             raise Malformed(f"{trouble}; expected one a line: mend them")
-        nested = frame.select(pl.any_horizontal(pl.all().str.contains(r"^[\[{]")))
-        suspects = nested.to_series().fill_null(False).arg_true().to_list()
+        # Half a character, as \ud83d, is read as a zero byte.
+        odd = frame.select(pl.any_horizontal(pl.all().str.contains(r"^[\[{]|\x00")))
+        suspects = odd.to_series().fill_null(False).arg_true().to_list()
         records = self.records(text) if suspects else []
         for row in suspects:
             if trouble := self.complain(records[row][1]):
@@ -532,6 +533,11 @@ class _JSONLines(NamedTuple):
                 return (
                     f"found {nested} in the field {column!r}; expected one value a "
                     "row: write a line for each"
+                )
+            if isinstance(value, str) and any("\ud800" <= c < "\ue000" for c in value):
+                return (
+                    f"found half a character in the field {column!r}, "
+                    f"{one_line(ascii(value), 40)}; expected text: mend it"
                 )
         return ""
 
