@@ -26,7 +26,7 @@ from tqdm import tqdm
 from create_jax.data import table
 from create_jax.data.interactions import MISSING, NUMBER, refuse_missing
 from create_jax.errors import InputError, one_line
-from create_jax.files import lock, whole, write_text
+from create_jax.files import lock, named, whole, write_text
 from create_jax.recommender import Recommender
 
 PART_ROWS = 2**18  # of the log, about, in a part
@@ -217,7 +217,7 @@ def spill(
     codes = codes_of(recommender)
     rows, writers = dict.fromkeys(wanted, 0), {}
     kinds = pl.Series([], dtype=pl.String)
-    with ExitStack() as stack, _bar("read", None, "rows") as bar:
+    with named(folder), ExitStack() as stack, _bar("read", None, "rows") as bar:
         pieces = (piece for block in blocks for piece in block.iter_slices(PIECE))
         for piece in pieces:
             bar.update(len(piece))

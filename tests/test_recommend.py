@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -387,6 +388,14 @@ def test_two_processes_of_one_number_write_one_file(tmp_path):
             other.write(b"whole")
         assert path.read_bytes() == b"whole"
     assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["job.json"]
+
+
+def test_a_full_disk_is_named(ask, log, tmp_path, monkeypatch):
+    full = pa.OSFile("/dev/full", "wb")
+    monkeypatch.setattr(pa, "OSFile", lambda *_: full)
+    code, _, err = ask(f"--log={log}", f"--out={tmp_path / 'recs'}")
+    assert code == 2 and re.search(r"error: \S+recs/\.rows-\w+: .*space", err)
+    assert os.listdir(tmp_path / "recs") == ["job.json"]
 
 
 def test_another_job_is_refused(ask, log, tmp_path):

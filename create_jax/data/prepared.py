@@ -81,7 +81,10 @@ def write(folder: Path, log: Interactions, about: About, titles: Mapping = {}) -
     n = len(log.users)
     for first in range(0, n, FILE):
         path = folder / ROWS / f"part-{first // FILE:05}.parquet"
-        with pyarrow.parquet.ParquetWriter(path, pa.schema(schema)) as file:
+        with (
+            named(path),
+            pyarrow.parquet.ParquetWriter(path, pa.schema(schema)) as file,
+        ):
             for start in range(first, min(first + FILE, n), BLOCK):
                 stop = min(start + BLOCK, first + FILE)
                 some = {
