@@ -110,10 +110,12 @@ def _tuples(value):
 def _import(file: str) -> ModuleType:
     if file in names():
         return importlib.import_module(f"create_jax.configs.{file}")
+    # No bytecode: Python's cache knows a file by its second and size, and a sweep
+    # may write two configs within one second.
     loader = SourceFileLoader("config_file", file)
     module = ModuleType(loader.name)
     module.__file__ = file
-    loader.exec_module(module)
+    exec(loader.source_to_code(loader.get_data(file), file), module.__dict__)
     return module
 
 

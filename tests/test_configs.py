@@ -1,6 +1,8 @@
 """Every config loads, passes its own checks, and its model takes shape."""
 
 import importlib
+import os
+import sys
 import tomllib
 from pathlib import Path
 
@@ -115,6 +117,20 @@ def test_a_method_is_not_a_label(method):
         config_file.make(f"{ROOT}/configs/beauty.py", {}, method),
     ):
         assert found.to_dict() == expected
+
+
+def test_a_config_is_what_its_file_says_now(tmp_path, monkeypatch):
+    """Also where it changes within a second and keeps its size."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    text = (ROOT / "configs" / "quickstart.py").read_text()
+    for seed in (1, 2):
+        path.write_text(f"{text}\nget = get_config\ndef get_config(method='svd'):\n"
+                        f"    config = get(method)\n    config.seed = {seed}\n"
+                        "    return config\n")  # fmt: skip
+        os.utime(path, (1e9, 1e9))
+        assert config_file.load(str(path)).seed == seed
+    assert os.listdir(tmp_path) == ["mine.py"]
 
 
 def test_the_command_line_has_the_last_word_for_every_method():
