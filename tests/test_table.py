@@ -818,6 +818,23 @@ def test_a_folder_of_parquet_parts(tmp_path):
     assert "holds part-2.parquet; expected a file, or a folder" in message(str(folder))
 
 
+def test_parts_in_which_one_id_has_two_texts(tmp_path):
+    """As where pandas has written a part with a missing user, and dropped its row."""
+    kinds = {
+        "a": pa.array([1, 2]),
+        "b": pa.array(["1", "2"], pa.large_string()),
+        "c": pa.array(["1", "2"]).dictionary_encode(),
+        "d": pa.array([1.0, 2.0]),
+    }
+    for name, users in kinds.items():
+        part = parquet(user=users, item=[1, 2], time=[5, 6])
+        (tmp_path / f"{name}.parquet").write_bytes(part)
+    text = message(str(tmp_path))
+    assert "d.parquet: found double in column 'user' for user, and int64 in a" in text
+    (tmp_path / "d.parquet").unlink()
+    assert table.load(str(tmp_path), columns=NAMED).user_ids.to_list() == ["1", "2"]
+
+
 def test_no_part_of_a_folder_is_missed(tmp_path, monkeypatch):
     folder, other = tmp_path / "log", tmp_path / "disk"
     for place in (folder / "day=0", other):

@@ -1,6 +1,7 @@
 """Parquet as blocks of rows. Every type with a unique text form can be an id."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 import polars as pl
@@ -18,6 +19,9 @@ UUID = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))  # digits in its groups
 BYTES = (types.is_binary, types.is_large_binary, types.is_binary_view)
 AS_TEXT = (types.is_decimal, types.is_null, *BYTES)
 NO_TEXT = (types.is_duration, types.is_interval)
+# Types in which one id has one text, whichever of them it has.
+ONE_TEXT = (types.is_integer, types.is_string, types.is_large_string, *BYTES)
+ONE_TEXT += (types.is_string_view, types.is_fixed_size_binary)
 NO_TIME = (types.is_boolean, types.is_fixed_size_binary, types.is_interval)
 NO_RATING = (types.is_temporal, types.is_fixed_size_binary)
 
@@ -76,6 +80,27 @@ def _check(key: str, name: str, kind: pa.DataType, source: str) -> None:
         expected = "numbers: name the column of the ratings"
     if expected:
         raise InputError(f"{source}: found {found} {place}; expected {expected}")
+
+
+def check_parts(files: Sequence[Path], columns: dict) -> None:
+    """Raises InputError where one id would have two texts, as 1 and 1.0 in parts that
+    have whole numbers and fractions. A part that cannot be read is not looked at."""
+    for key in ("user", "item"):
+        first = None
+        for file in files:
+            try:
+                schema = pyarrow.parquet.read_schema(file)
+                kind = _plain(schema.field(columns[key]).type)
+            except (*DAMAGE, KeyError, IndexError):
+                continue
+            text = "text" if any(test(kind) for test in ONE_TEXT) else str(kind)
+            first = first or (text, kind, file)
+            if text != first[0]:
+                raise InputError(
+                    f"{file}: found {kind} in column {columns[key]!r} for {key}, and "
+                    f"{first[1]} in {first[2].name}, so that one id would have two "
+                    "texts; expected one type in all parts: cast it"
+                )
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

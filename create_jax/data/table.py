@@ -18,7 +18,7 @@ import polars as pl
 
 from create_jax.data import container, times
 from create_jax.data.interactions import Interactions, from_frame
-from create_jax.data.parquet import parquet_blocks
+from create_jax.data.parquet import check_parts, parquet_blocks
 from create_jax.data.text import KEYS, Block, listed, text_blocks
 from create_jax.errors import InputError, one_line
 
@@ -73,6 +73,7 @@ def stream(path: str, **form) -> Stream:
                 f"{path}: is a folder and holds {listed(others, 3) or 'nothing'}; "
                 "expected a file, or a folder of Parquet parts alone"
             )
+        check_parts(files, form["columns"])
     return stream_from({str(p): partial(p.open, "rb") for p in files}, path, **form)
 
 
