@@ -428,7 +428,7 @@ def _patiences(studies: list[Curves]) -> str:
 
 def _refits(studies: list[Curves]) -> str:
     """What `retrain.epochs` is worth: tested after the chosen epoch as trained, after
-    as many of the refit, or as many in steps."""
+    as many of the refit, or a share of them."""
     rows = []
     for rule in RULES:
         lost = []
@@ -450,8 +450,9 @@ def _refits(studies: list[Curves]) -> str:
     text = (
         f"Of {names}. What the model that is tested lacks of the best epoch of a run "
         "on the rows of training and validation, in percent, the mean as above (± over "
-        "runs): without a refit, after as many joint epochs of one, after as many "
-        "steps (`retrain.epochs`; here the warm-up is of the same epochs each time)."
+        "runs): without a refit, after as many joint epochs of one, after that share "
+        "of them which the rows of training are (`retrain.epochs`; here the warm-up is "
+        "of the same epochs each time)."
     )
     head = ["metric", "target", "mean of", "none", "best", "scaled"]
     return text + "\n\n" + report.markdown_table(head, [row for _, row in rows])

@@ -94,7 +94,7 @@ def test_tables_of_made_up_curves():
 
 def test_refits_by_hand():
     """The second of three epochs is chosen; six of ten rows are trained on, so that
-    it is the first, in steps."""
+    it is the first, scaled."""
     study = STUDIES[0]._replace(about={"config": {"split": {"q_val": 0.6}}})
     truth = [0.15, 0.24, 0.25]
     refit = made_up("sasrec", 0, [0], truth)
