@@ -265,9 +265,10 @@ def test_titles_that_cannot_be_read_are_one_line(tmp_path, text, message):
 
 def test_titles_of_movielens(tmp_path):
     movies = "1::Toy Story (1995)::Animation\n2::Été (1)::Drama\n".encode("latin-1")
+    movies += b"3::Well\x85 (2)::Drama\r\n"  # no end of a line
     with zipfile.ZipFile(tmp_path / "ml-1m.zip", "w") as archive:
         archive.writestr("ml-1m/movies.dat", movies)
-    expected = {"1": "Toy Story (1995)", "2": "Été (1)"}
+    expected = {"1": "Toy Story (1995)", "2": "Été (1)", "3": "Well\x85 (2)"}
     assert movielens.titles(str(tmp_path / "ml-1m.zip")) == expected
     with zipfile.ZipFile(tmp_path / "flat.zip", "w") as archive:
         archive.writestr("movies.dat", movies)

@@ -835,6 +835,17 @@ def test_parts_in_which_one_id_has_two_texts(tmp_path):
     assert table.load(str(tmp_path), columns=NAMED).user_ids.to_list() == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    "times", [pa.array([5, 6], pa.duration("us")), pa.array([5, 6])]
+)
+def test_parts_whose_times_sort_by_other_units(tmp_path, times):
+    for name, some in (("a", pa.array([7, 8], pa.duration("ms"))), ("b", times)):
+        part = parquet(user=["a", "b"], item=[1, 2], time=some)
+        (tmp_path / f"{name}.parquet").write_bytes(part)
+    text = message(str(tmp_path), has_clock=False)
+    assert "as times after Duration(time_unit='ms'); expected one kind" in text
+
+
 def test_no_part_of_a_folder_is_missed(tmp_path, monkeypatch):
     folder, other = tmp_path / "log", tmp_path / "disk"
     for place in (folder / "day=0", other):

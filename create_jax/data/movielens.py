@@ -81,5 +81,5 @@ def titles(path: str) -> dict[str, str]:
             data = found[0].read_bytes() if found else b""
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: {error}; expected the titles in {TITLES}") from error
-    rows = (line.split("::") for line in data.decode("latin-1").splitlines())
+    rows = (line.decode("latin-1").split("::") for line in data.splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 3}

@@ -215,7 +215,7 @@ def _parsed(
     blocks: Iterator[Block], source: str, unit: str, has_clock: bool
 ) -> Iterator[pl.DataFrame]:
     """Blocks with parsed times, of which every row is good."""
-    first, last = 0, int(time.time()) + AHEAD
+    first, last, sorted_by = 0, int(time.time()) + AHEAD, None
     if not has_clock:
         first, last = -EVER, EVER
     for raw, blame in blocks:
@@ -232,6 +232,13 @@ def _parsed(
                 first = max(first, times.YEAR)  # the size cannot mean a time this early
         if not has_clock and (only_sorts or unit != "iso"):
             unit = "number"
+            kind = written.dtype if written.dtype.is_temporal() else "numbers"
+            sorted_by = sorted_by or kind
+            if kind != sorted_by:
+                raise InputError(
+                    f"{source}: found {kind} as times after {sorted_by}; expected one "
+                    "kind in all parts, by which they sort: cast it"
+                )
             moments = times.order(written)
             known = moments.is_not_null()
         else:
