@@ -336,12 +336,12 @@ def versions() -> dict:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree; None where it is not a checkout."""
-    command = ["git", "rev-parse", "HEAD"]
+    """The commit of this source tree; None where it is not a checkout, as in an
+    environment inside a checkout of something else."""
+    here = Path(__file__)
+    command = ["git", "rev-parse", "HEAD", f"HEAD:./{here.name}"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return None if done.returncode else done.stdout.split()[0]

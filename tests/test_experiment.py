@@ -1,5 +1,7 @@
 """The pure parts of a run."""
 
+import subprocess
+
 import pytest
 
 from create_jax import config_file, experiment, rundir
@@ -76,3 +78,24 @@ def test_times_of_1970_are_named(capsys):
     assert "has_clock=False" in capsys.readouterr().err
     rundir.warn_of_odd_times(config, {"times": ["1970-01-04", "2017-01-01"]})
     assert not capsys.readouterr().err
+
+
+def test_the_commit_is_of_this_package_and_not_of_what_is_around_it(
+    tmp_path, monkeypatch
+):
+    def git(*words):
+        own = "-c", "user.name=a", "-c", "user.email=a@b"
+        subprocess.run(["git", *own, *words], cwd=tmp_path, check=True)
+
+    place = tmp_path / "venv/create_jax/rundir.py"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    monkeypatch.setattr(rundir, "__file__", str(place))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert rundir.git_commit() is None
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "of a project with an environment")
+    assert rundir.git_commit() is None
+    git("add", ".")
+    git("commit", "-q", "-m", "of the package")
+    assert len(rundir.git_commit()) == 40
