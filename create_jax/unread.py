@@ -164,7 +164,8 @@ def _joint(flat: dict, method) -> list[str]:
     off += [key for key, kinds in of_kind.items() if flat["align.kind"] not in kinds]
     if views:
         off += [f"align.{x}" for x in ("positions", "user_source", "stop_grad")]
-    if views or flat["graph.encoder"] != "signed":
+    apart = flat["graph.encoder"] == "signed" and flat["method"] != "mrgsrec"
+    if views or not apart:
         off.append("align.orthogonality")
     if views or (method.sequence or flat["seq.encoder"]) in NEVER_HIDE:
         off.append("align.bert_state")

@@ -154,3 +154,6 @@ def test_an_amount_that_nothing_reads_is_named():
     assert told(kept, ["sasrec"], "evaluate").endswith("evaluate: config.final.fit")
     quoted = {"data.loader": "amazon", "data.table.quoting": False}
     assert told(quoted, ["sasrec"]).endswith(": config.data.table.quoting")
+    mu = {"align.orthogonality": 2.0, "graph.encoder": "signed"}
+    assert told(mu, ["create"]) == ""
+    assert told(mu, ["mrgsrec"]).endswith("train: config.align.orthogonality")
