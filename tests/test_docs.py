@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import re
+import sys
 import tokenize
 from functools import cache, reduce
 from pathlib import Path
@@ -230,6 +231,17 @@ def test_a_wrong_default_is_found():
     assert wrong_defaults("`config.loss.weight=1`") != []
 
 
+def test_the_ranges_of_a_study_are_those_that_it_searches():
+    searched = {name: (low, high) for name, _, low, high in methods.SEARCH_JOINT[:4]}
+    found = {}
+    for row in choices().values():
+        if stated := re.search(r"a study searches ([\d.]+\d) to ([\d.]*\d)", row):
+            ((name, _),) = re.findall(DEFAULT, row)
+            found[name] = tuple(map(float, stated.groups()))
+    assert len(found) == 2
+    assert {name: searched[name] for name in found} == found
+
+
 def test_what_a_data_set_changes_is_what_its_config_has():
     table = read(CHOICES).split("What the data sets change:")[1].strip().splitlines()
     keys = cells(table[0])[1:]
@@ -361,3 +373,25 @@ def test_the_example_of_extending_runs_as_printed():
     start = jax.random.key(0), x, inside, inside, False
     states = jax.eval_shape(encoder.init_with_output, *start)[0]
     assert states.shape == x.shape and module["OBJECTIVE"] == "next"
+
+
+def test_who_only_asks_installs_all_that_is_imported():
+    """Imports inside functions too: nothing else says what a user will come to."""
+    seen, outside = set(), set()
+    todo = ["create_jax.recommend", "create_jax.serve"]
+    while todo:
+        path = ROOT / (todo.pop().replace(".", "/") + ".py")
+        if path in seen or not path.exists():
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(read(path))):
+            names = [getattr(node, "module", None) or ""]
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names += [f"{names[0]}.{one.name}".strip(".") for one in node.names]
+                todo += [name for name in names if name.startswith("create_jax")]
+                outside.update(name.split(".")[0] for name in names if name)
+    told = read(ROOT / "BUILD.md").split("Who only asks")[1].split("Any run")[0]
+    asked = " ".join(re.findall(r"^pip install (.*?)(?: +#.*)?$", told, re.M))
+    brought = {"numpy", "pydantic", "pydantic_core", "starlette"}  # by jax, fastapi
+    outside -= sys.stdlib_module_names | brought | {"create_jax"}
+    assert outside and outside <= set(asked.replace("-", "_").split())
