@@ -73,9 +73,13 @@ def test_intervals_are_of_equal_length_in_any_unit(monkeypatch, scale):
     assert counts == np.bincount(expected, minlength=100).tolist()
 
 
-def test_intervals_are_dense_layers_summed(case):
-    model, _, params, graph, _ = case
-    found = jax.jit(partial(SelfGNN.encode_intervals, model))(params, graph)
+def slope_below(x):
+    return np.where(x > 0, x, 0.2 * x)
+
+
+def dense_intervals(params):
+    """[T, U + V, D] by dense matrices."""
+    found = []
     for t in range(INTERVALS):
         a = np.zeros((USERS + ITEMS + 1,) * 2)
         for u, rows in enumerate(ROWS):
@@ -87,10 +91,39 @@ def test_intervals_are_dense_layers_summed(case):
         x = np.concatenate([params["user_table"][t], params["item_table"][t]])
         total = x.copy()
         for _ in range(2):
-            message = a @ x
-            x = x + np.where(message > 0, message, 0.2 * message)
+            x = x + slope_below(a @ x)
             total += x
-        np.testing.assert_allclose(found[t], total, rtol=1e-5, atol=1e-5)
+        found.append(total)
+    return np.stack(found)
+
+
+def test_intervals_are_dense_layers_summed(case):
+    model, _, params, graph, _ = case
+    found = jax.jit(partial(SelfGNN.encode_intervals, model))(params, graph)
+    np.testing.assert_allclose(found, dense_intervals(params), rtol=1e-5, atol=1e-5)
+
+
+def attention(layer, x):
+    """Self-attention over [T, D], nothing hidden."""
+
+    def head(name):
+        kernel, bias = layer[name]["kernel"], layer[name]["bias"]
+        return np.einsum("td,dhk->thk", x, kernel) + bias
+
+    q, k, v = head("query"), head("key"), head("value")
+    scores = np.einsum("thk,shk->hts", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    mixed = np.einsum("hts,shk->thk", weights, v)
+    kernel, bias = layer["output"]["kernel"], layer["output"]["bias"]
+    return np.einsum("thk,hkd->td", mixed, kernel) + bias
+
+
+def attended(own, x):
+    """[D] of the items [T, D] of a history."""
+    x = x + own["positions"][: len(x)]
+    for block in range(2):
+        x = x + attention(own[f"attention_{block}"], x)
+    return slope_below(x.sum(0))
 
 
 def test_a_query_is_the_user_and_the_summed_attention_of_its_history(case):
@@ -107,22 +140,7 @@ def test_a_query_is_the_user_and_the_summed_attention_of_its_history(case):
     for place in np.flatnonzero(sequences.weights):
         user = sequences.users[place]
         history = [item for _, item in ROWS[user]][:-1]
-        x = items[history] + own["positions"][: len(history)]
-        for block in range(2):
-            layer = own[f"attention_{block}"]
-
-            def head(name, x=x, layer=layer):
-                kernel, bias = layer[name]["kernel"], layer[name]["bias"]
-                return np.einsum("td,dhk->thk", x, kernel) + bias
-
-            q, k, v = head("query"), head("key"), head("value")
-            scores = np.einsum("thk,shk->hts", q, k) / np.sqrt(2)
-            weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-            mixed = np.einsum("hts,shk->thk", weights, v)
-            kernel, bias = layer["output"]["kernel"], layer["output"]["bias"]
-            x = x + np.einsum("thk,hkd->td", mixed, kernel) + bias
-        total = x.sum(0)
-        expected = source[0][user] + np.where(total > 0, total, 0.2 * total)
+        expected = source[0][user] + attended(own, items[history])
         np.testing.assert_allclose(found[place], expected, rtol=2e-4, atol=2e-4)
 
 
@@ -134,11 +152,69 @@ def test_long_term_vectors_depend_on_the_order_of_the_intervals(case):
     assert not np.allclose(long_term(intervals), long_term(intervals[::-1]))
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def remembered(memory, x):
+    """[T, D] vectors of a node's intervals -> [D], the LSTM by its equations."""
+    lstm, found = memory["OptimizedLSTMCell_0"], []
+    h = c = np.zeros(x.shape[1])
+    for now in x:
+        i, f, g, o = (
+            now @ lstm[f"i{gate}"]["kernel"]
+            + h @ lstm[f"h{gate}"]["kernel"]
+            + lstm[f"h{gate}"]["bias"]
+            for gate in "ifgo"
+        )
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        found.append(h)
+    return attention(memory["attention"], np.stack(found)).mean(0)
+
+
+def losses_by_hand(params, batch, key):
+    """The parts of the loss: a loop over users; only what is drawn is drawn by JAX."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    short = dense_intervals(params)
+    long = np.stack([remembered(params["memory"], x) for x in short.swapaxes(0, 1)])
+    users, items, gate = long[:USERS], long[USERS:], params["gate"]
+    draws, n = jax.random.split(jax.random.fold_in(key, 4), 3), len(batch.users)
+    negatives = np.asarray(jax.random.randint(draws[0], (n,), 1, ITEMS + 1))
+    back = [np.asarray(jax.random.uniform(draw, (n,))) for draw in draws[1:]]
+    parts = {"local": [], "global": [], "decay": []}
+    for place in np.flatnonzero(batch.weights):
+        user = int(batch.users[place])
+        *history, target = (item for _, item in ROWS[user])
+        u = users[user]
+        query = u + attended(params["sequence"], items[history])
+        gap = query @ (items[target] - items[negatives[place]])
+        parts["local"].append(max(0, 1 - gap))
+
+        one, other = (history[-1 - int(x[place] * len(history))] for x in back)
+        selves = []
+        for t in range(INTERVALS):
+            v = short[t, user]
+            kernel = gate["kernel"][:, 0]
+            opened = sigmoid(np.concatenate([u, v, u * v]) @ kernel + gate["bias"][0])
+            trusted = opened * (u @ (items[one] - items[other]))
+            gap = v @ (short[t, USERS + one] - short[t, USERS + other])
+            selves.append(max(0, 1 - trusted * gap))
+        parts["global"].append(np.mean(selves))
+        rows = params["user_table"][:, user], params["item_table"][:, target]
+        parts["decay"].append(sum(np.sum(x**2) for x in rows) / 2)
+    return {name: np.mean(values) for name, values in parts.items()}
+
+
 def test_the_loss_reaches_every_parameter_and_its_parts_add_up(case):
     model, phase, params, graph, batch = case
     loss = partial(SelfGNN.loss, model, phase)
     slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, parts), grads = slope(params, batch, graph, jax.random.key(0))
+    by_hand = losses_by_hand(params, batch.sequences, jax.random.key(0))
+    assert parts.keys() == by_hand.keys()
+    for name, value in by_hand.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5)
     expected = parts["local"] + 1e-6 * parts["global"] + 1e-2 * parts["decay"]
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     assert set(grads) == set(model.trained_groups(phase))
