@@ -12,6 +12,9 @@ from create_jax.rundir import FREE_TO_CHANGE, NOTABLE, Opened
 from create_jax.train import Fitted, Progress, fit
 from create_jax.writers import read_json, say
 
+# What selected, for good: of a finished run nothing is selected again.
+SELECTION = ("eval.select_by", "eval.select_target")
+
 
 def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
     """Trains, selects, refits, tests once; returns the result and writes result.json.
@@ -61,7 +64,7 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
     build.check(config)
     place = rundir.locate(save, "--save")
     if save:
-        rundir.check(place, config, (*FREE_TO_CHANGE, "eval.select_by"))
+        rundir.check(place, config, (*FREE_TO_CHANGE, *SELECTION))
     opened, fitted, selection = reopen(config, workdir)
     if save:
         data = opened.facts["data"]
@@ -95,11 +98,12 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
             )
         rundir.refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
         started = settings.of_run(read_json(directory / "config.json")["config"])
-        return result["valid"], started.get("eval.select_by", config.eval.select_by)
+        kept = {key: started[key] for key in SELECTION if key in started}
+        return result["valid"], kept
 
-    valid, by = cluster.first(check)
+    valid, kept = cluster.first(check)
     config = config.copy_and_resolve_references()
-    config.eval.select_by = by
+    config.update_from_flattened_dict(kept)
     opened = rundir.open_run(config, directory)
     return opened, *_select_and_refit(opened, trains=False, valid=valid)
 

@@ -117,6 +117,7 @@ def make_split(config, log: Interactions | Stored) -> Split:
         "seed": config.split.seed,
         "target": rules.target,
         "targets": rules.targets,
+        "select_target": rules.select_target,
         "cold_items": rules.cold_items,
         "candidates": rules.candidates,
         "history": rules.history,
@@ -144,10 +145,12 @@ def as_done(stamp: dict) -> dict:
         done["validation"] = splits.validation_of(kind, stamp["validation"])
         if kind == "leave_one_out" and done["validation"] != "none":
             done["validation"] = "last_train_item"  # whatever was asked for
+    selects = done.get("validation") != "none"
     without = {
         "q_test": "q_test" not in splits.READS.get(kind, ()),
         "q_val": done.get("validation") != "by_time",
-        "select_by": done.get("validation") == "none",
+        "select_by": not selects,
+        "select_target": not selects or not done.get("select_target"),
         "queries": not done.get("queries"),
     }
     return {key: value for key, value in done.items() if not without.get(key)}

@@ -23,6 +23,7 @@ ONE_OF = {
     "split.validation": ("auto", *VALIDATIONS["global_temporal"]),
     "split.ties": ("file", "random"),
     "eval.target": TARGETS,
+    "eval.select_target": ("", *TARGETS),
     "eval.cold_items": ("drop", "keep_as_miss"),
     "eval.candidates": ("train", "all"),
     "eval.history": ("full", "train"),
@@ -99,6 +100,7 @@ OLD_DEFAULTS: dict[str, object] = {
     "eval.targets": ["last", "first", "random", "successive"],
     "eval.metrics": [],
     "eval.queries": 0,
+    "eval.select_target": "",
 }
 OLD_NAMES: dict[str, str] = {}
 
@@ -159,7 +161,8 @@ def check(config) -> None:
     named.find("split.kind", config.split.kind, SPLITS)
     for key, allowed in ONE_OF.items():
         if value(key) not in allowed:
-            raise _bad(key, value(key), "one of " + ", ".join(allowed))
+            names = ", ".join(name or "''" for name in allowed)
+            raise _bad(key, value(key), f"one of {names}")
     for key, (text, holds) in RANGES.items():
         if not holds(value(key)):
             raise _bad(key, value(key), text)
@@ -193,7 +196,8 @@ def check(config) -> None:
         raise _bad("data.counts", counts, expected)
     known = metrics.chosen(config.eval)
     names = [f"{metric}@{k}" for metric in known for k in config.eval.ks]
-    if config.eval.target != "all":  # the others are of one target a query
+    if (config.eval.select_target or config.eval.target) != "all":
+        # The others are of one target a query.
         names += metrics.UNCUT
     if config.eval.select_by not in names:
         raise _bad(

@@ -48,7 +48,7 @@ NEVER_HIDE = ("sasrec", "esasrec", "own")
 # Prefixes of settings that a mode never reads.
 BY_MODE = {
     "train": ("tune.",),
-    "evaluate": ("tune.", "compare", "example", "final.", "eval.select_by"),
+    "evaluate": ("tune.", "compare", "example", "final.", "eval.select_"),
     "export": ("tune.", "compare", "example"),
     "tune": ("seeds", "compare", "example", "retrain."),
 }
@@ -112,7 +112,7 @@ def _data_and_selection(flat: dict) -> list[str]:
     if flat["split.validation"] not in ("auto", "by_time"):
         off.append("split.q_val")
     if flat["split.validation"] == "none":
-        off += ["eval.select_by", "eval.every", "train.patience", "retrain."]
+        off += ["eval.select_", "eval.every", "train.patience", "retrain."]
     return off
 
 

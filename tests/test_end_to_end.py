@@ -370,9 +370,11 @@ def test_a_killed_save_pairs_no_old_result_with_new_ranks(
 
 @pytest.mark.parametrize("method", ["lightgcn", "ultragcn"])
 def test_a_graph_encoder_alone_learns(log, tmp_path, method):
-    """Selected by a likelihood, which is negative and stands in no test."""
+    """Selected by a likelihood, which is negative and stands in no test, of all rows of
+    the validation."""
     changes = dict(train__epochs=4, retrain__epochs="none")
-    config = make_config(log, method, eval__select_by="log_likelihood", **changes)
+    changes |= dict(eval__select_by="log_likelihood", eval__select_target="successive")
+    config = make_config(log, method, **changes)
     result = experiment.train_and_evaluate(config, str(tmp_path / "run"))
     assert result["method"] == method and result["valid"]["recall@10"] > 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -382,6 +384,9 @@ def test_a_graph_encoder_alone_learns(log, tmp_path, method):
     best = max(line["valid/log_likelihood"] for line in lines)
     assert result["valid"]["log_likelihood"] == best < -1
     assert "log_likelihood" not in result["test"]
+    assert result["protocol"]["select_target"] == "successive"
+    asked = result["data"]["valid_queries"], result["data"]["test_queries_by_target"]
+    assert asked[0] > asked[1]["last"]
 
 
 def test_a_loss_that_explodes_is_named(log, tmp_path):

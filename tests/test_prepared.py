@@ -463,6 +463,7 @@ def test_a_log_on_a_disk_splits_as_one_in_memory(
         "split.q_val": q_val,
         "eval.queries": queries,
         "eval.targets": splits.TARGETS,
+        "eval.select_target": "successive" if queries else "",
     }
     changes |= {"eval.cold_items": "drop", "retrain.epochs": "best"}
     config = with_ties(tmp_path, 900, **changes)

@@ -21,6 +21,7 @@ LOO = {"split.kind": "leave_one_out"}
         ({}, "by_time", set()),
         (LOO, "last_train_item", {"q_test", "q_val"}),
         ({**LOO, "split.validation": "none"}, "none", {"q_test", "q_val", "select_by"}),
+        ({"eval.select_target": "successive"}, "by_time", set()),
         ({"split.validation": "none"}, "none", {"q_val", "select_by"}),
         ({"split.validation": "last_train_item"}, "last_train_item", {"q_val"}),
         ({"eval.queries": 5}, "by_time", set()),
@@ -32,7 +33,7 @@ def test_a_stamp_says_what_was_done(changes, validation, without):
     assert stamp["validation"] == validation
     whole = {*config.split, *config.eval, "k_core", "drop_repeats"}
     whole -= {"batch", "every", "targets", "metrics"}
-    without = without | ({"queries"} - {key[5:] for key in changes})
+    without = without | ({"queries", "select_target"} - {key[5:] for key in changes})
     assert stamp.keys() == whole - without
     # Of a result from before, which had all settings and the default of then.
     before = {key: stamp.get(key, 0) for key in whole}

@@ -228,6 +228,18 @@ def test_validation_by_time_cuts_the_training_rows_again():
     assert questions(split.test["last"]) == LAST  # test does not care
 
 
+def test_validation_may_ask_by_a_rule_of_its_own():
+    rows = [(u, 1 + (u + n) % 5, 10 * n + u) for u in range(8) for n in range(9)]
+    given = dict(log=make_log(rows, 8, 5), validation="by_time", q_val=0.5)
+    own = temporal(**given, select_target="successive")
+    every = questions(temporal(**given, target="successive").valid)
+    last = temporal(**given)
+    assert questions(own.valid) == every != questions(last.valid)
+    assert len(every) > len(questions(last.valid)) == own.facts["test_queries"]
+    assert questions(own.test["last"]) == questions(last.test["last"])
+    assert triples(own.train) == triples(last.train)
+
+
 def test_validation_on_the_last_train_item_holds_out_one_row_each():
     split = temporal(validation="last_train_item")
     assert triples(split.train) == [(0, 1, 1), (1, 3, 2), (3, 2, 5)]

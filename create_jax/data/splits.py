@@ -213,7 +213,7 @@ def global_temporal(
     Args:
       validation: one of VALIDATIONS. q_val: the quantile of `by_time`.
       rules: `target`, of validation and test, and the rest of `hold_out`; `targets`,
-        rules to test beside it.
+        rules to test beside it; `select_target`, of validation alone.
     """
     late = log.times > _quantile(log.times, q_test)
     past = take(log, ~late)
@@ -306,6 +306,7 @@ def assemble(
     *,
     target: str,
     targets=REPORTED,
+    select_target: str = "",
     **rules,
 ) -> Split:
     """The Split that tests on the `late` rows of the log and selects on the `held` ones
@@ -315,7 +316,8 @@ def assemble(
       late: [R] bool; of each user the last ones. past: the log without them.
       train: the rows of the past that train before the selection.
       held: [P] bool, rows of the past; None = nothing is selected.
-      target: of test and validation. targets: further ones to test.
+      target: of test and validation. targets: further ones to test. select_target: of
+        validation, where it is another one.
       rules: of `hold_out`.
     """
     known = known_items(past)
@@ -332,6 +334,7 @@ def assemble(
         None if held is None else validation,
         target=target,
         targets=targets,
+        select_target=select_target,
         train_users=len(np.unique(past.users)),
         warm_users=len(np.intersect1d(past.users, log.users[late])),
         ties=int(((np.diff(log.users) == 0) & (np.diff(log.times) == 0)).sum()),
@@ -339,7 +342,18 @@ def assemble(
 
 
 def select_and_test(
-    log, past, train, known, test, validation, *, target, targets, ties, **counts
+    log,
+    past,
+    train,
+    known,
+    test,
+    validation,
+    *,
+    target,
+    targets,
+    select_target,
+    ties,
+    **counts,
 ) -> Split:
     """The Split of a log whose parts are known.
 
@@ -352,7 +366,7 @@ def select_and_test(
     """
     tests = {name: test(name) for name in dict.fromkeys([target, *targets])}
     selects = validation is not None and tests[target].n_queries > 0
-    valid = validation(target) if selects else None
+    valid = validation(select_target or target) if selects else None
     check_queries(log.n_users, tests[target], valid)
     counts = {
         "users": log.n_users,
