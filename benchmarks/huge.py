@@ -116,7 +116,7 @@ def train(folder: str, minutes: float, queries: int) -> dict:
     }
     config, start = config_file.make("table:sasrec", changes), time.monotonic()
     build.check(config)
-    steps, seconds = [], Seconds()
+    steps, fed, seconds = [], [], Seconds()
     with tempfile.TemporaryDirectory() as directory:
         opened = rundir.open_run(config, Path(directory))
         opening = costs(start, resource.getrusage(resource.RUSAGE_SELF))
@@ -128,6 +128,7 @@ def train(folder: str, minutes: float, queries: int) -> dict:
 
         def settle(*args):
             steps.append(time.monotonic())
+            fed[:] = [args[-1].feed]
             stop[:] = stop or [time.monotonic() + 60 * minutes]
             return dispatch(*args)
 
@@ -143,10 +144,16 @@ def train(folder: str, minutes: float, queries: int) -> dict:
         "to open": opening,
         "dispatches": len(steps) - 1,
         "seconds a dispatch": round(passed / max(1, len(steps) - 1), 3),
-        "steps a dispatch": config.train.chunk,
+        **of_steps(*fed),
         "of these": {k: round(v, 1) for k, v in seconds.spent.items()},
         **costs(start, used),
     }
+
+
+def of_steps(feed) -> dict:
+    """What a dispatch of a feed really holds: the settings only bound it."""
+    users = len(feed.sequences.owners) / feed.steps
+    return {"steps a dispatch": feed.chunk_steps, "users a step": round(users)}
 
 
 def main() -> None:

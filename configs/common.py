@@ -190,11 +190,11 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "eval": "graph",  # score with the graph, or sequential (18)
             },
             "train": {
-                "batch": 256,  # sequences a step (26)
+                "batch": 256,  # sequences a step; some more for equal dispatches (26)
                 "mask": 0.2,  # share of items that bert4rec hides
                 "epochs": 300,  # after warm-up, at most (27)
                 "patience": 10,  # validations without a better one (27)
-                "chunk": 64,  # most steps of one dispatch
+                "chunk": 64,  # most steps of a dispatch; a small one makes steps larger
             },
             "retrain": {"epochs": "best"},  # scaled: by rows; none (28)
             # all: at the end once more on every row, test rows too, for --mode=export.

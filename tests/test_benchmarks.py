@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import accelerator
+from benchmarks import accelerator, huge
 from benchmarks import protocol as grid
 from benchmarks.speed import limit, run, scaling, tables
 from benchmarks.speed.sides import worker
@@ -237,3 +237,11 @@ def test_trained_runs_count_once_a_data_set():
     last = text.splitlines()[-1].strip("| ").split(" | ")[-3:]
     means = [(a + b) / 2, c, ((a + b) / 2 + c) / 2]
     assert last == [f"{mean:.3f}" for mean in means]
+
+
+def test_a_dispatch_is_said_to_hold_what_its_feed_gives_it():
+    """958 steps of 1,024 users in dispatches of at most 8: 120 dispatches of 7."""
+    chunks, chunk = packing.equal_chunks(round(981_204 / 1024), most=8)
+    users = SimpleNamespace(owners=range(981_204))
+    feed = SimpleNamespace(sequences=users, steps=chunks * chunk, chunk_steps=chunk)
+    assert huge.of_steps(feed) == {"steps a dispatch": 7, "users a step": 1168}
