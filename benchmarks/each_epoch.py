@@ -11,6 +11,7 @@ import numpy as np
 from create_jax import build, evaluate, parallel, rundir, train
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
+from create_jax.errors import InputError
 from create_jax.files import write_text
 from create_jax.writers import JsonLines, say
 
@@ -26,11 +27,23 @@ class Curves(NamedTuple):
     about: dict = {}
 
 
-def is_there(file: Path) -> bool:
-    """Whether a run is finished, and says so."""
-    if file.exists():
-        say(f"{file} is there: finished")
-    return file.exists()
+def is_there(file: Path, config) -> bool:
+    """Whether a run is finished, and says so.
+
+    Raises:
+      InputError: it is, but not after as many epochs as the config says.
+    """
+    if not file.exists():
+        return False
+    with file.open() as lines:
+        epochs = json.loads(next(lines))["config"]["train"]["epochs"]
+    if epochs != config.train.epochs:
+        raise InputError(
+            f"{file} is there: a run of {epochs} joint epochs, and not of "
+            f"{config.train.epochs}; name another --out, or as many --epochs"
+        )
+    say(f"{file} is there: finished")
+    return True
 
 
 def run(

@@ -17,6 +17,7 @@ there of its best, and draws both.
 import argparse
 import json
 import sys
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def run(config, system: str, out: Path) -> Path:
     """Trains, and ranks after each joint epoch; returns the file that `table` reads."""
     name = f"{config.data.name}-{system}-dropout={config.seq.dropout}-{config.seed}"
     file = out / f"{name}.jsonl"
-    if each_epoch.is_there(file):
+    if each_epoch.is_there(file, config):
         return file
     build.check(config)
     log = protocol.load(config)
@@ -154,8 +155,9 @@ def paper_point(found: dict, data: str, name: str) -> tuple[float, float] | None
 def tables(runs: list[Curves]) -> str:
     """Markdown of one data set's runs."""
     found, parts = means(runs), [_about(runs)]
+    seeds = Counter((one.about["system"], dropout_of(one)) for one in runs)
     for name in ("ndcg@10", "recall@100"):
-        parts += [f"## {name}", _over_epochs(found, name)]
+        parts += [f"## {name}", _over_epochs(found, name, seeds)]
         parts.append(_law(found, runs[0].data, name))
     return "\n\n".join(parts) + "\n"
 
@@ -171,7 +173,7 @@ def _about(runs: list[Curves]) -> str:
     )
 
 
-def _over_epochs(found: dict, name: str) -> str:
+def _over_epochs(found: dict, name: str, seeds: Counter) -> str:
     length = min(len(values[name]) for values in found.values())
     shown = [epoch for epoch in SHOWN if epoch <= length]
     rows = []
@@ -188,8 +190,8 @@ def _over_epochs(found: dict, name: str) -> str:
                 continue
             best = 100 * values.max() / found[BASELINE, dropout][name].max() - 100
             cells = [f"{gain[epoch - 1]:+.1f}%" for epoch in shown] + [f"{best:+.1f}%"]
-        rows.append([dropout, system, *cells])
-    head = ["dropout", "system", *(f"after {epoch}" for epoch in shown)]
+        rows.append([dropout, system, seeds[system, dropout], *cells])
+    head = ["dropout", "system", "seeds", *(f"after {epoch}" for epoch in shown)]
     return report.markdown_table([*head, "best of each (after)"], rows)
 
 

@@ -110,7 +110,7 @@ def run(config, out: Path, queries: int, refit: bool = False) -> Path:
     """
     name = f"{config.data.name}-{config.method}" + "-refit" * refit
     file = out / f"{name}-{config.seed}.jsonl"
-    if each_epoch.is_there(file):
+    if each_epoch.is_there(file, config):
         return file
     build.check(config)
     log = compact(protocol.make_split(config, protocol.load(config)).refit)

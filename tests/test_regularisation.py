@@ -1,5 +1,7 @@
 """The study of regularisation: its arithmetic, and a run of two epochs."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -54,8 +56,9 @@ def test_gains_and_what_is_lacking_by_hand():
 
 def test_tables_and_the_picture(tmp_path):
     text = regularisation.tables(RUNS)
-    assert "| 0.1 | sasrec | 2.00 (2) |" in text  # no epoch of SHOWN is so early
-    assert "| 0.1 | create | +50.0% |" in text and "| 0.5 | create | +0.0% |" in text
+    assert "| 0.1 | sasrec | 2 | 2.00 (2) |" in text  # no epoch of SHOWN is so early
+    assert "| 0.1 | create | 1 | +50.0% |" in text
+    assert "| 0.5 | create | 1 | +0.0% |" in text
     assert "lacks 53%, its CREATE gains +15.0%" in text
     regularisation.draw(RUNS, tmp_path / "beauty.png")
     assert (tmp_path / "beauty.png").stat().st_size > 10_000
@@ -110,6 +113,15 @@ def test_other_starts_than_the_graph(start):
 def test_another_start_is_refused():
     with pytest.raises(InputError, match="warm_start.start is 'graph'; expected svd"):
         warm_start.prepare(Interactions(*[np.zeros(0, int)] * 3, [], []), "graph", 4)
+
+
+def test_a_finished_run_of_another_length_is_not_this_one(tmp_path):
+    about = {"config": {"train": {"epochs": 60}}}
+    file = tmp_path / "beauty-sasrec-dropout=0.2-0.jsonl"
+    file.write_text(json.dumps(about) + "\n")
+    config = regularisation.make_config("beauty", "sasrec", 0.2, seed=0, epochs=40)
+    with pytest.raises(InputError, match="a run of 60 joint epochs, and not of 40;"):
+        regularisation.run(config, "sasrec", tmp_path)
 
 
 def test_an_empty_directory_is_one_line(tmp_path, capsys):
