@@ -219,6 +219,18 @@ def test_a_stated_default_of_a_method_is_its_own():
     assert wrong == []
 
 
+def test_what_a_method_sets_differently_is_stated():
+    missing = {}
+    for section in re.split(r"^## ", read(MODELS), flags=re.M)[1:]:
+        heads = re.findall(r"^\*\*Methods?\*\* (.*)", section, re.M)
+        named = set(re.findall(r"`(\w+)`", " ".join(heads)))
+        for name in named & methods.METHODS.keys():
+            own = methods.METHODS[name].defaults.keys() - {"tune.space"}
+            missing[name] = own - {key for key, _ in re.findall(DEFAULT, section)}
+    assert len(missing) > 14
+    assert {name: keys for name, keys in missing.items() if keys} == {}
+
+
 def test_every_method_has_its_place():
     missing = [m for m in methods.METHODS if f"`{m}`" not in read(MODELS)]
     assert missing == []
