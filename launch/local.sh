@@ -1,5 +1,6 @@
 #!/bin/bash
 # One machine, all its devices: launch/local.sh --config=beauty
+# It works in the checkout: relative paths begin there.
 # Simulated devices on a CPU: DEVICES=8 launch/local.sh --config=...
 # Processes joined as on a cluster, each with so many simulated devices:
 #   PROCESSES=2 DEVICES=4 launch/local.sh --config=... --workdir=...
