@@ -193,6 +193,17 @@ def deviation(groups: list[list[float]]) -> float:
     return float(np.sqrt(squares / free)) if free else float("nan")
 
 
+def noise(values: np.ndarray, window: int = 7) -> float:
+    """The deviation around the mean of an epoch, the three before it and the three
+    after it, whose own share of the noise is made up for; nan for a shorter curve."""
+    if len(values) < window:
+        return float("nan")
+    smooth = np.convolve(values, np.ones(window) / window, "valid")
+    half = window // 2
+    apart = values[half : len(values) - half] - smooth
+    return float(np.sqrt((apart**2).mean() * window / (window - 1)))
+
+
 def same_order(first: list, second: list) -> tuple[int, int]:
     """In how many pairs, one of each list, the second wins or loses twice: once by
     each of two values; and the number of pairs.
@@ -235,6 +246,7 @@ def tables(studies: list[Curves]) -> str:
         parts += ["### Regret", _regrets(own)]
         parts += ["### Order of two systems", _orders(own)]
         parts += ["### Patience", _patiences(own)]
+        parts += ["### Noise of validation", _noises(own)]
         if both := [one for one in own if _is_refitted(one)]:
             parts += ["### Refit", _refits(both)]
     return "\n\n".join(parts) + "\n"
@@ -424,6 +436,24 @@ def _patiences(studies: list[Curves]) -> str:
     text = "Regret in percent as above (epochs after which the runs ended)."
     head = ["metric", "target", "mean of", *PATIENCES, "none"]
     return text + "\n\n" + report.markdown_table(head, rows)
+
+
+def _noises(studies: list[Curves]) -> str:
+    rows = []
+    for metric in METRICS:
+        cells = []
+        for target in TARGETS:
+            curves = [one.curves[f"valid/{target}/{metric}"] for one in studies]
+            late = [curve[len(curve) // 3 :] for curve in curves]
+            mean = np.mean([noise(curve) for curve in late])
+            level = abs(np.mean([curve.mean() for curve in late]))
+            cells.append(f"{mean:.5f} ({100 * mean / level:.2f}%)")
+        rows.append([metric, *cells])
+    text = (
+        "How far the metric of an epoch is from the mean of the seven epochs around "
+        "it, in the last two thirds of the runs; and as a share of its level."
+    )
+    return text + "\n\n" + report.markdown_table(["metric", *TARGETS], rows)
 
 
 def _refits(studies: list[Curves]) -> str:

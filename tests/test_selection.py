@@ -40,6 +40,14 @@ def test_regret_and_its_deviation_by_hand():
     assert np.isnan(selection.deviation([[1.0], [2.0]]))
 
 
+def test_noise_is_what_a_smooth_curve_lacks():
+    smooth = np.linspace(1.0, 5.0, 4000)
+    drawn = np.random.default_rng(0).normal(0, 0.1, 4000)
+    assert selection.noise(smooth) == pytest.approx(0, abs=1e-12)
+    assert selection.noise(smooth + drawn) == pytest.approx(0.1, rel=0.03)
+    assert np.isnan(selection.noise(smooth[:6]))
+
+
 def test_pairs_in_the_same_order():
     found = selection.same_order([(2, 9), (4, 1)], [(5, 8), (3, 2)])
     # 2, 9 against 5, 8: won, lost; 3, 2: won, lost. 4, 1 against 5, 8: won twice; 3, 2:
