@@ -12,7 +12,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -84,9 +84,15 @@ def run(
       mine: (i, n): of the parts every n-th from the i-th.
 
     Raises:
-      InputError: `out` holds parts of another job.
+      InputError: `out` holds parts of another job; or the log is wrong, and `out` is
+        as it was before.
     """
-    begin(job, out)
+    with marked(job, out):
+        _write_parts(recommender, blocks, job, out, exclude, allow, mine)
+    return finish(recommender, job, out)
+
+
+def _write_parts(recommender, blocks, job: Job, out: Path, exclude, allow, mine):
     wanted = range(mine[0], job.parts, mine[1])
     wanted = [number for number in wanted if not path_of(out, number).exists()]
     if wanted:
@@ -106,7 +112,6 @@ def run(
                         bar.update,
                     )
                     bar.update(before + rows[number] - bar.n)  # and the repeats
-    return finish(recommender, job, out)
 
 
 def path_of(out: Path, number: int) -> Path:
@@ -114,25 +119,42 @@ def path_of(out: Path, number: int) -> Path:
     return out / f"part-{number:05}.parquet"
 
 
-def begin(job: Job, out: Path) -> None:
-    """Marks a directory as that of a job.
+@contextmanager
+def marked(job: Job, out: Path):
+    """Marks a directory as that of a job; no more, where the log is found wrong before
+    anything is written.
 
     Raises:
       InputError: it is of another; what differs is named.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        made = _begin(job, out)
+    try:
+        yield
+    except InputError:
+        with _alone(out):
+            if made and not any((*out.glob("part-*.parquet"), *out.glob(".rows-*"))):
+                (out / "job.json").unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _alone(out: Path):
+    """Without others that begin now, perhaps another job."""
     mark = out / ".job.lock"
-    held = lock(mark, timeout=60)  # of others that begin now, perhaps another job
+    held = lock(mark, timeout=60)
     if held is None:
         raise InputError(f"{mark}: another process holds it; end that, or remove it")
     with held:
         try:
-            _begin(job, out)
+            yield
         finally:
             mark.unlink(missing_ok=True)
 
 
-def _begin(job: Job, out: Path) -> None:
+def _begin(job: Job, out: Path) -> bool:
+    """Whether the job is new here."""
     path, now = out / "job.json", job._asdict()
     if not path.exists():
         if any(out.glob("part-*.parquet")):
@@ -141,7 +163,7 @@ def _begin(job: Job, out: Path) -> None:
                 "choose another --out"
             )
         write_text(path, json.dumps(now, indent=1) + "\n")
-        return
+        return True
     try:
         then = {"form": job.form} | json.loads(path.read_text())  # once not written
         differ = [key for key in now if then[key] != now[key]]
@@ -159,6 +181,7 @@ def _begin(job: Job, out: Path) -> None:
             f"{out} holds lists of another job: {was}; use the same again, or choose "
             "another --out"
         )
+    return False
 
 
 def parts_for(source: Path, out: Path, processes: int) -> int:

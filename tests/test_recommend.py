@@ -398,6 +398,23 @@ def test_a_full_disk_is_named(ask, log, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "recs") == ["job.json"]
 
 
+def test_a_wrong_log_leaves_no_job(ask, log, tmp_path, monkeypatch):
+    """The right one may go to the same place; beside what others do, none goes."""
+    monkeypatch.setattr(bulk, "PART_ROWS", 40)
+    out, wrong = tmp_path / "recs", tmp_path / "wrong.csv"
+    wrong.write_text("user,item,time\n1,b01,5\n2,b02,soon\n")
+    assert ask(f"--log={wrong}", f"--out={out}")[0] == 2
+    assert not os.listdir(out)
+    assert ask(f"--log={log}", f"--out={out}", "--part=0/2")[0] == 0
+    there = set(os.listdir(out))
+    code, _, err = ask(f"--log={wrong}", f"--out={out}")
+    assert code == 2 and "another job: log was" in err and set(os.listdir(out)) == there
+    other = tmp_path / "other"
+    (other / ".rows-left").mkdir(parents=True)  # of a process that reads
+    assert ask(f"--log={wrong}", f"--out={other}")[0] == 2
+    assert set(os.listdir(other)) == {".rows-left", "job.json"}
+
+
 def test_another_job_is_refused(ask, log, tmp_path):
     out = tmp_path / "recs"
     ask(f"--log={log}", f"--out={out}", "--k=3")
@@ -411,11 +428,15 @@ def test_another_job_is_refused(ask, log, tmp_path):
 
 
 def test_of_two_jobs_that_begin_at_once_one_does(tmp_path):
+    def begin(job, out):
+        with bulk.marked(job, out):
+            pass
+
     for number in range(5):
         jobs = [bulk.Job("m", "l", "", k, "", "", True, True, False, 1) for k in (3, 4)]
         with ThreadPoolExecutor() as pool:
             out = tmp_path / str(number)
-            begun = [pool.submit(bulk.begin, job, out) for job in jobs]
+            begun = [pool.submit(begin, job, out) for job in jobs]
         refused = [one.exception() for one in begun if one.exception()]
         assert len(refused) == 1 and "another job: k was" in str(refused[0])
         assert os.listdir(out) == ["job.json"]
