@@ -222,11 +222,12 @@ def same_order(first: list, second: list) -> tuple[int, int]:
 def merged(runs: list[Curves]) -> list[Curves]:
     """The runs that validate, with the inner test of their refits, where there are any,
     and their own as `trained/...`: items of validation's rows alone are unseen there.
+    Of a data set with refits those without one are left out, as not to be compared.
     """
     refits = {_key(one): one for one in runs if one.about.get("refit")}
-    found = []
+    found, data = [], {data for data, *_ in refits}
     for one in runs:
-        if one.about.get("refit"):
+        if one.about.get("refit") or (one.data in data and _key(one) not in refits):
             continue
         own, refit = dict(one.curves), refits.get(_key(one))
         if refit is not None:

@@ -1,6 +1,8 @@
 """The study of selection rules: its arithmetic, and a run of two epochs."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,13 +109,15 @@ def test_refits_by_hand():
     truth = [0.15, 0.24, 0.25]
     refit = made_up("sasrec", 0, [0], truth)
     refit = refit._replace(about={"refit": True})
-    text = selection.tables(selection.merged([study, refit, *STUDIES[1:]]))
+    others = [one._replace(data="others") for one in STUDIES[1:]]
+    text = selection.tables(selection.merged([study, refit, *STUDIES[1:], *others]))
     assert "Of sasrec 0." in text
     cells = [f"{100 - 100 * x / 0.25:.2f} ± 0.00" for x in (0.18, 0.24, 0.15)]
     assert f"| ndcg@10 | last | 1 | {' | '.join(cells)} |" in text
     # The regret above is of the refit as well.
     assert f"| ndcg@10 | last | 1 | {(4 + 0 + 37.5) / 3:.2f} ±" in text
-    assert "| toys | sasrec | 0 | 0 |" in text and "| toys | create | 0, 1 |  |" in text
+    assert "| toys | sasrec | 0 | 0 |" in text and "| toys | create |" not in text
+    assert "| others | create | 0, 1 |  |" in text
     assert "### Refit" not in selection.tables(selection.merged(STUDIES))
 
 
@@ -135,6 +139,15 @@ def test_a_refit_trains_on_the_rows_of_validation_too(tmp_path, monkeypatch):
     assert set(test) == {"test/last", "test/successive"} < set(both)
     for key, holdout in test.items():
         np.testing.assert_array_equal(holdout.targets, both[key].targets)
+
+
+def test_the_printed_tables_are_those_of_the_files():
+    place = Path(__file__).parents[1] / "results/selection"
+    runs = [each_epoch.read(file) for file in sorted(place.glob("*.jsonl"))]
+    tables = selection.tables(selection.merged(runs))
+    assert tables == (place / "tables.md").read_text()
+    said = set(re.findall(r"\d+\.\d+", (place / "README.md").read_text()))
+    assert said and said <= set(re.findall(r"\d+\.\d+", tables))
 
 
 def test_an_empty_directory_is_one_line(tmp_path, capsys):
