@@ -26,7 +26,7 @@ from tqdm import tqdm
 from create_jax.data import table
 from create_jax.data.interactions import MISSING, NUMBER, refuse_missing
 from create_jax.errors import InputError, one_line
-from create_jax.files import lock, named, whole, write_text
+from create_jax.files import alone, named, whole, write_text
 from create_jax.recommender import Recommender
 
 PART_ROWS = 2**18  # of the log, about, in a part
@@ -139,18 +139,11 @@ def marked(job: Job, out: Path):
         raise
 
 
-@contextmanager
 def _alone(out: Path):
     """Without others that begin now, perhaps another job."""
     mark = out / ".job.lock"
-    held = lock(mark, timeout=60)
-    if held is None:
-        raise InputError(f"{mark}: another process holds it; end that, or remove it")
-    with held:
-        try:
-            yield
-        finally:
-            mark.unlink(missing_ok=True)
+    held = f"{mark}: another process holds it; end that, or remove it"
+    return alone(mark, held, timeout=60)
 
 
 def _begin(job: Job, out: Path) -> bool:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from create_jax.data.sources import SOURCES, data_directory, source
 from create_jax.errors import InputError, exit_code
-from create_jax.files import lock
+from create_jax.files import alone
 
 ATTEMPTS = 5
 CHUNK = 1 << 16
@@ -62,20 +62,14 @@ def download(
     part, mark = f"{path}.part", Path(f"{path}.lock")
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        held = lock(mark)
-        if held is None:  # each would append to what the other one has
-            raise InputError(
-                f"{path}: another process is fetching it; wait until it has ended"
-            )
-        with held:
-            try:
-                _attempt_often(url, part, pause, whole_is_checked=checksum is not None)
-                _check(part, checksum)
-                _record_hash(part, path)
-                os.replace(part, path)
-                _forget(part)
-            finally:
-                mark.unlink(missing_ok=True)
+        # Each of two would append to what the other one has.
+        held = f"{path}: another process is fetching it; wait until it has ended"
+        with alone(mark, held):
+            _attempt_often(url, part, pause, whole_is_checked=checksum is not None)
+            _check(part, checksum)
+            _record_hash(part, path)
+            os.replace(part, path)
+            _forget(part)
     except OSError as error:
         raise InputError(f"{path}: {error}; expected to write there") from error
 

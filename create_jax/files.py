@@ -8,6 +8,8 @@ import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from create_jax.errors import InputError
+
 
 def is_remote(path) -> bool:
     """Whether a path is an object store's: `gs://`."""
@@ -68,6 +70,23 @@ def lock(path: Path, timeout: float = 0.0):
             raise
         _warn(f"{path}: this file system has no locks")
         return nullcontext()
+
+
+@contextmanager
+def alone(mark: Path, otherwise: str, timeout: float = 0.0):
+    """Holds a lock that is there only while somebody works.
+
+    Raises:
+      InputError: `otherwise`, where another process holds it.
+    """
+    held = lock(mark, timeout)
+    if held is None:
+        raise InputError(otherwise)
+    with held:
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def _warn(text: str) -> None:

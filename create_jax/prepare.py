@@ -24,7 +24,7 @@ from create_jax import config_file, protocol, settings
 from create_jax.data import out_of_core, prepared
 from create_jax.data.prepared import About
 from create_jax.errors import InputError, bad_setting, exit_code
-from create_jax.files import lock, named
+from create_jax.files import alone, named
 
 ENGINES = ("polars", "duckdb")
 
@@ -138,13 +138,11 @@ def written_beside(out: Path):
     with named(part):
         part.mkdir(parents=True, exist_ok=True)
     mark = part.with_name(f"{part.name}.lock")
-    held = lock(mark)
-    if held is None:
-        raise InputError(
-            f"{part}: another process is at work here; wait until it has ended, or "
-            "choose another --out"
-        )
-    with held:
+    held = (
+        f"{part}: another process is at work here; wait until it has ended, or "
+        "choose another --out"
+    )
+    with alone(mark, held):
         for old in part.iterdir():  # of a run that was killed
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         try:
@@ -154,8 +152,6 @@ def written_beside(out: Path):
         except Exception:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        finally:
-            mark.unlink(missing_ok=True)
 
 
 def _config(source: str, options: Sequence[str]):
