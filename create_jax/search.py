@@ -63,15 +63,16 @@ class Names:
         words = sorted(set(whole.split()), key=len, reverse=True)
         if not words:
             return self._codes[:n].tolist()
-        own = self._artifact.ids.code_of(text)
-        found = {}
-        # Title and id as a whole too: a short word may stand in more lines than HITS.
-        for part in (words[0], f"\n{whole}\t", f"\t{whole}\n"):
-            for line in self._places(part.encode(), HITS):
-                name = self._line(line)
-                if all(word in name for word in words):
-                    is_own = self._codes[line] == own
-                    found[line] = -1 if is_own else _rank(name, whole, words)
+        own, found = self._artifact.ids.code_of(text), {}
+        lines = self._places(words[0].encode(), HITS)
+        if len(lines) == HITS:  # there are more, perhaps the title or id itself
+            for name in (f"\n{whole}\t", f"\t{whole}\n"):
+                lines += self._places(name.encode(), HITS)
+        for line in lines:
+            name = self._line(line)
+            if all(word in name for word in words):
+                is_own = self._codes[line] == own
+                found[line] = -1 if is_own else _rank(name, whole, words)
         best = sorted(found, key=lambda line: (found[line], line))[:n]
         return self._codes[best].tolist() if best else self.nearest(text, n)
 
