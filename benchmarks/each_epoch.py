@@ -1,6 +1,7 @@
 """Long runs that are ranked after every joint epoch, each kept in one file: the ground
 of the studies of selection and of regularisation."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,52 @@ def _write(file: Path, about: dict, lines: Path, keys: tuple[str, ...]) -> None:
         values = [float(f"{record[name]:.6g}") for name in names]
         made.append(json.dumps({"epoch": epoch, "values": values}))
     write_text(file, "\n".join(made) + "\n")
+
+
+def parse(
+    arguments: list[str] | None, study: str, about: str, epochs: int, **options: dict
+) -> argparse.Namespace:
+    """The flags of a study: `run` with its own options, and `table`.
+
+    Args:
+      options: more of `run`: name -> what argparse's add_argument takes.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("data", help="beauty, ml1m, or another packaged config")
+    for name, form in options.items():
+        one.add_argument(name, **form)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--path", default="", help="the log, where not at its usual place")
+    one.add_argument("--epochs", type=int, default=epochs, help="joint ones")
+    one.add_argument("--out", type=Path, default=Path(f"runs/{study}"))
+    one = commands.add_parser("table")
+    one.add_argument("directory", type=Path)
+    return parser.parse_args(arguments)
+
+
+def read_all(directory: Path, study: str) -> list[Curves]:
+    """The finished runs of a directory.
+
+    Raises:
+      InputError: there are none.
+    """
+    files = sorted(directory.glob("*.jsonl"))
+    if not files:
+        raise InputError(
+            f"{directory}: found no *.jsonl of a finished run; expected those of "
+            f"`python -m benchmarks.{study} run`"
+        )
+    return [read(file) for file in files]
+
+
+def by_data(runs: list[Curves]) -> dict[str, list[Curves]]:
+    """The runs of each data set."""
+    found = {}
+    for one in runs:
+        found.setdefault(one.data, []).append(one)
+    return found
 
 
 def read(file: Path) -> Curves:

@@ -14,7 +14,6 @@ with dropout and length.
 there of its best, and draws both.
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -27,11 +26,11 @@ from scipy import stats
 from benchmarks import each_epoch, selection, warm_start
 from benchmarks.each_epoch import Curves
 from create_jax import build, curves, protocol, report
-from create_jax.errors import InputError, exit_code
+from create_jax.errors import exit_code
 from create_jax.files import whole
 
 BASELINE = "sasrec"
-METRICS = ("ndcg@10", "recall@10", "ndcg@100", "recall@100")
+METRICS = ("ndcg@10", "recall@100")  # that are shown
 SHOWN = (5, 10, 15, 20, 30, 40, 50, 60)
 KEY = "test/last"
 
@@ -86,7 +85,7 @@ def means(runs: list[Curves]) -> dict[tuple[str, float], dict[str, np.ndarray]]:
     return {
         key: {
             name: 100 * np.mean([curves[f"{KEY}/{name}"] for curves in own], axis=0)
-            for name in (*METRICS, "coverage@10")
+            for name in METRICS
         }
         for key, own in found.items()
     }
@@ -156,7 +155,7 @@ def tables(runs: list[Curves]) -> str:
     """Markdown of one data set's runs."""
     found, parts = means(runs), [_about(runs)]
     seeds = Counter((one.about["system"], dropout_of(one)) for one in runs)
-    for name in ("ndcg@10", "recall@100"):
+    for name in METRICS:
         parts += [f"## {name}", _over_epochs(found, name, seeds)]
         parts.append(_law(found, runs[0].data, name))
     return "\n\n".join(parts) + "\n"
@@ -227,13 +226,13 @@ def draw(runs: list[Curves], picture: Path) -> None:
     lines; below, gain against what SASRec lacks, the paper's point as a star."""
     from matplotlib.figure import Figure
 
-    found, names = means(runs), ("ndcg@10", "recall@100")
+    found = means(runs)
     point = paper_point(found, runs[0].data, "ndcg@10")
     systems, dropouts = systems_of(found), dropouts_of(found)
     columns = max(len(dropouts), min(len(systems) - 1, 4))
     figure = Figure(figsize=(3 * columns, 8), layout="constrained")
     panels = figure.subplots(3, columns, squeeze=False)
-    for row, name in zip(panels, names, strict=False):
+    for row, name in zip(panels, METRICS, strict=False):
         for panel in row[len(dropouts) :]:
             panel.set_axis_off()
         for panel, dropout in zip(row, dropouts, strict=False):
@@ -266,15 +265,8 @@ def draw(runs: list[Curves], picture: Path) -> None:
 
 def table(directory: Path) -> None:
     """Prints the tables of a directory's runs and draws a picture for each data set."""
-    files = sorted(directory.glob("*.jsonl"))
-    if not files:
-        raise InputError(
-            f"{directory}: found no *.jsonl of a finished run; expected those of "
-            "`python -m benchmarks.regularisation run`"
-        )
-    runs = [each_epoch.read(file) for file in files]
-    for data in dict.fromkeys(one.data for one in runs):
-        own = [one for one in runs if one.data == data]
+    runs = each_epoch.read_all(directory, "regularisation")
+    for data, own in each_epoch.by_data(runs).items():
         print(tables(own), end="")
         picture = directory / f"{data}.png"
         with curves.optional(picture):
@@ -282,19 +274,13 @@ def table(directory: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run")
-    one.add_argument("data", help="beauty, ml1m, or another packaged config")
-    one.add_argument("system", help="METHOD or METHOD@setting=value,...")
-    one.add_argument("--dropout", type=float, required=True)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--path", default="", help="the log, where not at its usual place")
-    one.add_argument("--epochs", type=int, default=40, help="joint ones")
-    one.add_argument("--out", type=Path, default=Path("runs/regularisation"))
-    one = commands.add_parser("table")
-    one.add_argument("directory", type=Path)
-    flags = parser.parse_args(arguments)
+    flags = each_epoch.parse(
+        *(arguments, "regularisation", __doc__.splitlines()[0], 40),
+        **{
+            "system": {"help": "METHOD or METHOD@setting=value,..."},
+            "--dropout": {"type": float, "required": True},
+        },
+    )
 
     def act():
         if flags.command == "table":

@@ -1,22 +1,23 @@
 """Which validation metric chooses epochs and systems best, and what patience costs.
 
 python -m benchmarks.selection run beauty create --seed=0 --path=FILE
+python -m benchmarks.selection run beauty create --seed=0 --path=FILE --refit
 python -m benchmarks.selection table runs/selection
 
 `run` trains one system on rows up to the cut of the config alone; the true test rows
 are gone before anything is made of the log. The last tenth of these rows plays the test
-(split.q_test=0.9), the last tenth of the others validates. There is no patience and no
-refit. After every joint epoch both parts are ranked by the model of then, with the last
-and the successive targets of users, and measured by METRICS. Settings are those of the
-main runs of results/ (results/run.sh). A run that was stopped goes on; a finished one
-is not made again.
+(split.q_test=0.9), the last tenth of the others validates. There is no patience. After
+every joint epoch both parts are ranked by the model of then, with the last and the
+successive targets of users, and measured by METRICS. Settings are those of the main
+runs of results/ (results/run.sh). A run that was stopped goes on; a finished one is not
+made again.
 
 `table` prints, from all runs of a directory, how far the epochs that each rule chooses
-are from the best ones, and draws the curves. Runs with --refit, on validation's rows
-too, say what a refit is worth.
+are from the best ones, and draws the curves. What is chosen is tested by a run with
+--refit, on validation's rows too, of the same seed; of a data set that has such runs
+those without one are left out.
 """
 
-import argparse
 import sys
 from itertools import product
 from pathlib import Path
@@ -38,7 +39,7 @@ from create_jax import (
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout, known_items
 from create_jax.data.streams import stream
-from create_jax.errors import InputError, exit_code
+from create_jax.errors import exit_code
 from create_jax.files import whole
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -241,8 +242,7 @@ def merged(runs: list[Curves]) -> list[Curves]:
 def tables(studies: list[Curves]) -> str:
     """Markdown: a summary of all data, then the tables of each."""
     parts = [_about(studies), "## All data", _summary(studies)]
-    for data in dict.fromkeys(study.data for study in studies):
-        own = [study for study in studies if study.data == data]
+    for data, own in each_epoch.by_data(studies).items():
         parts += [f"## {data}", f"![curves]({data}.png)"]
         parts += ["### Regret", _regrets(own)]
         parts += ["### Order of two systems", _orders(own)]
@@ -517,35 +517,23 @@ def draw(studies: list[Curves], picture: Path) -> None:
 
 def table(directory: Path) -> None:
     """Prints the tables of a directory's runs and draws a picture for each data set."""
-    files = sorted(directory.glob("*.jsonl"))
-    if not files:
-        raise InputError(
-            f"{directory}: found no *.jsonl of a finished run; expected those of "
-            "`python -m benchmarks.selection run`"
-        )
-    studies = merged([each_epoch.read(file) for file in files])
+    studies = merged(each_epoch.read_all(directory, "selection"))
     print(tables(studies), end="")
-    for data in dict.fromkeys(study.data for study in studies):
+    for data, own in each_epoch.by_data(studies).items():
         picture = directory / f"{data}.png"
         with curves.optional(picture):
-            draw([study for study in studies if study.data == data], picture)
+            draw(own, picture)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run")
-    one.add_argument("data", help="beauty, ml1m, or another packaged config")
-    one.add_argument("method", help="sasrec or create")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--refit", action="store_true", help="on validation's rows too")
-    one.add_argument("--path", default="", help="the log, where not at its usual place")
-    one.add_argument("--epochs", type=int, default=60, help="joint ones")
-    one.add_argument("--queries", type=int, default=10_000, help="most of a holdout")
-    one.add_argument("--out", type=Path, default=Path("runs/selection"))
-    one = commands.add_parser("table")
-    one.add_argument("directory", type=Path)
-    flags = parser.parse_args(arguments)
+    flags = each_epoch.parse(
+        *(arguments, "selection", __doc__.splitlines()[0], 60),
+        **{
+            "method": {"help": "sasrec or create"},
+            "--refit": {"action": "store_true", "help": "on validation's rows too"},
+            "--queries": {"type": int, "default": 10_000, "help": "most of a holdout"},
+        },
+    )
 
     def act():
         if flags.command == "table":
