@@ -10,7 +10,7 @@ comparisons in a table (Holm 1979).
 Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
 figures. --fill=FILE replaces the text of a Markdown file between `<!-- report:NAME -->`
 and `<!-- /report -->` by that part of the report. NAME: summary, main,
-differences, seeds, targets, and index, where the runs are.
+differences, paper, seeds, targets, and index, where the runs are.
 """
 
 import argparse
@@ -161,6 +161,7 @@ def parts(systems, claims, name: str) -> dict[str, str]:
     """The report in parts, by name.
 
     `main`: tables of the target of each protocol. `differences`: the claims about it.
+    `paper`: those that the paper's tables make too.
     `seeds`: the runs of each system. `targets`: tables and claims of the other targets.
     `summary`: one small table. `index`: the directories of the runs, not in report.md.
     """
@@ -174,6 +175,7 @@ def parts(systems, claims, name: str) -> dict[str, str]:
             else:
                 others += [head, _table_of(own, rule, paper=False)]
     found = {"summary": _summary(systems), "main": main, "differences": []}
+    found["paper"] = _against_the_paper(systems, claims)
     found |= {"seeds": _seeds(systems, name), "targets": others}
     found |= {"index": _index(systems)}
     own = systems[0].results[0]["protocol"]["target"]
@@ -190,15 +192,11 @@ def _summary(systems: list[System]) -> list[str]:
     """SASRec, CREATE and CREATE without alignment, a row each with the paper's below
     it: two metrics of every data set under its most usual protocol. Without CREATE
     nothing."""
-    rules = systems[0].results[0]["protocol"]
-    target, ks = rules["target"], rules["ks"]
-    names = f"ndcg@{min(ks)}", f"recall@{max(ks)}"
+    target, names = _shown(systems)
     head, lines = ["system"], {}
-    for dataset in dict.fromkeys(system.dataset for system in systems):
-        sections = by_section([one for one in systems if one.dataset == dataset])
-        usual = min(sections, key=lambda section: section.count(","))
+    for dataset, own in _usual(systems).items():
         head += [f"{dataset} {names[0]}", *names[1:]]
-        for name, system in _sasrec_and_create(sections[usual]).items():
+        for name, system in _sasrec_and_create(own).items():
             runs = system.results if system else []
             has = common_metrics(runs, target) if runs else []
             printed = (system and paper_row(system)) or {}
@@ -210,6 +208,22 @@ def _summary(systems: list[System]) -> list[str]:
         return []
     text = f"Percent, target {target}; mean ± sample deviation of seeds, or one seed."
     return [text, markdown_table(head, rows)]
+
+
+def _shown(systems: list[System]) -> tuple[str, tuple[str, str]]:
+    """The target and the two metrics of small tables."""
+    rules = systems[0].results[0]["protocol"]
+    ks = rules["ks"]
+    return rules["target"], (f"ndcg@{min(ks)}", f"recall@{max(ks)}")
+
+
+def _usual(systems: list[System]) -> dict[str, list[System]]:
+    """The systems of each data set under its most usual protocol."""
+    found = {}
+    for dataset in dict.fromkeys(system.dataset for system in systems):
+        sections = by_section([one for one in systems if one.dataset == dataset])
+        found[dataset] = sections[min(sections, key=lambda name: name.count(","))]
+    return found
 
 
 def _sasrec_and_create(own: list[System]) -> dict[str, System | None]:
@@ -303,10 +317,55 @@ def _differences(claims: list[Claim]) -> list[str]:
     return [text, markdown_table(["data", "difference", *names], rows)]
 
 
+def _against_the_paper(systems: list[System], claims: list[Claim]) -> list[str]:
+    """Differences that the paper's tables have too, a row each: two metrics of every
+    data set under its most usual protocol, in percent of the baseline."""
+    target, names = _shown(systems)
+    usual = [system for own in _usual(systems).values() for system in own]
+    known, done, rows = {(one.section, one.label): one for one in usual}, [], []
+    for claim in claims:
+        pair = (claim.section, claim.label), (claim.section, claim.baseline)
+        shown = claim.target == target and claim.metric in names
+        if not shown or pair[0] not in known:
+            continue
+        printed = [paper_row(known[one]) or {} for one in pair]
+        theirs, other = (row.get(claim.metric) for row in printed)
+        row = claim.section, claim.metric, *printed
+        if printed[0] == printed[1] or row in done or not theirs or not other:
+            continue
+        done.append(row)  # several variants share it
+        runs = [run["test_by_target"][target] for run in known[pair[1]].results]
+        mean = np.mean([run[claim.metric] for run in runs])  # points by it are percent
+        low, high, seen = (x / mean for x in (claim.low, claim.high, claim.detectable))
+        rows.append(
+            [
+                claim.section,
+                f"{claim.label} - {claim.baseline}",
+                claim.metric,
+                f"{100 * theirs[0] / other[0] - 100:+.1f}%",
+                f"{claim.relative:+.1f}%",
+                f"{low:+.1f} .. {high:+.1f}",
+                f"{claim.holm:.3f}" if claim.holm >= 0.001 else "<0.001",
+                f"{seen:.1f}%",
+            ]
+        )
+    if not rows:
+        return []
+    text = (
+        "Percent of what is subtracted, with the interval of 95% and the p of the "
+        "table of differences. The last column is what the test could see: a true "
+        "difference of that size would have an interval without zero in four of five "
+        "tests, before any correction."
+    )
+    head = ["data", "difference", "metric", "the paper", "here", "interval", "p"]
+    return [text, markdown_table([*head, "seen from"], rows)]
+
+
 TITLES = {
     "summary": "Summary",
     "main": "Results",
     "differences": "Differences",
+    "paper": "The paper's differences",
     "seeds": "Seeds",
     "targets": "Other targets",
 }

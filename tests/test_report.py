@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from create_jax import bootstrap, metrics, ranks, report, settings
-from create_jax.claims import make_claims
+from create_jax.claims import Claim, make_claims
 from create_jax.errors import InputError
 from create_jax.runs import find_runs, load
 
@@ -279,6 +279,34 @@ def test_claims_are_paired_and_corrected(runs):
     assert make_claims(systems, "create", ["ndcg@10"], 99) == []
 
 
+def test_what_is_detectable_is_seen_by_four_of_five_tests():
+    deviation = 0.3
+    edge = stats.norm.ppf(0.975) * deviation
+    claim = Claim(*["a"] * 5, 0.0, 0.0, -edge, edge, p=1.0)
+    drawn = np.random.default_rng(0).normal(claim.detectable, deviation, 100_000)
+    assert abs(np.mean(drawn > edge) - 0.8) < 0.01
+
+
+def test_differences_stand_beside_those_of_the_paper(runs):
+    systems = load(find_runs([str(runs / "a"), str(runs / "b")]))
+    claims = make_claims(systems, "sasrec", ["ndcg@10", "recall@10", "recall@100"], 99)
+    table = report.parts(systems, claims, "ndcg@10")["paper"]
+    _, _, *rows = (line for line in table.splitlines() if line.startswith("|"))
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    # One of the variants that share the paper's line, with what it prints: 2.15 / 1.87.
+    assert [(row[2], row[3]) for row in cells] == [
+        ("ndcg@10", "+15.0%"),
+        ("recall@100", "+14.4%"),
+    ]
+    claim = next(one for one in claims if one.metric == "ndcg@10")
+    other = claim.difference / claim.relative  # 1% of what SASRec has
+    found = [float(word.strip("%")) for word in cells[0][5].split(" .. ")]
+    np.testing.assert_allclose(found, [claim.low / other, claim.high / other], atol=0.1)
+    assert cells[0][4] == f"{claim.relative:+.1f}%"
+    assert cells[0][7] == f"{claim.detectable / other:.1f}%"
+    assert "paper" not in report.parts(systems, [], "ndcg@10")
+
+
 def test_of_one_user_nothing_is_claimed(tmp_path):
     for method, place in (("sasrec", 3), ("create", 0)):
         ranks = np.full(2, place, np.int32)
@@ -511,7 +539,8 @@ def test_no_claim_is_about_a_cut_off_that_a_run_was_not_tested_at(runs, capsys):
     assert found == both | {("sports", "ndcg@10")}
     assert report.main([str(runs / "a"), str(runs / "c"), "--resamples=50"]) == 0
     said = capsys.readouterr().out.splitlines()
-    rows = [line for line in said if line.startswith("| sports | create")]
+    head = "| sports | create - sasrec | +0.00 ("
+    rows = [line for line in said if line.startswith(head)]
     assert rows and all(row.endswith(" |  |  |") for row in rows)
 
 
