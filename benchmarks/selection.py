@@ -162,6 +162,7 @@ class Rule(NamedTuple):
 
 
 RULES = tuple(Rule(*one) for one in product(METRICS, TARGETS, AVERAGES))
+USUAL = Rule("ndcg@10", "last", 1)  # the one that others are compared with
 
 
 def averaged(values: np.ndarray, n: int) -> np.ndarray:
@@ -242,6 +243,7 @@ def merged(runs: list[Curves]) -> list[Curves]:
 def tables(studies: list[Curves]) -> str:
     """Markdown: a summary of all data, then the tables of each."""
     parts = [_about(studies), "## All data", _summary(studies)]
+    parts.append("![regrets](regrets.png)")
     for data, own in each_epoch.by_data(studies).items():
         parts += [f"## {data}", f"![curves]({data}.png)"]
         parts += ["### Regret", _regrets(own)]
@@ -306,19 +308,26 @@ def _share_lost(study: Curves, place: int) -> float:
     return float(np.mean([100 * regret(t, place) / t.max() for t in truths]))
 
 
+def _losses(studies: list[Curves], rule: Rule) -> np.ndarray:
+    """[runs] what a rule loses without patience, in percent."""
+    return np.array([_share_lost(one, chosen(rule.of(one))[0]) for one in studies])
+
+
 def _last(study: Curves) -> int:
     return len(_truth(study, AIMS[0])) - 1
 
 
 def _summary(studies: list[Curves]) -> str:
-    rows = []
+    rows, usual = [], _losses(studies, USUAL)
     for rule in RULES:
         places = [chosen(rule.of(study))[0] for study in studies]
-        lost = [_share_lost(*one) for one in zip(studies, places, strict=True)]
+        lost = _losses(studies, rule)
         groups = _by_system(studies)
         losses = dict(zip(map(id, studies), lost, strict=True))
         spread = deviation([[losses[id(s)] for s in own] for own in groups.values()])
         cells = [f"{np.mean(lost):.2f}{_spread(spread)}", f"{max(lost):.2f}"]
+        less, wins = lost - usual, (lost < usual).sum()
+        cells.append(f"{less.mean():+.2f} ({wins} of {(lost != usual).sum()})")
         cells += [f"{1 + np.mean(places):.0f}", *_right(studies, rule)]
         for patience in PATIENCES:
             found = [chosen(rule.of(study), patience) for study in studies]
@@ -335,15 +344,17 @@ def _summary(studies: list[Curves]) -> str:
     text = (
         "Regret is here the mean over "
         + ", ".join(f"{metric} of {target}" for target, metric in AIMS)
-        + ", in percent of the best; `worst` is that of the worst run, `epoch` the "
-        "mean one chosen. Order: of all pairs of a run of SASRec and one of CREATE, "
+        + ", in percent of the best; `worst` is that of the worst run, `less` what it "
+        f"is more than that of {' of '.join(USUAL[:2])} (lower in so many of the runs "
+        "where they differ), `epoch` the mean one chosen. Order: of all pairs of a run "
+        "of SASRec and one of CREATE, "
         "the share that the inner test at the chosen epochs (tested), or validation "
         "there (validated), orders as the inner test at the best epochs does. "
         "Patience: the regret with it, and after how many epochs runs ended on "
         f"average. The last epoch has a regret of {np.mean(ends):.2f}, one drawn at "
         f"random of {np.mean(any_one):.2f}."
     )
-    head = ["metric", "target", "mean of", "regret, %", "worst", "epoch"]
+    head = ["metric", "target", "mean of", "regret, %", "worst", "less", "epoch"]
     head += ["order, tested", "order, validated"]
     head += [f"patience {n}" for n in PATIENCES]
     return text + "\n\n" + report.markdown_table(head, [row for _, row in rows])
@@ -515,10 +526,41 @@ def draw(studies: list[Curves], picture: Path) -> None:
         figure.savefig(file, format="png", dpi=70)
 
 
+def draw_regrets(studies: list[Curves], picture: Path) -> None:
+    """A line for each rule, the best first: a dot a run, and their mean."""
+    from matplotlib.figure import Figure
+
+    lost = {rule: _losses(studies, rule) for rule in RULES}
+    order = sorted(RULES, key=lambda rule: -lost[rule].mean())
+    figure = Figure(figsize=(8, 0.2 * len(order) + 1), layout="constrained")
+    panel = figure.subplots()
+    for number, (system, own) in enumerate(_by_system(studies).items()):
+        mine = [place for place, one in enumerate(studies) if one in own]
+        points = [(lost[r][n], y) for y, r in enumerate(order) for n in mine]
+        label = f"{', '.join(system)}, a run"
+        panel.scatter(*zip(*points, strict=True), s=9, color=f"C{number}", label=label)
+    means = [lost[rule].mean() for rule in order]
+    heights = range(len(order))
+    panel.scatter(means, heights, s=60, marker="|", color="black", label="the mean")
+    names = [" ".join(map(str, _named(rule)[:2])) for rule in order]
+    means = [f", mean of {rule.average}" * (rule.average > 1) for rule in order]
+    panel.set_yticks(heights, map("".join, zip(names, means, strict=True)))
+    panel.tick_params(axis="y", labelsize="x-small")
+    panel.set(xlabel="regret of the chosen epoch, percent of the best (log)")
+    panel.set(xscale="symlog", xlim=0, ylim=(-1, len(order)))
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize="x-small")
+    with whole(picture) as file:
+        figure.savefig(file, format="png", dpi=80)
+
+
 def table(directory: Path) -> None:
-    """Prints the tables of a directory's runs and draws a picture for each data set."""
+    """Prints the tables of a directory's runs, and draws the regrets of all and the
+    curves of each data set."""
     studies = merged(each_epoch.read_all(directory, "selection"))
     print(tables(studies), end="")
+    with curves.optional(directory / "regrets.png"):
+        draw_regrets(studies, directory / "regrets.png")
     for data, own in each_epoch.by_data(studies).items():
         picture = directory / f"{data}.png"
         with curves.optional(picture):

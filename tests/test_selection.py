@@ -89,8 +89,8 @@ def test_tables_of_made_up_curves():
     )
     lost = [10, 0, 37.5]
     spread = np.sqrt(((0 - 18.75) ** 2 * 2) / 1)
-    line = f"| ndcg@10 | last | 1 | {np.mean(lost):.2f} ± {spread:.2f} | 37.50 | 2 |"
-    assert line in summary
+    line = f"| ndcg@10 | last | 1 | {np.mean(lost):.2f} ± {spread:.2f} | 37.50 "
+    assert line + "| +0.00 (0 of 0) | 2 |" in summary
     assert "one drawn at random of" in summary
     mean, best = np.mean([2, 0, 9]), np.mean([20, 25, 24])
     cell = f"| {mean:.3f} ± {np.std([0, 9], ddof=1):.3f} ({100 * mean / best:.1f}%)"
@@ -100,6 +100,16 @@ def test_tables_of_made_up_curves():
     # and looks as good as SASRec on validation, which is not better.
     assert "| ndcg@10 | last | 1 | 1 of 2 | 1 of 2 |" in orders
     assert f"| ndcg@10 | last | 1 | {np.mean(lost):.2f} (3 to 3)" in patiences
+
+
+def test_a_rule_is_compared_with_the_usual_one_run_by_run():
+    """Here recall@10 of `last` chooses the last epoch of each run, which is best."""
+    rising = {"valid/last/recall@10": np.array([0.1, 0.2, 0.3])}
+    studies = [one._replace(curves=one.curves | rising) for one in STUDIES]
+    summary = selection.tables(studies).split("## All data")[1].split("\n##")[0]
+    assert (
+        "| recall@10 | last | 1 | 0.00 ± 0.00 | 0.00 | -15.83 (2 of 2) | 3 |" in summary
+    )
 
 
 def test_refits_by_hand():
@@ -196,3 +206,4 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     selection.table(tmp_path)
     assert "movietweetings" in capsys.readouterr().out
     assert (tmp_path / "movietweetings.png").exists()
+    assert (tmp_path / "regrets.png").exists()
