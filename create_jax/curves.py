@@ -19,11 +19,12 @@ def optional(what: Path):
         print(f"warning: {what}: could not be drawn ({reason})", file=sys.stderr)
 
 
-def draw(metrics: Path, picture: Path, select_by: str) -> bool:
-    """Draws loss and validation metric over epochs, a line a stage; warm-up is shaded.
+def draw(metrics: Path, picture: Path, names: list[str]) -> bool:
+    """Draws loss and validation metrics over epochs, a line a stage; warm-up is shaded.
 
     Args:
       metrics: the run's metrics.jsonl. picture: the PNG to write.
+      names: of the validation metrics.
 
     Returns:
       False where matplotlib is not installed or there is nothing to draw.
@@ -35,9 +36,9 @@ def draw(metrics: Path, picture: Path, select_by: str) -> bool:
     if not metrics.exists():
         return False
     lines = [json.loads(text) for text in metrics.read_text().splitlines()]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, key in zip(panels, ("loss", f"valid/{select_by}"), strict=True):
+    keys = ["loss", *(f"valid/{name}" for name in dict.fromkeys(names))]
+    figure = Figure(figsize=(4.5 * len(keys), 3.2), layout="constrained")
+    for panel, key in zip(figure.subplots(1, len(keys)), keys, strict=True):
         for stage in dict.fromkeys(line["stage"] for line in lines):
             points = [line for line in lines if line["stage"] == stage and key in line]
             if points:

@@ -45,9 +45,10 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
         if result is None:
             result, ranks = test(opened, fitted, selection)
             if cluster.is_first():
-                picture = directory / "curves.png"
+                picture, rules = directory / "curves.png", config.eval
+                names = [rules.select_by, f"ndcg@{min(rules.ks)}"]
                 with curves.optional(picture):
-                    curves.draw(opened.run.lines.path, picture, config.eval.select_by)
+                    curves.draw(opened.run.lines.path, picture, names)
             rundir.keep(directory, result, ranks)
         if config.final.fit == "all":
             fit_all_rows(opened, selection)

@@ -195,14 +195,14 @@ def check(config) -> None:
         expected = "three whole numbers (users, items, interactions), or ()"
         raise _bad("data.counts", counts, expected)
     known = metrics.chosen(config.eval)
-    names = [f"{metric}@{k}" for metric in known for k in config.eval.ks]
-    if (config.eval.select_target or config.eval.target) != "all":
-        # The others are of one target a query.
+    names, by = [f"{name}@{k}" for name in known for k in config.eval.ks], config.eval
+    if (by.select_target or by.target) != "all":
         names += metrics.UNCUT
-    if config.eval.select_by not in names:
-        raise _bad(
-            "eval.select_by", config.eval.select_by, "one of " + ", ".join(names)
-        )
+    if by.select_by not in names:
+        expected = "one of " + ", ".join(names)
+        if by.select_by in metrics.UNCUT:
+            expected += "; or config.eval.select_target=last, for one target a query"
+        raise _bad("eval.select_by", by.select_by, expected)
     seeds(config)
     for other in config.compare:
         methods.find(other, "method to compare")

@@ -478,7 +478,10 @@ def _bar(stage, total, progress):
 
 
 def _brief(line, select_by):
-    shown = [f"{line['phase']}", f"loss {line['loss']:.4f}"]
-    if f"valid/{select_by}" in line:
-        shown.append(f"valid {select_by} {line[f'valid/{select_by}']:.4f}")
-    return "  ".join(shown)
+    """What the progress bar says of an epoch: what selects, and the first NDCG."""
+    valid = {key[6:]: x for key, x in line.items() if key.startswith("valid/")}
+    familiar = [name for name in valid if name.startswith("ndcg@")][:1]
+    names = [name for name in dict.fromkeys([select_by, *familiar]) if name in valid]
+    values = [f"{name} {valid[name]:.4f}" for name in names]
+    shown = ["valid " + "  ".join(values)] if values else []
+    return "  ".join([line["phase"], f"loss {line['loss']:.4f}", *shown])

@@ -18,7 +18,7 @@ main() { python -m create_jax.main "$@"; }
 # ranked all items.
 study() {
   [ -f $here/$1-tune/best.py ] || main --config=$data:$1 --mode=tune --workdir=$here/$1-tune \
-    --config.tune.trials=$2
+    --config.tune.trials=$2 $by
 }
 
 # best METHOD SETTING: what its study chose. For train.epochs, the epochs after which
@@ -41,6 +41,7 @@ cut() {
 }
 
 all=0,1,2,3
+by="--config.eval.select_by=ndcg@10"  # as all runs here were selected
 rules="--config.eval.cold_items=keep_as_miss --config.eval.candidates=all"
 case $data in  # the rank of SVD by validation: protocol.json
 beauty) trials=6 rank=256 ;;
@@ -51,7 +52,7 @@ esac
 
 for method in random poprnd mostpop svd; do
   main --config=$data:$method --config.split.validation=none \
-    --config.svd.ranks=$rank, --workdir=$here/$method/seed-0
+    $by --config.svd.ranks=$rank, --workdir=$here/$method/seed-0
 done
 study sasrec $trials
 study create $trials

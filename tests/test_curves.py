@@ -32,12 +32,14 @@ def test_the_lines_are_drawn(tmp_path):
     lines = JsonLines(tmp_path / "metrics.jsonl")
     for line in LINES:
         lines.write(line)
-    assert curves.draw(lines.path, tmp_path / "curves.png", "ndcg@10")
+    assert curves.draw(lines.path, tmp_path / "curves.png", ["mrr", "ndcg@10"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_lines_there_is_no_picture(tmp_path):
-    assert not curves.draw(tmp_path / "none.jsonl", tmp_path / "curves.png", "ndcg@10")
+    assert not curves.draw(
+        tmp_path / "none.jsonl", tmp_path / "curves.png", ["mrr", "ndcg@10"]
+    )
     assert not (tmp_path / "curves.png").exists()
 
 

@@ -85,8 +85,9 @@ def test_create_learns_the_walk(created):
     assert {line["stage"] for line in lines} == {"select", "refit"}
     assert {"loss/local", "loss/global", "loss/align"} < lines[2].keys()
     selected = [line for line in lines if line["stage"] == "select"]
-    best = max(selected[2:], key=lambda line: line["valid/ndcg@10"])
-    assert result["valid"]["ndcg@10"] == best["valid/ndcg@10"]
+    best = max(selected[2:], key=lambda line: line["valid/log_reciprocal_rank"])
+    for name, value in result["valid"].items():
+        assert value == best[f"valid/{name}"]
     assert result["epochs"] == best["epoch"]
 
 
@@ -116,7 +117,7 @@ def test_evaluate_gives_the_same_numbers_and_other_targets(created, monkeypatch)
     other = config.copy_and_resolve_references()
     other.eval.update(target="all", select_by="recall@100")
     several = experiment.evaluate_again(other, str(workdir))
-    assert several["protocol"]["select_by"] == "ndcg@10"  # what did select
+    assert several["protocol"]["select_by"] == config.eval.select_by  # did select
     assert 0 < several["test_by_target"]["all"]["recall@10"] <= 1
     assert several["test_by_target"]["last"] == result["test_by_target"]["last"]
 
@@ -193,7 +194,7 @@ def test_of_equal_scores_the_epoch_that_is_named_is_restored(log, tmp_path):
     opened = rundir.open_run(config, tmp_path)
     phases = build.make_phases(config)
     parts = opened.split.train, opened.split.valid
-    alike = dict(validate=lambda *_: {"ndcg@10": 0.5})
+    alike = dict(validate=lambda *_: {config.eval.select_by: 0.5})
     fitted = train.fit(opened.run, "select", phases, *parts, **alike)
     assert fitted.progress.best_epoch == 1
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
