@@ -31,7 +31,7 @@ from create_jax.files import whole
 
 BASELINE = "sasrec"
 METRICS = ("ndcg@10", "recall@100")  # that are shown
-SHOWN = (5, 10, 15, 20, 30, 40, 50, 60)
+SHOWN = (5, 10, 15, 20, 30, 40, 60, 80, 100)
 KEY = "test/last"
 
 
@@ -103,13 +103,14 @@ def dropouts_of(found: dict) -> list[float]:
 
 def gains(found: dict, system: str, name: str) -> dict[float, np.ndarray]:
     """Dropout -> [E] what a system has over SASRec of the same dropout and epoch, in
-    percent of SASRec."""
-    return {
-        dropout: 100 * (found[system, dropout][name] / found[BASELINE, dropout][name])
-        - 100
-        for dropout in dropouts_of(found)
-        if (system, dropout) in found and (BASELINE, dropout) in found
-    }
+    percent of SASRec; for as many epochs as both have."""
+    ratios = {}
+    for dropout in dropouts_of(found):
+        pair = [found.get((one, dropout), {}).get(name) for one in (system, BASELINE)]
+        if pair[0] is not None and pair[1] is not None:
+            both = min(map(len, pair))
+            ratios[dropout] = 100 * pair[0][:both] / pair[1][:both] - 100
+    return ratios
 
 
 def lacks(found: dict, name: str) -> dict[float, np.ndarray]:
@@ -173,7 +174,7 @@ def _about(runs: list[Curves]) -> str:
 
 
 def _over_epochs(found: dict, name: str, seeds: Counter) -> str:
-    length = min(len(values[name]) for values in found.values())
+    length = max(len(values[name]) for values in found.values())
     shown = [epoch for epoch in SHOWN if epoch <= length]
     rows = []
     for dropout, system in product(dropouts_of(found), systems_of(found)):
@@ -181,17 +182,23 @@ def _over_epochs(found: dict, name: str, seeds: Counter) -> str:
             continue
         values = found[system, dropout][name]
         if system == BASELINE:
-            cells = [f"{values[epoch - 1]:.2f}" for epoch in shown]
+            cells = _at(values, shown, "{:.2f}")
             cells.append(f"{values.max():.2f} ({1 + int(values.argmax())})")
         else:
             gain = gains(found, system, name).get(dropout)
             if gain is None:
                 continue
             best = 100 * values.max() / found[BASELINE, dropout][name].max() - 100
-            cells = [f"{gain[epoch - 1]:+.1f}%" for epoch in shown] + [f"{best:+.1f}%"]
+            best = f"{best:+.1f}% ({1 + int(values.argmax())})"
+            cells = [*_at(gain, shown, "{:+.1f}%"), best]
         rows.append([dropout, system, seeds[system, dropout], *cells])
     head = ["dropout", "system", "seeds", *(f"after {epoch}" for epoch in shown)]
     return report.markdown_table([*head, "best of each (after)"], rows)
+
+
+def _at(values: np.ndarray, epochs: list[int], form: str) -> list[str]:
+    """The values after these epochs, "" after the last."""
+    return [form.format(values[e - 1]) if e <= len(values) else "" for e in epochs]
 
 
 def _law(found: dict, data: str, name: str) -> str:

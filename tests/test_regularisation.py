@@ -41,6 +41,9 @@ def test_gains_and_what_is_lacking_by_hand():
     gains = regularisation.gains(found, "create", "ndcg@10")
     np.testing.assert_allclose(gains[0.1], [100, 50, 100, 200])
     np.testing.assert_allclose(gains[0.5], [0, 0, 0, 10], atol=1e-9)
+    longer = regularisation.means([*RUNS, made_up("long", 0.1, 0, [0.03] * 9)])
+    gains = regularisation.gains(longer, "long", "ndcg@10")
+    np.testing.assert_allclose(gains[0.1], [200, 50, 200, 200])
     lacks = regularisation.lacks(found, "ndcg@10")
     np.testing.assert_allclose(lacks[0.1], [75, 50, 75, 75])
     np.testing.assert_allclose(lacks[0.5], [50, 25, 0, 25])
@@ -57,8 +60,8 @@ def test_gains_and_what_is_lacking_by_hand():
 def test_tables_and_the_picture(tmp_path):
     text = regularisation.tables(RUNS)
     assert "| 0.1 | sasrec | 2 | 2.00 (2) |" in text  # no epoch of SHOWN is so early
-    assert "| 0.1 | create | 1 | +50.0% |" in text
-    assert "| 0.5 | create | 1 | +0.0% |" in text
+    assert "| 0.1 | create | 1 | +50.0% (2) |" in text
+    assert "| 0.5 | create | 1 | +0.0% (3) |" in text
     assert "lacks 53%, its CREATE gains +15.0%" in text
     regularisation.draw(RUNS, tmp_path / "beauty.png")
     assert (tmp_path / "beauty.png").stat().st_size > 10_000
