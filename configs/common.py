@@ -72,6 +72,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "metrics": (),
                 # One at a cut-off; or mrr, log_reciprocal_rank, log_likelihood.
                 "select_by": "log_reciprocal_rank",  # what stops and selects (27)
+                "select_mean": 5,  # as a mean of so many, the newest ones (27)
                 "select_target": "",  # the rule of its queries; "": that of `target`
                 # Most users that validation and test ask, drawn by split.seed; 0: all.
                 "queries": 0,

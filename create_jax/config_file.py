@@ -12,7 +12,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from create_jax import configs, named
+from create_jax import configs, named, settings
 from create_jax.configs import common
 from create_jax.errors import InputError
 
@@ -78,7 +78,8 @@ def load(file: str, method: str | None = None) -> ConfigDict:
 
 
 def of_study(best: str, chosen: dict) -> ConfigDict:
-    """The config of a study, changed by the settings that its best.py names.
+    """The config of a study, changed by the settings that its best.py names. What it
+    does not have because it is older has the value of then.
 
     Args:
       best: path of that best.py; the study's config.json stands beside it.
@@ -93,8 +94,11 @@ def of_study(best: str, chosen: dict) -> ConfigDict:
             f"{path} is not here; best.py is what was chosen on top of it: keep both "
             "files of a study together"
         )
-    config = ConfigDict(_tuples(json.loads(path.read_text())["config"]))
-    config.update_from_flattened_dict(_tuples(chosen) | {"compare": ()})
+    saved = json.loads(path.read_text())["config"]
+    has, later = settings.flatten(saved), settings.OLD_DEFAULTS.items()
+    changes = {key: value for key, value in later if key not in has} | chosen
+    config = ConfigDict(_tuples(saved))
+    config.update_from_flattened_dict(_tuples(changes) | {"compare": ()})
     return config
 
 

@@ -13,7 +13,7 @@ from create_jax.train import Fitted, Progress, fit
 from create_jax.writers import read_json, say
 
 # What selected, for good: of a finished run nothing is selected again.
-SELECTION = ("eval.select_by", "eval.select_target")
+SELECTION = ("eval.select_by", "eval.select_target", "eval.select_mean")
 
 
 def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:

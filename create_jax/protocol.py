@@ -151,6 +151,7 @@ def as_done(stamp: dict) -> dict:
         "q_val": done.get("validation") != "by_time",
         "select_by": not selects,
         "select_target": not selects or not done.get("select_target"),
+        "select_mean": not selects or done.get("select_mean", 1) == 1,
         "queries": not done.get("queries"),
     }
     return {key: value for key, value in done.items() if not without.get(key)}

@@ -73,6 +73,7 @@ AT_LEAST_ONE = (
     *("model.dim", "seq.blocks", "seq.heads", "seq.max_len", "graph.batch_size"),
     *("graph.ultragcn.neighbours", "graph.ultragcn.negatives", "graph.lightgcn.layers"),
     *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
+    "eval.select_mean",
     *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.whole_items"),
     *("loss.negatives", "mesh.model"),
     *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
@@ -101,6 +102,7 @@ OLD_DEFAULTS: dict[str, object] = {
     "eval.metrics": [],
     "eval.queries": 0,
     "eval.select_target": "",
+    "eval.select_mean": 1,
 }
 OLD_NAMES: dict[str, str] = {}
 

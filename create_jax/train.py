@@ -24,14 +24,16 @@ from create_jax.writers import say
 class Progress:
     """How far a stage has come; its fields stand by these names in checkpoints.
 
-    epoch, chunk: to go on with. sums: of the losses so far in this epoch. best_step:
-    the checkpoint of the best epoch, 0 = none yet. seconds: clocks, which run on in
-    place.
+    epoch, chunk: to go on with. sums: of the losses so far in this epoch. recent: what
+    selects, of the last validations that count. best_score: their greatest mean.
+    best_step: the checkpoint of the best epoch, 0 = none yet. seconds: clocks, which
+    run on in place.
     """
 
     epoch: int = 0
     chunk: int = 0
     sums: dict = field(default_factory=dict)
+    recent: list = field(default_factory=list)
     best_epoch: int = 0
     best_step: int = 0
     best_score: float = -1.0
@@ -384,7 +386,8 @@ class Stopping(NamedTuple):
 
     total: epochs of all phases. last_from: epochs before the last phase. every: epochs
     from one validation to the next; 0 = there is no holdout. patience: validations of
-    the last phase without a better score that end the stage.
+    the last phase without a better score that end the stage. mean: validations of the
+    last phase, the newest ones, whose mean is the score.
     """
 
     total: int
@@ -392,6 +395,7 @@ class Stopping(NamedTuple):
     every: int
     patience: int
     select_by: str
+    mean: int = 1
 
     def validates(self, epoch: int) -> bool:
         """Whether the epoch with this number, from 1, is followed by a validation."""
@@ -401,8 +405,9 @@ class Stopping(NamedTuple):
 def make_stopping(config, phases, holdout) -> Stopping:
     total = sum(phase.epochs for phase in phases)
     every = config.eval.every if holdout is not None else 0
-    before = total - phases[-1].epochs
-    return Stopping(total, before, every, config.train.patience, config.eval.select_by)
+    before, by = total - phases[-1].epochs, config.eval
+    chosen_by = config.train.patience, by.select_by, by.select_mean
+    return Stopping(total, before, every, *chosen_by)
 
 
 def after_epoch(
@@ -415,12 +420,14 @@ def after_epoch(
     """
     epoch = progress.epoch + 1
     progress = replace(progress, epoch=epoch, chunk=0, sums={}, ended_early=ended_early)
-    counts = bool(metrics) and epoch > rules.last_from
-    # A first validation is the best whatever its score: a log-likelihood is negative.
-    first = progress.best_epoch == 0
-    if counts and (first or metrics[rules.select_by] > progress.best_score):
-        best = {"best_score": metrics[rules.select_by], "best_metrics": metrics}
-        progress = replace(progress, best_epoch=epoch, best_step=step, **best)
+    if metrics and epoch > rules.last_from:
+        recent = [*progress.recent, metrics[rules.select_by]][-rules.mean :]
+        progress = replace(progress, recent=recent)
+        score = sum(recent) / len(recent)
+        # A first one is the best whatever its score: a log-likelihood is negative.
+        if progress.best_epoch == 0 or score > progress.best_score:
+            best = {"best_score": score, "best_metrics": metrics}
+            progress = replace(progress, best_epoch=epoch, best_step=step, **best)
     waited = epoch - max(progress.best_epoch, rules.last_from)
     tired = rules.every > 0 and waited >= rules.patience * rules.every
     return replace(progress, finished=epoch == rules.total or tired or ended_early)

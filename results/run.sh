@@ -41,7 +41,8 @@ cut() {
 }
 
 all=0,1,2,3
-by="--config.eval.select_by=ndcg@10"  # as all runs here were selected
+# As all runs here were selected.
+by="--config.eval.select_by=ndcg@10 --config.eval.select_mean=1"
 rules="--config.eval.cold_items=keep_as_miss --config.eval.candidates=all"
 case $data in  # the rank of SVD by validation: protocol.json
 beauty) trials=6 rank=256 ;;

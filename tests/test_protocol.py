@@ -13,6 +13,7 @@ def make(changes, method=None):
 
 
 LOO = {"split.kind": "leave_one_out"}
+SELECTION = "select_by", "select_mean"
 
 
 @pytest.mark.parametrize(
@@ -20,9 +21,10 @@ LOO = {"split.kind": "leave_one_out"}
     [
         ({}, "by_time", set()),
         (LOO, "last_train_item", {"q_test", "q_val"}),
-        ({**LOO, "split.validation": "none"}, "none", {"q_test", "q_val", "select_by"}),
+        ({**LOO, "split.validation": "none"}, "none", {"q_test", *SELECTION, "q_val"}),
         ({"eval.select_target": "successive"}, "by_time", set()),
-        ({"split.validation": "none"}, "none", {"q_val", "select_by"}),
+        ({"split.validation": "none"}, "none", {"q_val", *SELECTION}),
+        ({"eval.select_mean": 1}, "by_time", {"select_mean"}),
         ({"split.validation": "last_train_item"}, "last_train_item", {"q_val"}),
         ({"eval.queries": 5}, "by_time", set()),
     ],
@@ -36,7 +38,7 @@ def test_a_stamp_says_what_was_done(changes, validation, without):
     without = without | ({"queries", "select_target"} - {key[5:] for key in changes})
     assert stamp.keys() == whole - without
     # Of a result from before, which had all settings and the default of then.
-    before = {key: stamp.get(key, 0) for key in whole}
+    before = dict.fromkeys(whole, 0) | {"select_mean": 1} | stamp
     if "split.validation" not in changes:
         before["validation"] = "by_time"
     assert protocol.as_done(before) == stamp

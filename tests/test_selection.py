@@ -34,6 +34,18 @@ def test_the_first_greatest_is_chosen_and_patience_is_that_of_training():
     assert selection.chosen(values, 2) == (1, 4)
 
 
+def test_means_are_compared_as_in_training():
+    values = np.random.default_rng(0).normal(size=40)
+    for mean, patience in ((1, 10), (3, 5), (5, 40)):
+        rules = train.Stopping(len(values), 0, 1, patience, "mrr", mean)
+        progress = train.Progress()
+        while not progress.finished:
+            found = {"mrr": values[progress.epoch]}
+            progress = train.after_epoch(progress, rules, progress.epoch, found, False)
+        expected = selection.chosen(selection.averaged(values, mean), patience)
+        assert expected == (progress.best_epoch - 1, progress.epoch)
+
+
 def test_regret_and_its_deviation_by_hand():
     assert selection.regret(np.array([0.1, 0.4, 0.3]), 2) == pytest.approx(0.1)
     # Squares of 2 and 8 inside the groups, of one and two free differences.

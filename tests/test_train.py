@@ -56,6 +56,16 @@ def test_patience_counts_validations_of_the_last_phase(scores, ended, best):
     assert progress.best_metrics == {"ndcg@10": progress.best_score}
 
 
+def test_the_mean_of_the_newest_validations_is_compared():
+    rules = RULES._replace(mean=2)
+    # Means: 0.1, 0.45, 0.55, 0.3. The lucky sixth epoch is not the best.
+    scores = {2: 9.0, 4: 0.1, 6: 0.8, 8: 0.3, 10: 0.3}
+    progress = train_through(scores, rules)
+    assert (progress.epoch, progress.best_epoch) == (10, 8)
+    assert progress.best_score == pytest.approx(0.55)
+    assert progress.best_metrics == {"ndcg@10": 0.3} and progress.recent == [0.3, 0.3]
+
+
 def test_without_a_holdout_every_epoch_is_trained():
     progress = train_through({}, RULES._replace(every=0))
     assert progress.epoch == 10 and progress.best_epoch == 0
@@ -75,7 +85,13 @@ def test_a_study_ends_a_stage():
 
 def test_progress_has_the_names_of_old_checkpoints():
     old = {
-        **{"epoch": 3, "chunk": 1, "sums": {"loss": 0.5}, "best_epoch": 2},
+        **{
+            "epoch": 3,
+            "chunk": 1,
+            "sums": {"loss": 0.5},
+            "best_epoch": 2,
+            "recent": [],
+        },
         **{"best_step": 20, "best_score": 0.1, "best_metrics": {"ndcg@10": 0.1}},
         **{"finished": False, "ended_early": False},
         "seconds": {"compile": 1.0, "train": 2.0, "eval": 3.0},
@@ -83,7 +99,7 @@ def test_progress_has_the_names_of_old_checkpoints():
     progress = Progress.restored(json.loads(json.dumps(old)))
     assert dataclasses.asdict(progress) == old
     # Of a version without a field, or with one more.
-    del old["ended_early"]
+    del old["ended_early"], old["recent"]
     assert Progress.restored(old | {"later": 1}) == progress
 
 
