@@ -411,7 +411,10 @@ def test_the_command(tmp_path, capsys):
     (Path(out) / prepared.MANIFEST).unlink()
     assert run([f"--check={out}"]) == 2
     assert "half-written" in capsys.readouterr().err
+    # Ratings of rows that were here before are not those of these rows.
+    (Path(out) / "ratings.f32").write_bytes(bytes(12))
     assert run([f"--finish={out}"]) == 0
+    assert not json.loads((Path(out) / prepared.MANIFEST).read_text())["has_ratings"]
     assert run([f"--check={out}"]) == 0
     for wrong in (
         [],

@@ -118,6 +118,8 @@ def finish(folder: Path) -> dict:
     """
     about = _facts(_read_json(folder / ABOUT), folder / ABOUT)
     names = list(RAW) if _has_ratings(folder) else list(RAW)[:2]
+    for name in RAW.keys() - names:  # of rows that were here before
+        (folder / name).unlink(missing_ok=True)
     with ExitStack() as stack:
         files = {n: stack.enter_context((folder / n).open("wb")) for n in names}
 
