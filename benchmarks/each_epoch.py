@@ -13,19 +13,20 @@ from create_jax import build, evaluate, parallel, rundir, train
 from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout
 from create_jax.errors import InputError
-from create_jax.files import write_text
+from create_jax.files import whole, write_text
 from create_jax.writers import JsonLines, say
 
 
 class Curves(NamedTuple):
     """What the file of a run says. curves: column -> [E], a value of each joint epoch;
-    about: its config, data, versions and seconds."""
+    about: its config, data, versions and seconds. ranks: of `keep_ranks`, if kept."""
 
     data: str
     method: str
     seed: int
     curves: dict[str, np.ndarray]
     about: dict = {}
+    ranks: dict[str, np.ndarray] = {}
 
 
 def is_there(file: Path, config) -> bool:
@@ -98,6 +99,30 @@ def run(
         }
         _write(file, about, directory / "metrics.jsonl", tuple(holdouts))
     return file
+
+
+def keep_ranks(config, log: Interactions, holdout: Holdout, file: Path) -> None:
+    """Writes, beside the file of a finished run, how many items rank before each target
+    of a holdout, with the parameters of the epoch that it selected (`best`) and with
+    the last ones (`last`): [Q] of bytes, where the largest cut-off stands for all ranks
+    from there on."""
+    path = file.with_suffix(".npz")
+    if path.exists():
+        return
+    directory, cut = file.with_suffix(""), max(config.eval.ks)
+    found, phases = {}, build.make_phases(config)
+    with rundir.hold(directory):
+        mesh, lines = parallel.make_mesh(), JsonLines(directory / "metrics.jsonl")
+        opened = rundir.Run(config, directory, mesh, lines)
+        for name, given in (("best", holdout), ("last", None)):
+            fitted = train.fit(opened, "select", phases, log, given, trains=False)
+            evaluator = evaluate.make_evaluator(
+                config, holdout, fitted.score, mesh, lists=False, **fitted.reads
+            )
+            ranks = evaluator.run(fitted.params, fitted.graph()).ranks
+            found[name] = np.minimum(ranks, cut).astype(np.uint8)
+        with whole(path) as to:
+            np.savez_compressed(to, **found)
 
 
 def _ranker(run: rundir.Run, log: Interactions, holdouts, measure, rules) -> Callable:
@@ -189,4 +214,8 @@ def read(file: Path) -> Curves:
     about, *lines = map(json.loads, file.read_text().splitlines())
     values = np.array([line["values"] for line in lines])
     found = dict(zip(about["columns"], values.T, strict=True))
-    return Curves(about["dataset"], about["method"], about["seed"], found, about)
+    ranks, kept = {}, file.with_suffix(".npz")
+    if kept.exists():
+        with np.load(kept) as arrays:
+            ranks = dict(arrays)
+    return Curves(about["dataset"], about["method"], about["seed"], found, about, ranks)

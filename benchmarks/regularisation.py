@@ -25,14 +25,17 @@ from scipy import stats
 
 from benchmarks import each_epoch, selection, warm_start
 from benchmarks.each_epoch import Curves
-from create_jax import build, curves, protocol, report
+from create_jax import bootstrap, build, curves, protocol, report
 from create_jax.errors import exit_code
 from create_jax.files import whole
+from create_jax.metrics import from_ranks
 
 BASELINE = "sasrec"
 METRICS = ("ndcg@10", "recall@100")  # that are shown
 SHOWN = (5, 10, 15, 20, 30, 40, 60, 80, 100)
 KEY = "test/last"
+WHEN = {"best": "best epochs", "last": "the last"}
+RESAMPLES = 2_000
 
 
 # --- run ------------------------------------------------------------------------------
@@ -58,7 +61,8 @@ def run(config, system: str, out: Path) -> Path:
     """Trains, and ranks after each joint epoch; returns the file that `table` reads."""
     name = f"{config.data.name}-{system}-dropout={config.seq.dropout}-{config.seed}"
     file = out / f"{name}.jsonl"
-    if each_epoch.is_there(file, config):
+    there = each_epoch.is_there(file, config)
+    if there and file.with_suffix(".npz").exists():
         return file
     build.check(config)
     log = protocol.load(config)
@@ -67,7 +71,10 @@ def run(config, system: str, out: Path) -> Path:
         warm_start.prepare(split.refit, config.warm_start.start, config.model.dim)
     facts = protocol.describe(config, log, split) | {"system": system}
     holdouts, selects = {KEY: split.test["last"]}, f"{KEY}/{config.eval.select_by}"
-    return each_epoch.run(config, facts, split.refit, holdouts, file, selects=selects)
+    if not there:
+        each_epoch.run(config, facts, split.refit, holdouts, file, selects=selects)
+    each_epoch.keep_ranks(config, split.refit, holdouts[KEY], file)
+    return file
 
 
 # --- table ----------------------------------------------------------------------------
@@ -155,6 +162,8 @@ def paper_point(found: dict, data: str, name: str) -> tuple[float, float] | None
 def tables(runs: list[Curves]) -> str:
     """Markdown of one data set's runs."""
     found, parts = means(runs), [_about(runs)]
+    if compared := _compared(runs):
+        parts += ["## How sure the gains are", compared]
     seeds = Counter((one.about["system"], dropout_of(one)) for one in runs)
     for name in METRICS:
         parts += [f"## {name}", _over_epochs(found, name, seeds)]
@@ -171,6 +180,68 @@ def _about(runs: list[Curves]) -> str:
         f"{asked:,} queries, made at {commit}. Values are percent, means over seeds; "
         "gains are percent of SASRec with the same dropout after the same joint epoch."
     )
+
+
+def _compared(runs: list[Curves]) -> str:
+    """Paired differences to SASRec and, of its variants, to CREATE, both with the same
+    dropout; of the runs that kept ranks."""
+    kept = [one for one in runs if one.ranks]
+    places, drawn = {}, None
+    if kept:
+        values, drawn = _resampled(kept)
+    for place, one in enumerate(kept):
+        places.setdefault((one.about["system"], dropout_of(one)), []).append(place)
+    rows, found = [], []
+    pairs = [(one, BASELINE) for one in systems_of(places)[1:]]
+    pairs += [(one, "create") for one, _ in pairs if one.startswith("create@")]
+    for dropout, (system, base) in product(dropouts_of(places), pairs):
+        pair = places.get((system, dropout)), places.get((base, dropout))
+        if None in pair:
+            continue
+        for number, name in enumerate(METRICS):
+            seeds = min(map(len, pair))
+            rows.append([dropout, f"{system} - {base}", seeds, name])
+            for when in range(len(WHEN)):
+                means = [values[own, when, number].mean() for own in pair]
+                rng = np.random.default_rng(0)
+                ours, theirs = (
+                    bootstrap.resample_seeds(drawn[:, own, when, number, None], rng)
+                    for own in pair
+                )
+                gaps, gap = (ours - theirs)[:, 0], means[0] - means[1]
+                low, high, p = bootstrap.interval(gaps, gap)
+                found.append((*(100 * x / means[1] for x in (gap, low, high)), p))
+    if not rows:
+        return ""
+    cells = [
+        f"{gain:+.1f} ({low:+.1f} .. {high:+.1f}), p "
+        + (f"{p:.3f}" if p >= 0.001 else "<0.001")
+        for (gain, low, high, _), p in zip(
+            found, bootstrap.holm([one[-1] for one in found]), strict=True
+        )
+    ]
+    for number, row in enumerate(rows):
+        row += cells[len(WHEN) * number :][: len(WHEN)]
+    text = (
+        "Percent of what is subtracted: gain (interval of 95%), p. Paired bootstrap "
+        "over users and, of several, over seeds; p corrected by Holm over this table. "
+        "The best epochs are those of the highest NDCG@10 here, of both systems."
+    )
+    head = ["dropout", "difference", "seeds", "metric", *WHEN.values()]
+    return text + "\n\n" + report.markdown_table(head, rows)
+
+
+def _resampled(runs: list[Curves]) -> tuple[np.ndarray, np.ndarray]:
+    """(means [R, when, metric] of the runs, the same bootstrapped [B, R, when,
+    metric]). All share the drawn users, who ask one query each."""
+    columns = []
+    for one, when, name in product(runs, WHEN, METRICS):
+        ranks, cut = one.ranks[when].astype(int), int(name.split("@")[1])
+        columns.append(from_ranks(ranks, cut)[name])
+    values, shape = np.column_stack(columns), (len(runs), len(WHEN), len(METRICS))
+    parts, rng = [(values, np.ones(len(values)))], np.random.default_rng(0)
+    (drawn,) = bootstrap.resample_users(parts, RESAMPLES, rng)
+    return values.mean(0).reshape(shape), drawn.reshape(-1, *shape)
 
 
 def _over_epochs(found: dict, name: str, seeds: Counter) -> str:

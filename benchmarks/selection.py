@@ -68,7 +68,8 @@ def make_config(data: str, method: str, seed: int, epochs: int):
     config.seed, config.compare = seed, ()
     config.split.update(validation="by_time", q_val=0.9)
     config.eval.update(cold_items="keep_as_miss", candidates="all", every=1)
-    config.eval.update(ks=(10, 100), select_by="ndcg@10", targets=TARGETS)
+    config.eval.update(ks=(10, 100), targets=TARGETS)
+    config.eval.update(select_by="ndcg@10", select_mean=1)
     config.train.update(epochs=epochs, patience=epochs)
     return config
 

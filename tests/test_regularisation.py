@@ -10,6 +10,7 @@ from benchmarks.each_epoch import Curves
 from create_jax import build
 from create_jax.data.interactions import Interactions
 from create_jax.errors import InputError
+from create_jax.metrics import from_ranks
 from create_jax.settings import flatten
 
 
@@ -65,6 +66,37 @@ def test_tables_and_the_picture(tmp_path):
     assert "lacks 53%, its CREATE gains +15.0%" in text
     regularisation.draw(RUNS, tmp_path / "beauty.png")
     assert (tmp_path / "beauty.png").stat().st_size > 10_000
+
+
+def test_gains_have_intervals_where_ranks_were_kept():
+    """Of 400 users SASRec hits none at last; CREATE a fifth of them, in first place."""
+    rng = np.random.default_rng(0)
+    alike = np.minimum(rng.integers(0, 300, 400), 100)
+    hits = np.where(np.arange(400) % 5, 100, 0)
+
+    def kept(system, last):
+        ranks = {"best": alike, "last": last}
+        ranks = {when: values.astype(np.uint8) for when, values in ranks.items()}
+        return made_up(system, 0.1, 0, [0.1, 0.2])._replace(ranks=ranks)
+
+    some = np.where(np.arange(400) % 10, 100, 0)
+    runs = [kept("sasrec", some), kept("create", hits), kept("create@a=b", hits)]
+    text = regularisation.tables(runs).split("## How sure")[1].split("\n##")[0]
+    same = "+0.0 (+0.0 .. +0.0), p 1.000"
+    create, variant, less = (
+        [line for line in text.splitlines() if f"| {pair} | 1 |" in line]
+        for pair in ("create - sasrec", "create@a=b - sasrec", "create@a=b - create")
+    )
+    assert len(create) == len(variant) == len(less) == 2  # metrics
+    assert all(line.endswith(f"| {same} | {same} |") for line in less)
+    for line in (*create, *variant):
+        *_, best, last = line.strip("| ").split(" | ")
+        assert (
+            best == same and last.startswith("+100.0 (") and last.endswith("p <0.001")
+        )
+        low, high = map(float, last.split("(")[1].split(")")[0].split(" .. "))
+        assert 40 < low < 100 < high < 200
+    assert "How sure" not in regularisation.tables(RUNS)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +176,12 @@ def test_a_run_of_two_epochs(tmp_path, capsys):
     assert all(len(set(values)) == 2 for values in found.curves.values())
     assert f"{regularisation.KEY}/coverage@10" in found.curves
     assert found.about["config"]["data"]["path"] == ""
+    # The ranks are those of the last epoch, and of the best one.
+    name = f"{regularisation.KEY}/ndcg@10"
+    for when, pick in (("last", lambda x: x[-1]), ("best", np.max)):
+        ranks = found.ranks[when].astype(int)
+        mean = from_ranks(ranks, 10)["ndcg@10"].mean()
+        assert mean == pytest.approx(pick(found.curves[name]), rel=1e-5)
     # All rows before the test are trained on, the first eight of ten.
     data = found.about["data"]
     assert data["train_interactions"] == data["interactions"] * 8 // 10
