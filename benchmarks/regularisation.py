@@ -141,21 +141,20 @@ def points(found: dict, system: str, name: str) -> np.ndarray:
     return np.array(rows).reshape(-1, 4)
 
 
-def printed(data: str, name: str) -> list[float]:
-    """Table 2's SASRec and CREATE, in percent; [] for data that it does not have."""
+def printed(data: str, method: str, name: str) -> float | None:
+    """What Table 2 has of a method, in percent; None where it has nothing."""
     rows = report.paper_tables()["table 2"].get(report.PAPER_DATA.get(data), {})
-    systems = (report.PAPER_SYSTEMS[system] for system in (BASELINE, "create"))
-    return [rows[system][name][0] for system in systems] if rows else []
+    return rows.get(report.PAPER_SYSTEMS.get(method), {}).get(name, [None])[0]
 
 
 def paper_point(found: dict, data: str, name: str) -> tuple[float, float] | None:
     """(what the paper's SASRec lacks of our best one, the gain of its CREATE), percent;
     None for data that it does not have."""
-    values = printed(data, name)
-    if not values:
+    theirs, create = (printed(data, method, name) for method in (BASELINE, "create"))
+    own = [x[name].max() for (system, _), x in found.items() if system == BASELINE]
+    if not own or not theirs or not create:
         return None
-    ours = max(x[name].max() for (system, _), x in found.items() if system == BASELINE)
-    theirs, create = values
+    ours = max(own)
     return 100 - 100 * theirs / ours, 100 * create / theirs - 100
 
 
@@ -167,7 +166,8 @@ def tables(runs: list[Curves]) -> str:
     seeds = Counter((one.about["system"], dropout_of(one)) for one in runs)
     for name in METRICS:
         parts += [f"## {name}", _over_epochs(found, name, seeds)]
-        parts.append(_law(found, runs[0].data, name))
+        if any(system == BASELINE for system, _ in found):
+            parts.append(_law(found, runs[0].data, name))
     return "\n\n".join(parts) + "\n"
 
 
@@ -252,13 +252,11 @@ def _over_epochs(found: dict, name: str, seeds: Counter) -> str:
         if (system, dropout) not in found:
             continue
         values = found[system, dropout][name]
-        if system == BASELINE:
+        if system == BASELINE or (BASELINE, dropout) not in found:
             cells = _at(values, shown, "{:.2f}")
             cells.append(f"{values.max():.2f} ({1 + int(values.argmax())})")
         else:
-            gain = gains(found, system, name).get(dropout)
-            if gain is None:
-                continue
+            gain = gains(found, system, name)[dropout]
             best = 100 * values.max() / found[BASELINE, dropout][name].max() - 100
             best = f"{best:+.1f}% ({1 + int(values.argmax())})"
             cells = [*_at(gain, shown, "{:+.1f}%"), best]
@@ -301,14 +299,17 @@ def _law(found: dict, data: str, name: str) -> str:
 
 def draw(runs: list[Curves], picture: Path) -> None:
     """Metrics over epochs, a column for each dropout, the paper's values as dotted
-    lines; below, gain against what SASRec lacks, the paper's point as a star."""
+    lines; below, gain against what SASRec lacks, the paper's point as a star. Of the
+    systems that were run with the most dropouts."""
     from matplotlib.figure import Figure
 
+    data, most = runs[0].data, Counter(system for system, _ in means(runs))
+    runs = [x for x in runs if most[x.about["system"]] == max(most.values())]
     found = means(runs)
-    point = paper_point(found, runs[0].data, "ndcg@10")
+    point = paper_point(found, data, "ndcg@10")
     systems, dropouts = systems_of(found), dropouts_of(found)
     columns = max(len(dropouts), min(len(systems) - 1, 4))
-    figure = Figure(figsize=(3 * columns, 8), layout="constrained")
+    figure = Figure(figsize=(max(3 * columns, 5), 8), layout="constrained")
     panels = figure.subplots(3, columns, squeeze=False)
     for row, name in zip(panels, METRICS, strict=False):
         for panel in row[len(dropouts) :]:
@@ -319,13 +320,16 @@ def draw(runs: list[Curves], picture: Path) -> None:
                     values = found[system, dropout][name]
                     epochs = 1 + np.arange(len(values))
                     panel.plot(epochs, values, color=f"C{number}", lw=1, label=system)
-            for number, value in enumerate(printed(runs[0].data, name)):
-                panel.axhline(value, color=f"C{number}", ls=":", lw=0.8)
+            methods = [system.split("@")[0] for system in systems]
+            for method in dict.fromkeys(methods):
+                if value := printed(data, method, name):
+                    color = f"C{methods.index(method)}"
+                    panel.axhline(value, color=color, ls=":", lw=0.8)
             panel.set_title(f"dropout {dropout}", fontsize="small")
             panel.set(ylabel=name, xlabel="joint epoch")
             panel.grid(alpha=0.3)
     panels[0][0].legend(frameon=False, fontsize="x-small")
-    others = systems[1 : 1 + panels.shape[1]]
+    others = systems[1 : 1 + columns] if systems[0] == BASELINE else []
     for number, (panel, system) in enumerate(zip(panels[2], others, strict=False)):
         at = points(found, system, "ndcg@10")
         panel.scatter(at[:, 2], at[:, 3], s=4, c=f"C{number + 1}")

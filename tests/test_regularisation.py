@@ -99,6 +99,16 @@ def test_gains_have_intervals_where_ranks_were_kept():
     assert "How sure" not in regularisation.tables(RUNS)
 
 
+def test_without_sasrec_values_stand_as_they_are(tmp_path):
+    run = made_up("bert4rec@train.mask=0.6", 0.1, 0, [0.01] * 9 + [0.02])
+    text = regularisation.tables([run])
+    expected = "| 0.1 | bert4rec@train.mask=0.6 | 1 | 1.00 | 2.00 | 2.00 (10) |"
+    assert expected in text and "lacks" not in text
+    assert regularisation.printed("beauty", "bert4rec", "ndcg@10") == 1.34
+    regularisation.draw([run], tmp_path / "beauty.png")
+    assert (tmp_path / "beauty.png").stat().st_size > 5_000
+
+
 @pytest.mark.parametrize(
     "system, changes",
     [
