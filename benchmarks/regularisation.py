@@ -141,10 +141,15 @@ def points(found: dict, system: str, name: str) -> np.ndarray:
     return np.array(rows).reshape(-1, 4)
 
 
-def printed(data: str, method: str, name: str) -> float | None:
-    """What Table 2 has of a method, in percent; None where it has nothing."""
+def printed_row(data: str, method: str) -> dict[str, float]:
+    """Table 2's metrics of a method, in percent; {} where it has none."""
     rows = report.paper_tables()["table 2"].get(report.PAPER_DATA.get(data), {})
-    return rows.get(report.PAPER_SYSTEMS.get(method), {}).get(name, [None])[0]
+    row = rows.get(report.PAPER_SYSTEMS.get(method), {})
+    return {name: value for name, (value, _) in row.items()}
+
+
+def printed(data: str, method: str, name: str) -> float | None:
+    return printed_row(data, method).get(name)
 
 
 def paper_point(found: dict, data: str, name: str) -> tuple[float, float] | None:
@@ -163,6 +168,8 @@ def tables(runs: list[Curves]) -> str:
     found, parts = means(runs), [_about(runs)]
     if compared := _compared(runs):
         parts += ["## How sure the gains are", compared]
+    if nearest := _nearest(runs):
+        parts += ["## Which training is the paper's", nearest]
     seeds = Counter((one.about["system"], dropout_of(one)) for one in runs)
     for name in METRICS:
         parts += [f"## {name}", _over_epochs(found, name, seeds)]
@@ -242,6 +249,35 @@ def _resampled(runs: list[Curves]) -> tuple[np.ndarray, np.ndarray]:
     parts, rng = [(values, np.ones(len(values)))], np.random.default_rng(0)
     (drawn,) = bootstrap.resample_users(parts, RESAMPLES, rng)
     return values.mean(0).reshape(shape), drawn.reshape(-1, *shape)
+
+
+def _nearest(runs: list[Curves]) -> str:
+    """The epoch of each run whose metrics are nearest to what the paper prints."""
+    rows, names = [], []
+    for system in systems_of([(one.about["system"], None) for one in runs]):
+        row = printed_row(runs[0].data, system)
+        if not row:
+            continue
+        names = list(row)
+        printed_cells = [f"*{value:g}*" for value in row.values()]
+        rows.append([f"*{system}, as printed*", "", "", "", *printed_cells, ""])
+        own = [one for one in runs if one.about["system"] == system]
+        for one in sorted(own, key=lambda one: (dropout_of(one), one.seed)):
+            ours = np.array([100 * one.curves[f"{KEY}/{name}"] for name in names])
+            theirs = np.array(list(row.values()))[:, None]
+            apart = np.abs(np.log(ours / theirs)).mean(0)
+            epoch = int(apart.argmin())
+            cells = [f"{value:.2f}" for value in ours[:, epoch]]
+            about = [system, dropout_of(one), one.seed, epoch + 1]
+            rows.append([*about, *cells, f"{apart[epoch]:.3f}"])
+    if not rows:
+        return ""
+    text = (
+        "Of each run the epoch whose metrics are nearest to the paper's, by the mean "
+        "distance of their logarithms (0.1 is a tenth)."
+    )
+    head = ["system", "dropout", "seed", "epoch", *names, "distance"]
+    return text + "\n\n" + report.markdown_table(head, rows)
 
 
 def _over_epochs(found: dict, name: str, seeds: Counter) -> str:
