@@ -485,10 +485,10 @@ def _bar(stage, total, progress):
 
 
 def _brief(line, select_by):
-    """What the progress bar says of an epoch: what selects, and the first NDCG."""
+    """What the progress bar says of an epoch: the first NDCG, and what selects."""
     valid = {key[6:]: x for key, x in line.items() if key.startswith("valid/")}
     familiar = [name for name in valid if name.startswith("ndcg@")][:1]
-    names = [name for name in dict.fromkeys([select_by, *familiar]) if name in valid]
+    names = [name for name in dict.fromkeys([*familiar, select_by]) if name in valid]
     values = [f"{name} {valid[name]:.4f}" for name in names]
     shown = ["valid " + "  ".join(values)] if values else []
     return "  ".join([line["phase"], f"loss {line['loss']:.4f}", *shown])
