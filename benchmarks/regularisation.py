@@ -252,15 +252,19 @@ def _resampled(runs: list[Curves]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest(runs: list[Curves]) -> str:
-    """The epoch of each run whose metrics are nearest to what the paper prints."""
+    """The epoch of each run whose metrics are nearest to what the paper prints: of the
+    methods as they are, or of their variants where they are not among the runs."""
     rows, names = [], []
-    for system in systems_of([(one.about["system"], None) for one in runs]):
-        row = printed_row(runs[0].data, system)
-        if not row:
+    systems = systems_of([(one.about["system"], None) for one in runs])
+    for system in systems:
+        method = system.split("@")[0]
+        row = printed_row(runs[0].data, method)
+        if not row or (system != method and method in systems):
             continue
         names = list(row)
         printed_cells = [f"*{value:g}*" for value in row.values()]
-        rows.append([f"*{system}, as printed*", "", "", "", *printed_cells, ""])
+        head = [f"*{method}, as printed*", "", "", "", *printed_cells, ""]
+        rows += [] if head in rows else [head]
         own = [one for one in runs if one.about["system"] == system]
         for one in sorted(own, key=lambda one: (dropout_of(one), one.seed)):
             ours = np.array([100 * one.curves[f"{KEY}/{name}"] for name in names])
@@ -335,18 +339,19 @@ def _law(found: dict, data: str, name: str) -> str:
 
 def draw(runs: list[Curves], picture: Path) -> None:
     """Metrics over epochs, a column for each dropout, the paper's values as dotted
-    lines; below, gain against what SASRec lacks, the paper's point as a star. Of the
-    systems that were run with the most dropouts."""
+    lines; below, gains against what SASRec lacks, the paper's as stars. Of the systems
+    that were run with the most dropouts."""
     from matplotlib.figure import Figure
 
     data, most = runs[0].data, Counter(system for system, _ in means(runs))
     runs = [x for x in runs if most[x.about["system"]] == max(most.values())]
     found = means(runs)
-    point = paper_point(found, data, "ndcg@10")
     systems, dropouts = systems_of(found), dropouts_of(found)
     columns = max(len(dropouts), min(len(systems) - 1, 4))
-    figure = Figure(figsize=(max(3 * columns, 5), 8), layout="constrained")
-    panels = figure.subplots(3, columns, squeeze=False)
+    others = systems[1 : 1 + columns] if systems[0] == BASELINE else []
+    rows = len(METRICS) + bool(others)
+    figure = Figure(figsize=(max(3 * columns, 5), 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
     for row, name in zip(panels, METRICS, strict=False):
         for panel in row[len(dropouts) :]:
             panel.set_axis_off()
@@ -365,17 +370,18 @@ def draw(runs: list[Curves], picture: Path) -> None:
             panel.set(ylabel=name, xlabel="joint epoch")
             panel.grid(alpha=0.3)
     panels[0][0].legend(frameon=False, fontsize="x-small")
-    others = systems[1 : 1 + columns] if systems[0] == BASELINE else []
-    for number, (panel, system) in enumerate(zip(panels[2], others, strict=False)):
-        at = points(found, system, "ndcg@10")
-        panel.scatter(at[:, 2], at[:, 3], s=4, c=f"C{number + 1}")
-        if system == "create" and point:
-            panel.plot(*point, "*", color="black", label="the paper")
-            panel.legend(frameon=False, fontsize="x-small")
-        panel.set_title(f"{system}, ndcg@10", fontsize="small")
-        panel.set(xlabel="SASRec lacks, %", ylabel="gain, %")
+    for panel, system in zip(panels[-1], others, strict=False):
+        for number, name in enumerate(METRICS):
+            at, look = points(found, system, name), dict(color=f"C{number + 2}")
+            panel.scatter(at[:, 2], at[:, 3], s=4, label=name, **look)
+            point = paper_point(found, data, name)
+            if system == "create" and point:
+                panel.plot(*point, "*", label="the paper's", **look)
+        panel.set_title(system, fontsize="small")
+        panel.set(xlabel="SASRec lacks of its best, %", ylabel="gain, %")
         panel.grid(alpha=0.3)
-    for panel in panels[2][len(others) :]:
+        panel.legend(frameon=False, fontsize="x-small")
+    for panel in panels[-1][len(others) :] if others else []:
         panel.set_axis_off()
     with whole(picture) as file:
         figure.savefig(file, format="png", dpi=80)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from benchmarks import each_epoch
 from benchmarks.each_epoch import Curves
@@ -164,6 +165,7 @@ class Rule(NamedTuple):
 
 RULES = tuple(Rule(*one) for one in product(METRICS, TARGETS, AVERAGES))
 USUAL = Rule("ndcg@10", "last", 1)  # the one that others are compared with
+CHOSEN = Rule("log_reciprocal_rank", "last", 5)  # the default of configs
 
 
 def averaged(values: np.ndarray, n: int) -> np.ndarray:
@@ -245,6 +247,8 @@ def tables(studies: list[Curves]) -> str:
     """Markdown: a summary of all data, then the tables of each."""
     parts = [_about(studies), "## All data", _summary(studies)]
     parts.append("![regrets](regrets.png)")
+    if len(studies) > 1:
+        parts += ["### The default", _default(studies)]
     for data, own in each_epoch.by_data(studies).items():
         parts += [f"## {data}", f"![curves]({data}.png)"]
         parts += ["### Regret", _regrets(own)]
@@ -309,9 +313,31 @@ def _share_lost(study: Curves, place: int) -> float:
     return float(np.mean([100 * regret(t, place) / t.max() for t in truths]))
 
 
-def _losses(studies: list[Curves], rule: Rule) -> np.ndarray:
-    """[runs] what a rule loses without patience, in percent."""
-    return np.array([_share_lost(one, chosen(rule.of(one))[0]) for one in studies])
+def _losses(studies: list[Curves], rule: Rule, patience=None) -> np.ndarray:
+    """[runs] what a rule loses, in percent."""
+    places = [chosen(rule.of(one), patience)[0] for one in studies]
+    return np.array([_share_lost(*one) for one in zip(studies, places, strict=True)])
+
+
+def _default(studies: list[Curves]) -> str:
+    """What the rule that was chosen lacks less than the usual one, run by run."""
+    rows = []
+    for patience in (*PATIENCES, None):
+        both = [_losses(studies, rule, patience) for rule in (CHOSEN, USUAL)]
+        less = both[0] - both[1]
+        test = stats.ttest_1samp(less, 0)
+        low, high = test.confidence_interval()
+        cells = [f"{loss.mean():.2f}" for loss in both]
+        cells.append(f"{less.mean():+.2f} ({low:+.2f} .. {high:+.2f})")
+        rows.append([patience or "none", *cells, f"{test.pvalue:.3f}"])
+    text = (
+        f"The regret of the {CHOSEN.metric} of {CHOSEN.target}, as a mean of "
+        f"{CHOSEN.average}, and of {USUAL.metric} of {USUAL.target}: the difference "
+        "with an interval of 95% and p, of t over runs, as if no other rule had been "
+        "looked at."
+    )
+    head = ["patience", "chosen", "usual", "difference", "p"]
+    return text + "\n\n" + report.markdown_table(head, rows)
 
 
 def _last(study: Curves) -> int:

@@ -1,6 +1,8 @@
 """The study of regularisation: its arithmetic, and a run of two epochs."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +176,15 @@ def test_a_finished_run_of_another_length_is_not_this_one(tmp_path):
     config = regularisation.make_config("beauty", "sasrec", 0.2, seed=0, epochs=40)
     with pytest.raises(InputError, match="a run of 60 joint epochs, and not of 40;"):
         regularisation.run(config, "sasrec", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["regularisation", "bert4rec"])
+def test_the_printed_tables_are_those_of_the_files(name):
+    place = Path(__file__).parents[1] / "results" / name
+    tables = regularisation.tables(each_epoch.read_all(place, "regularisation"))
+    assert tables == (place / "tables.md").read_text()
+    said = set(re.findall(r"\d+\.\d+", (place / "README.md").read_text()))
+    assert said and said <= set(re.findall(r"\d+\.\d+", tables))
 
 
 def test_an_empty_directory_is_one_line(tmp_path, capsys):

@@ -124,6 +124,19 @@ def test_a_rule_is_compared_with_the_usual_one_run_by_run():
     )
 
 
+def test_the_default_is_compared_with_an_interval():
+    """Here it chooses the last epochs, which are best; the usual one loses 10, 0 and
+    37.5%."""
+    rising = {"valid/last/log_reciprocal_rank": np.array([-3.0, -2.0, -1.0])}
+    studies = [one._replace(curves=one.curves | rising) for one in STUDIES]
+    table = selection.tables(studies).split("### The default")[1].split("\n##")[0]
+    lost = np.array([10, 0, 37.5])
+    edge = 4.302653 * lost.std(ddof=1) / np.sqrt(3)  # t of two degrees of freedom
+    low, high = -lost.mean() - edge, -lost.mean() + edge
+    bounds = f"({low:+.2f} .. {high:+.2f})"
+    assert f"| none | 0.00 | 15.83 | -15.83 {bounds} |" in table
+
+
 def test_refits_by_hand():
     """The second of three epochs is chosen; six of ten rows are trained on, so that
     it is the first, scaled."""
