@@ -2,6 +2,7 @@
 of the studies of selection and of regularisation."""
 
 import argparse
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,17 @@ def _write(file: Path, about: dict, lines: Path, keys: tuple[str, ...]) -> None:
         values = [float(f"{record[name]:.6g}") for name in names]
         made.append(json.dumps({"epoch": epoch, "values": values}))
     write_text(file, "\n".join(made) + "\n")
+
+
+def save(figure, picture: Path, dpi: int) -> None:
+    """Writes a PNG of 64 colours, with a quarter of the bytes that all take: it lies in
+    the repository."""
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    with Image.open(drawn) as image, whole(picture) as file:
+        image.convert("RGB").quantize(64).save(file, format="png", optimize=True)
 
 
 def parse(

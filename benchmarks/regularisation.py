@@ -27,7 +27,6 @@ from benchmarks import each_epoch, selection, warm_start
 from benchmarks.each_epoch import Curves
 from create_jax import bootstrap, build, curves, protocol, report
 from create_jax.errors import exit_code
-from create_jax.files import whole
 from create_jax.metrics import from_ranks
 
 BASELINE = "sasrec"
@@ -383,8 +382,7 @@ def draw(runs: list[Curves], picture: Path) -> None:
         panel.legend(frameon=False, fontsize="x-small")
     for panel in panels[-1][len(others) :] if others else []:
         panel.set_axis_off()
-    with whole(picture) as file:
-        figure.savefig(file, format="png", dpi=80)
+    each_epoch.save(figure, picture, dpi=80)
 
 
 def table(directory: Path) -> None:

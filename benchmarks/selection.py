@@ -41,7 +41,6 @@ from create_jax.data.interactions import Interactions
 from create_jax.data.splits import Holdout, known_items
 from create_jax.data.streams import stream
 from create_jax.errors import exit_code
-from create_jax.files import whole
 
 RESULTS = Path(__file__).parents[1] / "results"
 TARGETS = ("last", "successive")
@@ -549,8 +548,7 @@ def draw(studies: list[Curves], picture: Path) -> None:
     panels[0][0].legend(frameon=False, fontsize="x-small")
     for panel in panels[-1]:
         panel.set_xlabel("joint epoch")
-    with whole(picture) as file:
-        figure.savefig(file, format="png", dpi=70)
+    each_epoch.save(figure, picture, dpi=70)
 
 
 def draw_regrets(studies: list[Curves], picture: Path) -> None:
@@ -577,8 +575,7 @@ def draw_regrets(studies: list[Curves], picture: Path) -> None:
     panel.set(xscale="symlog", xlim=0, ylim=(-1, len(order)))
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize="x-small")
-    with whole(picture) as file:
-        figure.savefig(file, format="png", dpi=80)
+    each_epoch.save(figure, picture, dpi=80)
 
 
 def table(directory: Path) -> None:
