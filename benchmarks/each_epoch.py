@@ -105,7 +105,7 @@ def run(
 def keep_ranks(config, log: Interactions, holdout: Holdout, file: Path) -> None:
     """Writes, beside the file of a finished run, how many items rank before each target
     of a holdout, with the parameters of the epoch that it selected (`best`) and with
-    the last ones (`last`): [Q] of bytes, where the largest cut-off stands for all ranks
+    the last ones (`last`): [Q], where the largest cut-off stands for all ranks
     from there on."""
     path = file.with_suffix(".npz")
     if path.exists():
@@ -121,7 +121,7 @@ def keep_ranks(config, log: Interactions, holdout: Holdout, file: Path) -> None:
                 config, holdout, fitted.score, mesh, lists=False, **fitted.reads
             )
             ranks = evaluator.run(fitted.params, fitted.graph()).ranks
-            found[name] = np.minimum(ranks, cut).astype(np.uint8)
+            found[name] = np.minimum(ranks, cut).astype(np.min_scalar_type(cut))
         with whole(path) as to:
             np.savez_compressed(to, **found)
 

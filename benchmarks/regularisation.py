@@ -180,17 +180,19 @@ def tables(runs: list[Curves]) -> str:
 def _about(runs: list[Curves]) -> str:
     seeds = sorted({one.seed for one in runs})
     about = runs[0].about
-    commit, asked = (about.get("git") or "")[:7], about["queries"][KEY]
+    commits = sorted({(one.about.get("git") or "")[:7] for one in runs})
+    asked = about["queries"][KEY]
     return (
         f"{len(runs)} runs of {about['dataset']}, seeds {', '.join(map(str, seeds))}, "
-        f"{asked:,} queries, made at {commit}. Values are percent, means over seeds; "
-        "gains are percent of SASRec with the same dropout after the same joint epoch."
+        f"{asked:,} queries, made at {', '.join(commits)}. Values are percent, means "
+        "over seeds; gains are percent of SASRec with the same dropout after the same "
+        "joint epoch."
     )
 
 
 def _compared(runs: list[Curves]) -> str:
-    """Paired differences to SASRec and, of its variants, to CREATE, both with the same
-    dropout; of the runs that kept ranks."""
+    """Paired differences to SASRec and to CREATE with the same dropout: of runs that
+    kept their ranks."""
     kept = [one for one in runs if one.ranks]
     places, drawn = {}, None
     if kept:
@@ -199,7 +201,7 @@ def _compared(runs: list[Curves]) -> str:
         places.setdefault((one.about["system"], dropout_of(one)), []).append(place)
     rows, found = [], []
     pairs = [(one, BASELINE) for one in systems_of(places)[1:]]
-    pairs += [(one, "create") for one, _ in pairs if one.startswith("create@")]
+    pairs += [(one, "create") for one, _ in pairs if one != "create"]
     for dropout, (system, base) in product(dropouts_of(places), pairs):
         pair = places.get((system, dropout)), places.get((base, dropout))
         if None in pair:
@@ -214,9 +216,9 @@ def _compared(runs: list[Curves]) -> str:
                     bootstrap.resample_seeds(drawn[:, own, when, number, None], rng)
                     for own in pair
                 )
-                gaps, gap = (ours - theirs)[:, 0], means[0] - means[1]
-                low, high, p = bootstrap.interval(gaps, gap)
-                found.append((*(100 * x / means[1] for x in (gap, low, high)), p))
+                gains_drawn = 100 * (ours / theirs - 1)[:, 0]
+                gain = 100 * (means[0] / means[1] - 1)
+                found.append((gain, *bootstrap.interval(gains_drawn, gain)))
     if not rows:
         return ""
     cells = [
@@ -231,7 +233,8 @@ def _compared(runs: list[Curves]) -> str:
     text = (
         "Percent of what is subtracted: gain (interval of 95%), p. Paired bootstrap "
         "over users and, of several, over seeds; p corrected by Holm over this table. "
-        "The best epochs are those of the highest NDCG@10 here, of both systems."
+        "Of one seed both leave out the chance of training. The best epoch of a run is "
+        "that of its highest NDCG@10 on these same queries, for both metrics."
     )
     head = ["dropout", "difference", "seeds", "metric", *WHEN.values()]
     return text + "\n\n" + report.markdown_table(head, rows)
@@ -326,7 +329,8 @@ def _law(found: dict, data: str, name: str) -> str:
         "From the best epoch of SASRec with each dropout on: the mean gain where "
         "SASRec lacks least, more and most of its best of all dropouts (from, to "
         "percent), and the rank correlation of both over dropouts and epochs. "
-        "Neighbouring epochs are no independent points."
+        "Neighbouring epochs are no independent points, and both are made of the same "
+        "SASRec: of a system that never fell, the correlation would be 1."
     )
     if point := paper_point(found, data, name):
         text += " The paper's SASRec lacks {:.0f}%, its CREATE gains {:+.1f}%.".format(

@@ -197,15 +197,17 @@ def deviation(groups: list[list[float]]) -> float:
     return float(np.sqrt(squares / free)) if free else float("nan")
 
 
-def noise(values: np.ndarray, window: int = 7) -> float:
-    """The deviation around the mean of an epoch, the three before it and the three
-    after it, whose own share of the noise is made up for; nan for a shorter curve."""
+def noise(values: np.ndarray, window: int = 7) -> tuple[float, float]:
+    """(the deviation around the mean of an epoch, the three before it and the three
+    after it, whose own share of the noise is made up for; the same as a share of how
+    far these means go up and down); nan for a shorter curve."""
     if len(values) < window:
-        return float("nan")
+        return float("nan"), float("nan")
     smooth = np.convolve(values, np.ones(window) / window, "valid")
     half = window // 2
     apart = values[half : len(values) - half] - smooth
-    return float(np.sqrt((apart**2).mean() * window / (window - 1)))
+    deviation = np.sqrt((apart**2).mean() * window / (window - 1))
+    return float(deviation), float(deviation / np.ptp(smooth))
 
 
 def same_order(first: list, second: list) -> tuple[int, int]:
@@ -319,23 +321,26 @@ def _losses(studies: list[Curves], rule: Rule, patience=None) -> np.ndarray:
 
 
 def _default(studies: list[Curves]) -> str:
-    """What the rule that was chosen lacks less than the usual one, run by run."""
-    rows = []
-    for patience in (*PATIENCES, None):
-        both = [_losses(studies, rule, patience) for rule in (CHOSEN, USUAL)]
+    """What the rule that was chosen lacks less than the usual one, run by run: of all
+    data, and of those with three runs at least."""
+    rows, parts = [], {"all": studies}
+    for data, own in each_epoch.by_data(studies).items():
+        parts |= {data: own} if 3 <= len(own) < len(studies) else {}
+    for (data, own), patience in product(parts.items(), (*PATIENCES, None)):
+        both = [_losses(own, rule, patience) for rule in (CHOSEN, USUAL)]
         less = both[0] - both[1]
         test = stats.ttest_1samp(less, 0)
         low, high = test.confidence_interval()
         cells = [f"{loss.mean():.2f}" for loss in both]
         cells.append(f"{less.mean():+.2f} ({low:+.2f} .. {high:+.2f})")
-        rows.append([patience or "none", *cells, f"{test.pvalue:.3f}"])
+        rows.append([data, patience or "none", *cells, f"{test.pvalue:.3f}"])
     text = (
         f"The regret of the {CHOSEN.metric} of {CHOSEN.target}, as a mean of "
         f"{CHOSEN.average}, and of {USUAL.metric} of {USUAL.target}: the difference "
         "with an interval of 95% and p, of t over runs, as if no other rule had been "
-        "looked at."
+        "looked at and the runs of one data set did not share its queries."
     )
-    head = ["patience", "chosen", "usual", "difference", "p"]
+    head = ["data", "patience", "chosen", "usual", "difference", "p"]
     return text + "\n\n" + report.markdown_table(head, rows)
 
 
@@ -483,13 +488,13 @@ def _noises(studies: list[Curves]) -> str:
         for target in TARGETS:
             curves = [one.curves[f"valid/{target}/{metric}"] for one in studies]
             late = [curve[len(curve) // 3 :] for curve in curves]
-            mean = np.mean([noise(curve) for curve in late])
-            level = abs(np.mean([curve.mean() for curve in late]))
-            cells.append(f"{mean:.5f} ({100 * mean / level:.2f}%)")
+            mean, share = np.mean([noise(curve) for curve in late], axis=0)
+            cells.append(f"{mean:.5f} ({100 * share:.0f}%)")
         rows.append([metric, *cells])
     text = (
         "How far the metric of an epoch is from the mean of the seven epochs around "
-        "it, in the last two thirds of the runs; and as a share of its level."
+        "it, in the last two thirds of the runs; and as a share of how far these means "
+        "go up and down there. One that falls all the way has little noise, too."
     )
     return text + "\n\n" + report.markdown_table(["metric", *TARGETS], rows)
 

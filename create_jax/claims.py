@@ -13,7 +13,8 @@ from create_jax.runs import System, by_section, per_query, targets_of
 class Claim(NamedTuple):
     """A difference to the baseline, in percent points, over the same users.
 
-    low, high: the 95% interval. p: two-sided, of a difference of zero. holm: p
+    low, high: the 95% interval. relative: the difference in percent of the baseline,
+    with its own interval. p: two-sided, of a difference of zero. holm: p
     corrected for all claims about the section and target.
     """
 
@@ -24,17 +25,20 @@ class Claim(NamedTuple):
     baseline: str
     difference: float
     relative: float
+    relative_low: float
+    relative_high: float
     low: float
     high: float
     p: float
     holm: float = 1.0
 
-    @property
-    def detectable(self) -> float:
-        """The true difference that four of five such tests see at the 5% level, before
-        any correction: 2.8 deviations, where the interval is 3.9 of them wide."""
-        edge = stats.norm.ppf(0.975)
-        return (edge + stats.norm.ppf(0.8)) * (self.high - self.low) / (2 * edge)
+    def detectable(self, claims: int = 1) -> float:
+        """The true difference that four of five such tests see at the 5% level, of so
+        many claims at the strictest step of Holm's correction. Of one it is 2.8
+        deviations, where the interval is 3.9 of them wide."""
+        edge = stats.norm.ppf(1 - 0.025 / claims)
+        deviation = (self.high - self.low) / (2 * stats.norm.ppf(0.975))
+        return (edge + stats.norm.ppf(0.8)) * deviation
 
 
 def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
@@ -95,7 +99,8 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
             bootstrapped[id(system)] = bootstrap.resample_seeds(drawn[:, own], seeds)
             means[id(system)] = sums[:, own].sum(0).mean(0) / counts.sum()
         for system, base in pairs:
-            gaps = bootstrapped[id(system)] - bootstrapped[id(base)]
+            ours, theirs = bootstrapped[id(system)], bootstrapped[id(base)]
+            gaps, ratios = ours - theirs, 100 * (ours / np.maximum(theirs, 1e-12) - 1)
             for place, name in enumerate(names):
                 mean, other = means[id(system)][place], means[id(base)][place]
                 relative = 100 * (mean / max(other, 1e-12) - 1)
@@ -103,7 +108,8 @@ def _compare(pairs, names, resamples: int) -> list[Claim]:
                 bounds = bootstrap.interval(gaps[:, place], mean - other)
                 if len(counts) == 1:  # one user is drawn again and again: no spread
                     bounds = *bounds[:2], 1.0
-                found = mean - other, relative, *bounds
+                around = np.percentile(ratios[:, place], [2.5, 97.5])
+                found = mean - other, relative, *around, *bounds
                 claims.append(Claim(*labels, *found))
     return claims
 

@@ -282,9 +282,13 @@ def test_claims_are_paired_and_corrected(runs):
 def test_what_is_detectable_is_seen_by_four_of_five_tests():
     deviation = 0.3
     edge = stats.norm.ppf(0.975) * deviation
-    claim = Claim(*["a"] * 5, 0.0, 0.0, -edge, edge, p=1.0)
-    drawn = np.random.default_rng(0).normal(claim.detectable, deviation, 100_000)
+    claim = Claim(*["a"] * 5, *[0.0] * 4, -edge, edge, p=1.0)
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(claim.detectable(), deviation, 100_000)
     assert abs(np.mean(drawn > edge) - 0.8) < 0.01
+    drawn = rng.normal(claim.detectable(40), deviation, 100_000)
+    p = 2 * stats.norm.sf(np.abs(drawn) / deviation)
+    assert abs(np.mean(40 * p < 0.05) - 0.8) < 0.01
 
 
 def test_differences_stand_beside_those_of_the_paper(runs):
@@ -300,10 +304,13 @@ def test_differences_stand_beside_those_of_the_paper(runs):
     ]
     claim = next(one for one in claims if one.metric == "ndcg@10")
     other = claim.difference / claim.relative  # 1% of what SASRec has
-    found = [float(word.strip("%")) for word in cells[0][5].split(" .. ")]
-    np.testing.assert_allclose(found, [claim.low / other, claim.high / other], atol=0.1)
+    found = [float(word) for word in cells[0][5].split(" .. ")]
+    expected = claim.relative_low, claim.relative_high
+    np.testing.assert_allclose(found, expected, atol=0.051)
+    assert expected[0] < claim.relative < expected[1] and expected[0] > -100
     assert cells[0][4] == f"{claim.relative:+.1f}%"
-    assert cells[0][7] == f"{claim.detectable / other:.1f}%"
+    assert cells[0][7] == f"{claim.detectable() / other:.1f}%"
+    assert cells[0][8] == f"{claim.detectable(2 * 3) / other:.1f}%"  # pairs and metrics
     assert "paper" not in report.parts(systems, [], "ndcg@10")
 
 

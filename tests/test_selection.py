@@ -57,9 +57,12 @@ def test_regret_and_its_deviation_by_hand():
 def test_noise_is_what_a_smooth_curve_lacks():
     smooth = np.linspace(1.0, 5.0, 4000)
     drawn = np.random.default_rng(0).normal(0, 0.1, 4000)
-    assert selection.noise(smooth) == pytest.approx(0, abs=1e-12)
-    assert selection.noise(smooth + drawn) == pytest.approx(0.1, rel=0.03)
-    assert np.isnan(selection.noise(smooth[:6]))
+    assert selection.noise(smooth) == pytest.approx((0, 0), abs=1e-12)
+    deviation, share = selection.noise(smooth + drawn)
+    assert deviation == pytest.approx(0.1, rel=0.03)
+    # The means go from 1 to 5, and by their own noise, 0.1 / sqrt(7), a little farther.
+    assert 0.1 / 4.3 < share < 0.1 / 4
+    assert np.isnan(selection.noise(smooth[:6])).all()
 
 
 def test_pairs_in_the_same_order():
@@ -134,7 +137,7 @@ def test_the_default_is_compared_with_an_interval():
     edge = 4.302653 * lost.std(ddof=1) / np.sqrt(3)  # t of two degrees of freedom
     low, high = -lost.mean() - edge, -lost.mean() + edge
     bounds = f"({low:+.2f} .. {high:+.2f})"
-    assert f"| none | 0.00 | 15.83 | -15.83 {bounds} |" in table
+    assert f"| all | none | 0.00 | 15.83 | -15.83 {bounds} |" in table
 
 
 def test_refits_by_hand():
