@@ -30,6 +30,9 @@ SETTINGS = {
     "seq.dropout": 0.0,  # else eight devices draw other numbers than the one did
     "train.chunk": 2,
     "checkpoint.seconds": 0,
+    # The defaults of then, as the refusal of those of now says.
+    "eval.select_by": "ndcg@10",
+    "eval.select_mean": 1,
 }
 
 
