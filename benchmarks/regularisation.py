@@ -11,7 +11,9 @@ CREATE's study chose. Nothing is chosen by these numbers: they say how the gain 
 with dropout and length.
 
 `table` prints the gain over epochs for each dropout, and against what SASRec lacks
-there of its best, and draws both.
+there of its best, and draws both. Of the best and of the last epoch of a run the ranks
+are kept, so that the gains there have intervals. It also says which epochs are nearest
+to what the paper prints.
 """
 
 import json
@@ -142,8 +144,7 @@ def points(found: dict, system: str, name: str) -> np.ndarray:
 
 def printed_row(data: str, method: str) -> dict[str, float]:
     """Table 2's metrics of a method, in percent; {} where it has none."""
-    rows = report.paper_tables()["table 2"].get(report.PAPER_DATA.get(data), {})
-    row = rows.get(report.PAPER_SYSTEMS.get(method), {})
+    row = report.paper_result(data, method) or {}
     return {name: value for name, (value, _) in row.items()}
 
 
@@ -194,9 +195,9 @@ def _compared(runs: list[Curves]) -> str:
     """Paired differences to SASRec and to CREATE with the same dropout: of runs that
     kept their ranks."""
     kept = [one for one in runs if one.ranks]
-    places, drawn = {}, None
-    if kept:
-        values, drawn = _resampled(kept)
+    if not kept:
+        return ""
+    places, (values, drawn) = {}, _resampled(kept)
     for place, one in enumerate(kept):
         places.setdefault((one.about["system"], dropout_of(one)), []).append(place)
     rows, found = [], []
@@ -222,8 +223,7 @@ def _compared(runs: list[Curves]) -> str:
     if not rows:
         return ""
     cells = [
-        f"{gain:+.1f} ({low:+.1f} .. {high:+.1f}), p "
-        + (f"{p:.3f}" if p >= 0.001 else "<0.001")
+        f"{gain:+.1f} ({low:+.1f} .. {high:+.1f}), p {report.p_value(p)}"
         for (gain, low, high, _), p in zip(
             found, bootstrap.holm([one[-1] for one in found]), strict=True
         )

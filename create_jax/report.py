@@ -21,6 +21,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 
@@ -138,12 +139,17 @@ def paper_tables() -> dict:
     return json.loads(file.read_text())
 
 
+def paper_result(dataset: str, method: str) -> dict | None:
+    """The paper's line of a method (Table 2): metric -> [mean, deviation or None]."""
+    rows = paper_tables()["table 2"].get(PAPER_DATA.get(dataset), {})
+    return rows.get(PAPER_SYSTEMS.get(method))
+
+
 def paper_row(system: System) -> dict | None:
     """The paper's line of a system (Tables 2 and 4): metric -> [mean, deviation or
     None]."""
     method, own = system.results[0]["method"], system.settings
-    data, name = PAPER_DATA.get(system.dataset), PAPER_SYSTEMS.get(method)
-    row = paper_tables()["table 2"].get(data, {}).get(name)
+    row = paper_result(system.dataset, method)
     if method != "create":
         return row
     if own["seq.encoder"] != "sasrec" or own["loss.w_global"] == 0:
@@ -153,7 +159,7 @@ def paper_row(system: System) -> dict | None:
     alignment = PAPER_ALIGNMENTS.get(kind)
     if (graph, alignment) == ("UltraGCN", "alignment=Barlow"):
         return row
-    variants = paper_tables()["table 4"].get(data, {})
+    variants = paper_tables()["table 4"].get(PAPER_DATA.get(system.dataset), {})
     return variants.get(f"CREATE SASRec+{graph}, {alignment}")
 
 
@@ -301,8 +307,9 @@ def _differences(claims: list[Claim]) -> list[str]:
     names = list(dict.fromkeys(claim.metric for claim in claims))
     lines = {}
     for c in claims:
-        p = f"{c.holm:.3f}" if c.holm >= 0.001 else "<0.001"
-        cell = f"{c.difference:+.2f} ({c.low:+.2f} .. {c.high:+.2f}), p {p}"
+        cell = (
+            f"{c.difference:+.2f} ({c.low:+.2f} .. {c.high:+.2f}), p {p_value(c.holm)}"
+        )
         cell = f"**{cell}**" if c.holm < 0.05 else cell
         lines.setdefault((c.section, f"{c.label} - {c.baseline}"), {})[c.metric] = cell
     text = (
@@ -324,6 +331,7 @@ def _against_the_paper(systems: list[System], claims: list[Claim]) -> list[str]:
     target, names = _shown(systems)
     usual = [system for own in _usual(systems).values() for system in own]
     known, done, rows = {(one.section, one.label): one for one in usual}, [], []
+    families = Counter((claim.section, claim.target) for claim in claims)
     for claim in claims:
         pair = (claim.section, claim.label), (claim.section, claim.baseline)
         shown = claim.target == target and claim.metric in names
@@ -337,10 +345,10 @@ def _against_the_paper(systems: list[System], claims: list[Claim]) -> list[str]:
         done.append(row)  # several variants share it
         runs = [run["test_by_target"][target] for run in known[pair[1]].results]
         mean = np.mean([run[claim.metric] for run in runs])  # points by it are percent
-        family = sum(
-            (one.section, one.target) == (claim.section, target) for one in claims
-        )
-        seen = [f"{claim.detectable(n) / mean:.1f}%" for n in (1, family)]
+        seen = [
+            f"{claim.detectable(n) / mean:.1f}%"
+            for n in (1, families[claim.section, target])
+        ]
         rows.append(
             [
                 claim.section,
@@ -349,7 +357,7 @@ def _against_the_paper(systems: list[System], claims: list[Claim]) -> list[str]:
                 f"{100 * theirs[0] / other[0] - 100:+.1f}%",
                 f"{claim.relative:+.1f}%",
                 f"{claim.relative_low:+.1f} .. {claim.relative_high:+.1f}",
-                f"{claim.holm:.3f}" if claim.holm >= 0.001 else "<0.001",
+                p_value(claim.holm),
                 *seen,
             ]
         )
@@ -402,6 +410,10 @@ def fill(path: Path, found: dict[str, str]) -> str:
             "them where the tables belong"
         )
     return text
+
+
+def p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def _paper_cell(value) -> str:
