@@ -42,8 +42,8 @@ class Claim(NamedTuple):
 
 
 def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
-    """Compares each system with the baseline of its section, and each variant of a
-    method with the method itself, for each target and metric that the section has."""
+    """Compares each system with the baseline of its section, and each variant with
+    what it varies, for each target and metric that the section has."""
     claims = []
     for own in by_section(systems).values():
         pairs, has = _pairs(own, baseline), own[0].results[0]["test"]
@@ -69,12 +69,12 @@ def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
     labels = [system.label for system in own]
     if baseline not in labels and methods.count(baseline) == 1:
         baseline = labels[methods.index(baseline)]
-    pairs = []
-    for label, method in zip(labels, methods, strict=True):
-        for other in dict.fromkeys((baseline, method)):
-            if other != label and other in labels:
-                pairs.append((own[labels.index(label)], own[labels.index(other)]))
-    return pairs
+    return [
+        (system, own[labels.index(other)])
+        for system in own
+        for other in dict.fromkeys((baseline, system.varies))
+        if other != system.label and other in labels
+    ]
 
 
 def _compare(pairs, names, resamples: int) -> list[Claim]:

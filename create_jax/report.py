@@ -4,8 +4,10 @@ RUNS are directories of finished runs, or directories full of them, two levels d
 Runs of one method and settings with several seeds become one line, mean and sample
 deviation; the line of the paper follows. A table holds runs of one data set and one
 protocol. Each line is compared with the baseline, and each variant with its method, by
-a paired bootstrap over users and seeds. p-values are corrected for the number of
-comparisons in a table (Holm 1979).
+a paired bootstrap over users and seeds. With --names=directory lines are named after
+the directories of their runs, and create@graph=lightgcn,align=none is a variant of
+create@graph=lightgcn. p-values are corrected for the number of comparisons in a table
+(Holm 1979).
 
 Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
 figures. --fill=FILE replaces the text of a Markdown file between `<!-- report:NAME -->`
@@ -468,6 +470,9 @@ def main(arguments=None) -> int:
         "--fill", type=Path, action="append", default=[], help="Markdown with marks"
     )
     parser.add_argument("--baseline", default="sasrec", help="method or label")
+    parser.add_argument(
+        "--names", choices=("settings", "directory"), default="settings"
+    )
     parser.add_argument("--metrics", default="ndcg@10,recall@10,ndcg@100,recall@100")
     parser.add_argument("--resamples", type=int, default=10_000)
     flags = parser.parse_intermixed_args(arguments)
@@ -476,7 +481,7 @@ def main(arguments=None) -> int:
 
 def make(flags) -> None:
     """Writes what the flags of `main` ask for, and prints report.md."""
-    systems = load(find_runs(flags.runs))
+    systems = load(find_runs(flags.runs), flags.names == "directory")
     names = flags.metrics.split(",")
     known = [n for n in systems[0].results[0]["test"] if n.split("@")[0] in METRICS]
     if not set(names) <= set(known):

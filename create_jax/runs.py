@@ -1,6 +1,7 @@
 """Finished runs: found, read, and grouped into the systems that a report compares."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +19,13 @@ class System(NamedTuple):
     """Runs that differ in their seeds alone.
 
     label: the method, and where its settings differ from others in the table and are
-    not the most common of the method in the report. section: its data set, and the same
-    of its protocol. settings: the flat config.
+    not the most common of the method in the report; or the name of its directory.
+    varies: the label of the system that it is a variant of. section: its data set, and
+    the same of its protocol. settings: the flat config.
     """
 
     label: str
+    varies: str
     section: str
     dataset: str
     settings: dict
@@ -56,10 +59,10 @@ class _Key(NamedTuple):
     settings: str
 
 
-def load(folders: list[Path]) -> list[System]:
+def load(folders: list[Path], by_directory: bool = False) -> list[System]:
     """Runs grouped by data, protocol, method and settings: data and protocols in the
     order they were given, simple methods first. Data of one name and other fingerprints
-    are others."""
+    are others. by_directory: systems are named after the directories of their runs."""
     groups, flats = {}, {}
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
@@ -81,8 +84,18 @@ def load(folders: list[Path]) -> list[System]:
                 f"{where[0]} and others have the same seed and settings; give each "
                 "run once"
             )
-        names = _label(key, flats), _section(key, list(groups)), key.dataset
+        label, varies = _label(key, flats), key.method
+        if by_directory:
+            label, varies = _directory(where, results)
+        names = label, varies, _section(key, list(groups)), key.dataset
         systems.append(System(*names, flats[key], results, where))
+    for section, own in by_section(systems).items():
+        label, times = Counter(system.label for system in own).most_common(1)[0]
+        if by_directory and times > 1:
+            raise InputError(
+                f"{section}: found {times} systems whose directory is {label}; give "
+                "one of them, or name systems by their settings"
+            )
     sections = list(dict.fromkeys(system.section for system in systems))
     order = [*methods.METHODS][::-1]
 
@@ -109,6 +122,23 @@ def _label(key: _Key, flats: dict[_Key, dict]) -> str:
     fixed = methods.METHODS.get(key.method, methods.Method()).fixed.items()
     odd = [f"{k}={own[k]}" for k, v in fixed if own.get(k, v) != v]
     return ", ".join(dict.fromkeys([key.method, *differs, *odd]))
+
+
+def _directory(folders: list[Path], results: list[dict]) -> tuple[str, str]:
+    """(name, the name of what it varies) of a system: create@w=1 and create for the
+    runs create@w=1/seed-0 and create@w=1-0."""
+    found = set()
+    for folder, result in zip(folders, results, strict=True):
+        name = folder.absolute().name.removesuffix(f"-{result['seed']}")
+        found.add(folder.absolute().parent.name if name == "seed" else name)
+    if len(found) > 1:
+        raise InputError(
+            f"{folders[0]} and others have the same settings in directories of "
+            f"different names, {', '.join(sorted(found))}; give one of them, or name "
+            "systems by their settings"
+        )
+    (name,) = found
+    return name, re.sub("[@,][^@,]*$", "", name)
 
 
 def _section(key: _Key, keys: list[_Key]) -> str:

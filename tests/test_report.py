@@ -338,6 +338,39 @@ def test_what_is_usual_is_decided_over_all_protocols(runs):
     ]
 
 
+def test_systems_are_named_after_their_directories(runs):
+    """Each is compared with SASRec, and with what its name varies."""
+    for place, (graph, kind) in {
+        "create": ("ultragcn", "barlow_twins"),
+        "create@align=none": ("ultragcn", "none"),
+        "create@graph=lightgcn": ("lightgcn", "barlow_twins"),
+        "create@graph=lightgcn,align=none": ("lightgcn", "none"),
+    }.items():
+        for seed in range(2):
+            make_run(
+                *(runs / f"d/{place}/seed-{seed}", "create", seed, ranks_like(seed)),
+                **{"graph__encoder": graph, "align__kind": kind, "loss__w_bt": 3.0},
+            )
+    make_run(runs / "d/sasrec-1", "sasrec", 1, ranks_like(9))
+    systems = load(find_runs([str(runs / "d")]), by_directory=True)
+    claims = make_claims(systems, "sasrec", ["ndcg@10"], 50)
+    assert [(c.label, c.baseline) for c in claims if c.target == "last"] == [
+        ("create", "sasrec"),
+        ("create@align=none", "sasrec"),
+        ("create@align=none", "create"),
+        ("create@graph=lightgcn", "sasrec"),
+        ("create@graph=lightgcn", "create"),
+        ("create@graph=lightgcn,align=none", "sasrec"),
+        ("create@graph=lightgcn,align=none", "create@graph=lightgcn"),
+    ]
+    (runs / "d/sasrec-1").rename(runs / "d/create-1")
+    with pytest.raises(InputError, match="beauty: found 2 systems whose directory is"):
+        load(find_runs([str(runs / "d")]), by_directory=True)
+    make_run(runs / "d/other-2", "sasrec", 2, ranks_like(9))
+    with pytest.raises(InputError, match="different names, create, other"):
+        load(find_runs([str(runs / "d")]), by_directory=True)
+
+
 def test_other_data_change_no_claim_and_tell_what_is_usual(runs):
     alone = load(find_runs([str(runs / "a")]))
     claims = make_claims(alone, "sasrec", ["ndcg@10"], 99)
