@@ -1,14 +1,17 @@
 """`--mode=tune`: settings chosen on validation, never on test, by an Optuna study.
 
 A study is a directory: `study.log` (Optuna's journal, which processes may share),
-`trial-<n>/` with the metrics of each trial, `config.json`, and `best.py`, a config that
-adds the chosen settings to it. The first trial is the unchanged config. A trial is
-pruned if it is worse than the median of the other trials at the same epoch of the last
-phase. Pruning starts after ten epochs of that phase, because a slow start may end well.
-When a process is killed, another process continues its trial from the last checkpoint.
-A lock shows which trials have a process.
+`trial-<n>/` with the metrics of each trial, `config.json`, `trials.csv`, a row a trial
+that has ended, and `best.py`, a config that adds the chosen settings to config.json.
+The first trial is the unchanged config. A trial is pruned if it is worse than the
+median of the other trials at the same epoch of the last phase. Pruning starts after ten
+epochs of that phase, because a slow start may end well. When a process is killed,
+another process continues its trial from the last checkpoint. A lock shows which trials
+have a process.
 """
 
+import csv
+import io
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -124,6 +127,7 @@ def tune(config, workdir: str) -> Path:
         if not study.trials:
             study.enqueue_trial(first)
     while True:
+        _write_trials(study, config, directory, space)
         found = _take(study, directory, config, optuna)
         if found is None:
             break
@@ -252,6 +256,33 @@ def _suggest(trial, one: Dimension):
     if one.kind == "integer":
         return trial.suggest_int(one.key, *one.values)
     return trial.suggest_float(one.key, *one.values, log=one.kind == "log")
+
+
+def _write_trials(study, config, directory: Path, space) -> None:
+    """trials.csv: of each trial that has ended the epoch of its last phase that was
+    best and the score there, also if it was pruned later, and its settings."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = "trial", "state", "epoch", config.eval.select_by
+    writer.writerow([*head, *(one.key for one in space)])
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            continue
+        epochs, scores = sorted(trial.intermediate_values), []
+        for n in range(1, len(epochs) + 1):  # as train.after_epoch does
+            recent = epochs[:n][-config.eval.select_mean :]
+            found = [trial.intermediate_values[epoch] for epoch in recent]
+            scores.append(sum(found) / len(found))
+        best = max(scores, default="")
+        where = epochs[scores.index(best)] if scores else ""
+        shown = [trial.params.get(one.key, "") for one in space]
+        row = trial.number, trial.state.name.lower(), where, best, *shown
+        writer.writerow(map(_rounded, row))
+    write_text(directory / "trials.csv", text.getvalue())
+
+
+def _rounded(value):
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _write_best(study, config, directory: Path, space, optuna) -> Path:

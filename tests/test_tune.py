@@ -1,5 +1,6 @@
 """Studies: trials with a training that is a formula, so that they take no time."""
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,33 @@ def test_the_best_trial_becomes_a_config(config, trained, tmp_path, capsys):
     config.tune.trials = 10
     tune.tune(config, str(tmp_path / "study"))
     assert [name for name, *_ in trained[8:]] == ["trial-0008", "trial-0009"]
+
+
+def test_trials_are_a_table(config, trained, tmp_path, monkeypatch):
+    whole, failing = tune.train.fit, 3
+
+    def fit(run, *rest, **options):
+        if run.workdir.name == f"trial-{failing:04d}":
+            raise InputError("the loss is not a number")
+        return whole(run, *rest, **options)
+
+    monkeypatch.setattr(train, "fit", fit)
+    path = tune.tune(config, str(tmp_path / "study"))
+    with open(path.parent / "trials.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["trial"]) for row in rows] == list(range(9))
+    assert float(rows[0]["seq.dropout"]) == config.seq.dropout
+    states = [row["state"] for row in rows]
+    assert states.pop(failing) == "fail" and set(states) == {"complete", "pruned"}
+    assert rows[failing]["epoch"] == rows[failing][config.eval.select_by] == ""
+    ended = [row for row in rows if row["state"] == "complete"]
+    scores = [float(row[config.eval.select_by]) for row in ended]
+    # The mean of the last five of fifteen epochs, of a score that rises from none.
+    assert max(scores) == pytest.approx(formula(load(path)) * 13 / 15, rel=1e-5)
+    assert all(row["epoch"] == "15" for row in ended)
+    (path.parent / "trials.csv").unlink()  # as of a study of before
+    tune.tune(config, str(tmp_path / "study"))
+    assert (path.parent / "trials.csv").exists()
 
 
 def test_best_says_what_was_chosen_and_config_json_the_rest(
