@@ -22,9 +22,10 @@ GRAPH_ENCODERS = {
 }
 
 
-def check(config) -> None:
-    """Raises InputError for the first setting that cannot work."""
-    settings.check(config)
+def check(config, *, selects: bool = True) -> None:
+    """Raises InputError for the first setting that cannot work. selects: as of
+    `settings.check`."""
+    settings.check(config, selects=selects)
     method = methods.find(config.method)
     sequence, graph = sequence_module(config), graph_module(config)
     next_item(config.loss, n_items=2)

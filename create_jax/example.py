@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from create_jax import experiment, export, protocol
+from create_jax import experiment, export, methods, protocol
 from create_jax.files import is_remote
 from create_jax.writers import say
 
@@ -15,7 +15,7 @@ LAST_WATCHED = 5  # items of the history that are shown
 
 def show(config, workdir: str) -> None:
     """Prints one real history and the ten items ranked first for it, by title; exports
-    the model, and prints the commands that ask it about oneself."""
+    the model, if it can serve, and prints the commands that ask it."""
     opened, fitted, selection = experiment.reopen(config, workdir)
     split, titles = opened.split, protocol.titles(config)
     holdout = split.test[config.eval.target]
@@ -48,16 +48,23 @@ def show(config, workdir: str) -> None:
 
     if is_remote(workdir) or jax.process_count() > 1:
         return
+    if reason := export.unservable(config):
+        say(f"\nIt is not exported: {config.method} {reason}.")
+        return
     path = Path(workdir) / "model.safetensors"
     say("\nThe model in one file:")
     export.write(opened, fitted, selection, str(path))
-    counts = np.bincount(split.refit.items)
-    known = [name(item) for item in np.argsort(-counts)[:20]]
-    plain = [text for text in known if "'" not in text][:3]
-    asked = " ".join(f"--history={shlex.quote(text)}" for text in plain)
-    file = shlex.quote(str(path))
+    file, heading = shlex.quote(str(path)), "Ask it about a user"
+    rows = export.tested_rows(opened)
+    asked = f"--user={shlex.quote(rows.user_ids[int(rows.users[0])])}"
+    if methods.find(config.method).kind != "graph":  # which know users only
+        counts = np.bincount(split.refit.items)
+        known = [name(item) for item in np.argsort(-counts)[:20]]
+        plain = [text for text in known if "'" not in text][:3]
+        asked = " ".join(f"--history={shlex.quote(text)}" for text in plain)
+        heading = "Ask it about yourself, with titles of yours"
     say(
-        "\nAsk it about yourself, with titles of yours:\n"
+        f"\n{heading}:\n"
         f"  python -m create_jax.recommend {file} {asked}\n"
         "or click, in a browser (extra `serve`):\n"
         f"  python -m create_jax.serve {file}"

@@ -26,6 +26,8 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
       profile: epoch of the first stage to trace, from 1; 0 = none.
     """
     build.check(config)
+    # What leaves no checkpoint is fitted on all rows by the export alone.
+    fits_all = config.final.fit == "all" and config.method not in baselines.FITS
     directory = rundir.locate(workdir)
     rundir.check(directory, config, FREE_TO_CHANGE)
     opened = rundir.open_run(config, directory)
@@ -35,7 +37,7 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
             f"{directory} holds a finished run: its result as it was; --mode=evaluate "
             "ranks anew, another --workdir trains anew"
         )
-        if config.final.fit == "none":
+        if not fits_all:
             return result
     with rundir.hold(directory):
         rundir.mark(directory, config, opened.facts["data"], FREE_TO_CHANGE)
@@ -50,7 +52,7 @@ def train_and_evaluate(config, workdir: str, profile: int = 0) -> dict:
                 with curves.optional(picture):
                     curves.draw(opened.run.lines.path, picture, names)
             rundir.keep(directory, result, ranks)
-        if config.final.fit == "all":
+        if fits_all:
             fit_all_rows(opened, selection)
     return result
 
@@ -62,7 +64,7 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
     Args:
       save: a directory to keep it in, like a run of its own for `create_jax.report`.
     """
-    build.check(config)
+    build.check(config, selects=False)
     place = rundir.locate(save, "--save")
     if save:
         rundir.check(place, config, (*FREE_TO_CHANGE, *SELECTION))

@@ -42,7 +42,10 @@ def export(config, workdir: str, out: str) -> str:
     Raises:
       InputError: no finished run, a method that cannot serve, or several processes.
     """
-    refuse(config)
+    if reason := unservable(config):
+        raise InputError(
+            f"{config.method} cannot be exported: it {reason}; choose another method"
+        )
     if jax.process_count() > 1:
         raise InputError(
             "--mode=export was started on several processes of one cluster; start one, "
@@ -61,7 +64,8 @@ def write(opened, fitted, selection, out: str) -> str:
     if is_remote(out):
         raise InputError(f"--out={out}: a file on a disk is needed; copy it from there")
     log, rows = tested_rows(opened), "up to the cut, as tested"
-    final = (run.workdir / "checkpoints" / "final").exists()
+    stage = run.workdir / "checkpoints" / "final"  # there before its first step is
+    final = any(step.name.isdigit() for step in stage.glob("*"))
     if run.config.final.fit == "all" and not final and fitted.progress.epoch:
         raise InputError(
             f"{run.workdir}: this run has no final fit; add it with --mode=train "
@@ -85,20 +89,17 @@ def write(opened, fitted, selection, out: str) -> str:
     return digest
 
 
-def refuse(config) -> None:
-    """Raises InputError for a method that cannot serve, and says why."""
-    reason, method = "", methods.find(config.method)
+def unservable(config) -> str:
+    """What a method does that keeps it from serving; "" = nothing."""
+    method = methods.find(config.method)
     if config.method in DRAWS:
-        reason = "draws another list for each query and learns no vectors"
-    elif method.kind != "free" and named.load(method.system) is not Create:
-        reason = (
-            "makes a query in a way of its own, as of a user's row and its history "
-            "together, and an artifact holds an encoder or users"
-        )
-    if reason:
-        raise InputError(
-            f"{config.method} cannot be exported: it {reason}; choose another method"
-        )
+        return "draws another list for each query and learns no vectors"
+    if method.kind == "free" or named.load(method.system) is Create:
+        return ""
+    return (
+        "makes a query in a way of its own, as of a user's row and its history "
+        "together, and an artifact holds an encoder or users"
+    )
 
 
 def tested_rows(opened) -> interactions.Interactions | Stored:

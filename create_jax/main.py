@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     from create_jax.writers import say
 
     refuse_other_commands(config)
-    build.check(config)
+    build.check(config, selects=selects())
     if _MODE.value == "describe":
         log = protocol.load(config)
         facts = protocol.describe(config, log, protocol.make_split(config, log))
@@ -158,7 +158,7 @@ def checked(argv: list[str]):
     from create_jax import settings
 
     config = config_for()
-    settings.check(config)
+    settings.check(config, selects=selects())
     return config
 
 
@@ -194,8 +194,13 @@ def runs_of(methods: list[str]) -> list:
         for seed in settings.seeds(config):
             runs.append(config.copy_and_resolve_references())
             runs[-1].seed = seed
-            build.check(runs[-1])
+            build.check(runs[-1], selects=selects())
     return runs
+
+
+def selects() -> bool:
+    """Whether validation may choose under this --mode; elsewhere it has."""
+    return _MODE.value in ("train", "tune")
 
 
 def profiled(config) -> int:

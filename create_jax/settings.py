@@ -73,7 +73,7 @@ AT_LEAST_ONE = (
     *("model.dim", "seq.blocks", "seq.heads", "seq.max_len", "graph.batch_size"),
     *("graph.ultragcn.neighbours", "graph.ultragcn.negatives", "graph.lightgcn.layers"),
     *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
-    "eval.select_mean",
+    *("eval.select_mean", "tune.trials"),
     *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.whole_items"),
     *("loss.negatives", "mesh.model"),
     *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
@@ -84,6 +84,7 @@ AT_LEAST_ZERO = (
     *("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds"),
     "eval.queries",
 )
+SEEDS = "from 0 and below 2**32, which is what generators take"
 
 # Settings that change no number: they may differ when a run goes on and make no other
 # system of a report. All others count. "x." is a section. Settings for
@@ -155,8 +156,9 @@ def meant(flat: dict) -> dict:
     return flat | {"split.validation": validation_of(kind, validation)}
 
 
-def check(config) -> None:
-    """Raises InputError for the first value that cannot work."""
+def check(config, *, selects: bool = True) -> None:
+    """Raises InputError for the first value that cannot work. selects: whether it may
+    be validation that chooses; of a finished run, say, it has."""
     value = partial(read, config)
     method = methods.find(config.method)
     protocol.find_loader(config.data.loader)
@@ -197,15 +199,15 @@ def check(config) -> None:
         expected = "three whole numbers (users, items, interactions), or ()"
         raise _bad("data.counts", counts, expected)
     known = metrics.chosen(config.eval)
-    names, by = [f"{name}@{k}" for name in known for k in config.eval.ks], config.eval
-    if (by.select_target or by.target) != "all":
-        names += metrics.UNCUT
-    if by.select_by not in names:
-        expected = "one of " + ", ".join(names)
-        if by.select_by in metrics.UNCUT:
-            expected += "; or config.eval.select_target=last, for one target a query"
-        raise _bad("eval.select_by", by.select_by, expected)
+    chooses = method.kind != "free" or "svd." in method.settings
+    if selects and chooses and config.split.validation != "none":
+        _check_selection(config.eval, known)
+    ranks = config.svd.ranks
+    if not ranks or not all(type(rank) is int and rank >= 1 for rank in ranks):
+        raise _bad("svd.ranks", ranks, "whole numbers of 1 or more, as in (64, 128)")
     seeds(config)
+    if not _is_seed(config.split.seed):
+        raise _bad("split.seed", config.split.seed, f"a whole number {SEEDS}")
     for other in config.compare:
         methods.find(other, "method to compare")
     if config.split.validation == "none" and config.retrain.epochs == "scaled":
@@ -221,6 +223,17 @@ def check(config) -> None:
     times = config.data.table.has_clock or config.split.kind not in NEED_CLOCK
     if not times:
         raise no_clock(f"split.kind={config.split.kind}")
+
+
+def _check_selection(rules, known: list[str]) -> None:
+    names = [f"{name}@{k}" for name in known for k in rules.ks]
+    if (rules.select_target or rules.target) != "all":
+        names += metrics.UNCUT
+    if rules.select_by not in names:
+        expected = "one of " + ", ".join(names)
+        if rules.select_by in metrics.UNCUT:
+            expected += "; or config.eval.select_target=last, for one target a query"
+        raise _bad("eval.select_by", rules.select_by, expected)
 
 
 def no_clock(what: str) -> InputError:
@@ -274,11 +287,10 @@ def seeds(config) -> list[int]:
     given = config.seeds
     if len(given) == 1 and isinstance(given[0], tuple | list):
         given = given[0]  # the command line wraps a list into a tuple
-    expected = "from 0 and below 2**32, which is what generators take"
     if not all(_is_seed(seed) for seed in given) or len(set(given)) < len(given):
-        raise _bad("seeds", config.seeds, f"different whole numbers {expected}")
+        raise _bad("seeds", config.seeds, f"different whole numbers {SEEDS}")
     if not _is_seed(config.seed):
-        raise _bad("seed", config.seed, f"a whole number {expected}")
+        raise _bad("seed", config.seed, f"a whole number {SEEDS}")
     return list(given) or [config.seed]
 
 

@@ -86,20 +86,23 @@ def without_effect(changed: list[str], flats: list[dict], mode: str) -> str:
     Raises:
       InputError: one of the settings chooses what runs, so that another run was meant.
     """
-    methods = ", ".join(dict.fromkeys(flat["method"] for flat in flats))
+    asked = ", ".join(dict.fromkeys(flat["method"] for flat in flats))
+    found = {methods.find(flat["method"]).kind for flat in flats}
     idle = set.intersection(*map(unread, flats))
     for key in [key for key in changed if key in CHOICES and key in idle]:
         value = flats[0][key]
         if value not in ("none", "ego", flats[0]["method"]):  # these choose what runs
             raise InputError(
-                f"config.{key} is {value!r} by the command line, but {methods} does "
+                f"config.{key} is {value!r} by the command line, but {asked} does "
                 "not read it; leave it out, or choose a method that does"
             )
     if flats[0]["seeds"] and mode != "tune":
         idle.add("seed")
+    if mode == "train" and found <= {"free"}:  # which leave no checkpoints
+        idle.add("final.fit")
     names = [key for key in changed if key in idle or key.startswith(BY_MODE[mode])]
     names = ", ".join(f"config.{name}" for name in names)
-    return f"note: no effect on {methods}, --mode={mode}: {names}" if names else ""
+    return f"note: no effect on {asked}, --mode={mode}: {names}" if names else ""
 
 
 def _data_and_selection(flat: dict) -> list[str]:

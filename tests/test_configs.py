@@ -58,6 +58,9 @@ BAD = {
         "config.eval.targets is ('last', 'middle'); expected last, first, random,",
     ),
     "eval.select_by": ("map@10", "config.eval.select_by is 'map@10'"),
+    "split.seed": (-1, "config.split.seed is -1; expected a whole number from 0"),
+    "svd.ranks": ((0,), "config.svd.ranks is (0,); expected whole numbers of 1 or mo"),
+    "tune.trials": (0, "config.tune.trials is 0; expected 1 or more"),
     "item_source.input": (
         "propagated",
         "expected ego, unless a graph encoder propagates",
@@ -88,8 +91,15 @@ def test_a_metric_without_a_cut_selects_where_queries_have_one_target():
     expected = "'mrr'; expected one of ndcg@10, .*mrr@100; or .*select_target=last"
     with pytest.raises(InputError, match=expected):
         build.check(config)
+    build.check(config, selects=False)  # as of a finished run
     config.eval.select_target = "last"
     build.check(config)
+    config.eval.select_target = ""
+    config.split.validation = "none"
+    build.check(config)
+    counts = common.get_config("mostpop")
+    counts.eval.target = "all"
+    build.check(counts)
 
 
 @pytest.mark.parametrize("given", [(0, 2, 5), ([0, 2, 5],)])

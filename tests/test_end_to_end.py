@@ -117,7 +117,7 @@ def test_evaluate_gives_the_same_numbers_and_other_targets(created, monkeypatch)
     again = experiment.evaluate_again(config, str(workdir))
     assert again["test_by_target"] == result["test_by_target"]
     other = config.copy_and_resolve_references()
-    other.eval.update(target="all", select_by="recall@100")
+    other.eval.target = "all"  # by which nothing could be selected, as it was
     several = experiment.evaluate_again(other, str(workdir))
     assert several["protocol"]["select_by"] == config.eval.select_by  # did select
     assert 0 < several["test_by_target"]["all"]["recall@10"] <= 1
@@ -156,6 +156,28 @@ def test_an_example_ends_with_commands_that_work(created, capsys, monkeypatch):
     assert all(text[0] == "i" for text in history)
     served = shlex.split(lines[heading + 3])
     assert served[:2] == ["python", "-m"] and served[3] == asked[0]
+
+
+def test_an_example_of_what_knows_users_only(log, tmp_path, capsys):
+    config = make_config(log, "lightgcn")
+    experiment.train_and_evaluate(config, str(tmp_path / "run"))
+    example.show(config, str(tmp_path / "run"))
+    lines = capsys.readouterr().out.splitlines()
+    command = lines[lines.index("Ask it about a user:") + 1]
+    asked = shlex.split(command.removeprefix("  python -m create_jax.recommend"))
+    assert recommend.main(asked) == 0
+    answer = capsys.readouterr()
+    assert len(answer.out.splitlines()) == 11 and not answer.err
+
+
+def test_an_example_of_what_cannot_serve(log, tmp_path, capsys):
+    config = make_config(log, "random")
+    experiment.train_and_evaluate(config, str(tmp_path / "run"))
+    example.show(config, str(tmp_path / "run"))
+    *_, top, _, last = capsys.readouterr().out.splitlines()
+    assert top.startswith("  10  i")
+    assert last.startswith("It is not exported: random draws another list")
+    assert not (tmp_path / "run/model.safetensors").exists()
 
 
 def test_a_run_without_its_parameters_is_not_trained_again(created, tmp_path):

@@ -159,6 +159,13 @@ def test_a_final_fit_is_on_all_rows_and_changes_no_result(trained, tmp_path):
     config.final.fit = "all"
     with pytest.raises(InputError, match="no final fit; add it with --mode=train"):
         export.export(config, str(workdir), str(out))
+    # Killed before its first checkpoint.
+    (workdir / "checkpoints/final/0.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(InputError, match="no final fit; add it with --mode=train"):
+        export.export(config, str(workdir), str(out))
+    config.final.fit = "none"
+    assert export.export(config, str(workdir), str(out)) == tested.hash
+    config.final.fit = "all"
     result = experiment.train_and_evaluate(config, str(workdir))
     assert stages(workdir) == ["fixed", "final"]
     experiment.train_and_evaluate(config, str(workdir))

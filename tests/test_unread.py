@@ -151,6 +151,8 @@ def test_an_amount_that_nothing_reads_is_named():
     assert told(own, ["lightgcn"]) == told({"graph.lightgcn.layers": 3}, ["mrgsrec"])
     kept = {"final.fit": "all"}
     assert told(kept, ["sasrec"]) == told(kept, ["sasrec"], "export") == ""
+    assert told(kept, ["svd"], "export") == told(kept, ["svd", "sasrec"]) == ""
+    assert told(kept, ["svd", "mostpop"]).endswith("--mode=train: config.final.fit")
     assert told(kept, ["sasrec"], "evaluate").endswith("evaluate: config.final.fit")
     quoted = {"data.loader": "amazon", "data.table.quoting": False}
     assert told(quoted, ["sasrec"]).endswith(": config.data.table.quoting")
