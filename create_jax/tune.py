@@ -12,6 +12,7 @@ have a process.
 
 import csv
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +89,8 @@ def _dimension(flat: dict, entry) -> Dimension:
             raise InputError(f"{text}a low and a higher end")
     if kind == "log" and values[0] <= 0:
         raise InputError(f"{text}ends above 0")
+    if not ends:
+        values = json.loads(json.dumps(values))  # tuples are lists in a flat config
     inside = values[0] <= start <= values[1] if ends else start in values
     if not inside:
         raise InputError(f"{text}{start!r} in it, the config's own and first trial")
@@ -185,9 +188,6 @@ def _take(study, directory, config, optuna):
         ended += state in (states.COMPLETE, states.PRUNED)
     if ended + under_way >= config.tune.trials:
         return None
-    # Seeded by the number of trials, so that one process repeats itself.
-    seed = (1000 * config.seed + len(study.trials)) % 2**32  # what NumPy takes
-    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
     trial = study.ask()
     held = _lock(directory, trial.number)
     if held is None:  # another process saw the trial before it was locked and took it
@@ -205,6 +205,10 @@ def _lock(directory: Path, number: int):
 def _run(study, trial, opened, space, optuna) -> None:
     """One trial: the `select` stage of a run with other settings."""
     states = optuna.trial.TrialState
+    # Seeded by the number of the trial: one process repeats itself, and processes that
+    # ask at the same time draw apart.
+    seed = (1000 * opened.run.config.seed + trial.number) % 2**32  # what NumPy takes
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
     chosen = {one.key: _suggest(trial, one) for one in space}
     config = opened.run.config.copy_and_resolve_references()
     with config.unlocked():
@@ -319,11 +323,15 @@ def _write_best(study, config, directory: Path, space, optuna) -> Path:
     return directory / "best.py"
 
 
+def _quoted(value) -> str:
+    """A value as Python has it, text in the quotes that a formatter prefers."""
+    plain = isinstance(value, str) and value.isprintable()
+    return json.dumps(value, ensure_ascii=False) if plain else repr(value)
+
+
 def _best_file(about: str, epochs: int, chosen: dict) -> str:
     """The text of best.py."""
-    lines = [
-        f"    {key!r}: {value!r},".replace("'", '"') for key, value in chosen.items()
-    ]
+    lines = [f"    {_quoted(key)}: {_quoted(value)}," for key, value in chosen.items()]
     text = [
         f'"""{about}.\n',
         "What --mode=tune chose, on top of config.json beside this file. Without early",

@@ -224,6 +224,47 @@ def test_a_study_takes_any_seed(config, trained, tmp_path):
     assert len(trained) == 2
 
 
+def test_what_a_trial_draws_follows_from_its_number(
+    config, trained, tmp_path, monkeypatch
+):
+    """Not from when it was asked for, and by which process."""
+    seeds, sampler, fit = [], optuna.samplers.TPESampler, train.fit
+
+    def recorded(seed=None, **options):
+        seeds.extend([] if seed is None else [seed])
+        return sampler(seed=seed, **options)
+
+    def stops(run, *rest, **options):
+        if run.workdir.name == "trial-0001":
+            raise KeyboardInterrupt
+        return fit(run, *rest, **options)
+
+    config.seed, config.tune.trials = 3, 3
+    monkeypatch.setattr(optuna.samplers, "TPESampler", recorded)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "fit", stops)
+        tune.tune(config, str(tmp_path / "study"))
+    tune.tune(config, str(tmp_path / "study"))
+    assert seeds == [3000, 3001, 3001, 3002]
+
+
+def test_a_tuple_may_be_tuned(config, trained, tmp_path):
+    config.method, config.tune.trials = "create", 2
+    config.tune.space = (("align.projector_dims", "choice", (), (64,)),)
+    for _ in range(2):  # again, from the journal
+        path = tune.tune(config, str(tmp_path / "study"))
+    assert load(path).align.projector_dims in ((), (64,))
+
+
+def test_a_place_with_quotes_in_it_is_kept(config, trained, tmp_path):
+    config.tune.trials = 1
+    tune.tune(config, str(tmp_path / "study"))
+    odd = tmp_path / "o'b\"rien.csv"
+    odd.write_bytes(Path(config.data.path).read_bytes())
+    config.data.path = str(odd)
+    assert load(tune.tune(config, str(tmp_path / "study"))).data.path == str(odd)
+
+
 def test_trials_without_promise_end_early(config, trained, tmp_path):
     config.tune.trials = 20
     tune.tune(config, str(tmp_path / "study"))
