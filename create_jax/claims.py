@@ -62,13 +62,30 @@ def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
     return claims
 
 
+def check_baseline(systems, baseline: str) -> None:
+    """Raises InputError for a baseline that no section has."""
+    if any(_baseline(own, baseline) for own in by_section(systems).values()):
+        return
+    found = ", ".join(dict.fromkeys(system.label for system in systems))
+    raise InputError(
+        f"--baseline={baseline}: no system has that label, and no section one system "
+        f"of that method; expected one of: {found}"
+    )
+
+
+def _baseline(own: list[System], baseline: str) -> str:
+    """The label of the baseline of a section, "" where it has none."""
+    labels = [system.label for system in own]
+    if baseline in labels:
+        return baseline
+    of = [one.label for one in own if one.results[0]["method"] == baseline]
+    return of[0] if len(of) == 1 else ""
+
+
 def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
     """(system, the system it is compared with) of a section. `baseline` is a label, or
     a method that has one system."""
-    methods = [system.results[0]["method"] for system in own]
-    labels = [system.label for system in own]
-    if baseline not in labels and methods.count(baseline) == 1:
-        baseline = labels[methods.index(baseline)]
+    labels, baseline = [system.label for system in own], _baseline(own, baseline)
     return [
         (system, own[labels.index(other)])
         for system in own

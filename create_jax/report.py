@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from create_jax import curves
-from create_jax.claims import Claim, make_claims
+from create_jax.claims import Claim, check_baseline, make_claims
 from create_jax.errors import InputError, exit_code
 from create_jax.files import write_text
 from create_jax.metrics import METRICS
@@ -43,6 +43,7 @@ from create_jax.runs import (
     load,
 )
 
+BASELINE = "sasrec"  # of a report that names none, where there is one
 COLUMNS = ("ndcg", "recall", "mrr", "coverage")
 PAPER_DATA = {
     "beauty": "Amazon Beauty",
@@ -469,7 +470,7 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--fill", type=Path, action="append", default=[], help="Markdown with marks"
     )
-    parser.add_argument("--baseline", default="sasrec", help="method or label")
+    parser.add_argument("--baseline", default=BASELINE, help="method or label")
     parser.add_argument(
         "--names", choices=("settings", "directory"), default="settings"
     )
@@ -488,6 +489,8 @@ def make(flags) -> None:
         raise InputError(
             f"--metrics={flags.metrics}; expected some of {','.join(known)}"
         )
+    if flags.baseline != BASELINE:
+        check_baseline(systems, flags.baseline)
     claims = make_claims(systems, flags.baseline, names, flags.resamples)
     found = parts(systems, claims, names[0])
     text = markdown(found)

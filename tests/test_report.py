@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from create_jax import bootstrap, metrics, ranks, report, settings
-from create_jax.claims import Claim, make_claims
+from create_jax.claims import Claim, check_baseline, make_claims
 from create_jax.errors import InputError
 from create_jax.runs import find_runs, load
 
@@ -273,6 +273,9 @@ def test_claims_are_paired_and_corrected(runs):
     assert better.low > 0 and better.low < better.difference < better.high
     assert same.p > 0.05 and same.low < 0 < same.high
     assert better.holm == min(1.0, 2 * better.p)
+    with pytest.raises(InputError, match="--baseline=sasrce: no system has that label"):
+        check_baseline(systems, "sasrce")
+    check_baseline(systems, "create, warmup.epochs=0")
     # A label can be the baseline too; without one there is nothing to claim.
     one = make_claims(systems, "create, warmup.epochs=0", ["mrr@10"], 99)
     assert {claim.baseline for claim in one} == {"create, warmup.epochs=0"}
