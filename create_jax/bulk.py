@@ -12,7 +12,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -225,15 +225,17 @@ def spill(
     wanted: set[int],
     folder: Path,
 ) -> dict[int, int]:
-    """Appends the rows of each wanted part to its file; returns how many it has.
+    """Appends the rows of each wanted part to its file, a stream of Arrow for each
+    piece of the log: parts may be more than the files that a process may hold open.
+    Returns how many rows each has.
 
     Raises:
       InputError: a word for nothing stands among users that are numbers.
     """
     codes = codes_of(recommender)
-    rows, writers = dict.fromkeys(wanted, 0), {}
+    rows = dict.fromkeys(wanted, 0)
     kinds = pl.Series([], dtype=pl.String)
-    with named(folder), ExitStack() as stack, _bar("read", None, "rows") as bar:
+    with named(folder), _bar("read", None, "rows") as bar:
         pieces = (piece for block in blocks for piece in block.iter_slices(PIECE))
         for piece in pieces:
             bar.update(len(piece))
@@ -243,11 +245,11 @@ def spill(
             frame = frame.filter(pl.col("part").is_in(list(wanted)))
             for (number,), some in frame.partition_by("part", as_dict=True).items():
                 table = some.drop("part").to_arrow()
-                if number not in writers:
-                    path = folder / f"{number}.arrow"
-                    made = pa.ipc.new_stream(pa.OSFile(str(path), "wb"), table.schema)
-                    writers[number] = stack.enter_context(made)
-                writers[number].write_table(table)
+                with (
+                    pa.OSFile(str(folder / f"{number}.arrow"), "ab") as file,
+                    pa.ipc.new_stream(file, table.schema) as writer,
+                ):
+                    writer.write_table(table)
                 rows[number] += len(some)
     refuse_missing(kinds, "user", "the log")
     return rows
@@ -300,8 +302,12 @@ def load(path: Path, drop_repeats: bool) -> Part:
     if not path.exists():
         empty = np.zeros(0, np.int64)
         return Part(pl.Series([], dtype=pl.String), empty, np.zeros(1, np.int64))
-    with pa.ipc.open_stream(pa.OSFile(str(path))) as reader:
-        return in_order(pl.from_arrow(reader.read_all()), drop_repeats)
+    pieces = []
+    with pa.OSFile(str(path)) as file:
+        while file.tell() < file.size():
+            with pa.ipc.open_stream(file) as reader:
+                pieces.append(pl.from_arrow(reader.read_all()))
+    return in_order(pl.concat(pieces), drop_repeats)
 
 
 def in_order(frame: pl.DataFrame, drop_repeats: bool) -> Part:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -377,6 +378,26 @@ def test_parts_of_several_processes_and_after_a_kill(ask, log, tmp_path, monkeyp
     assert {name: (out / name).stat().st_mtime_ns for name in half} == times
     one, other = (json.loads((d / "manifest.json").read_text()) for d in (out, whole))
     assert one == other
+
+
+def test_parts_may_be_more_than_open_files(ask, log, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "recs"
+    ask(f"--log={log}", f"--out={whole}", "--k=3")
+    monkeypatch.setattr(bulk, "PART_ROWS", 2)
+    monkeypatch.setattr(bulk, "PIECE", 50)  # so that a part has rows of several
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 20, hard))
+    try:
+        code, _, err = ask(f"--log={log}", f"--out={out}", "--k=3")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert code == 0, err
+    filled = [path for path in out.glob("*.parquet") if len(pl.read_parquet(path))]
+    assert len(filled) > 40 and by_user(out) == by_user(whole)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def test_two_processes_of_one_number_write_one_file(tmp_path):
