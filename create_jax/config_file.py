@@ -4,8 +4,10 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import textwrap
 import traceback
+from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +48,16 @@ def make(source: str, changes: dict, method: str | None = None) -> ConfigDict:
         named.add_settings(config)
     config.update_from_flattened_dict(changes | {"method": config.method})
     return config
+
+
+def sections(options: Iterable[str]) -> dict:
+    """Of options --config.x.y=VALUE those that name what may bring settings of its own.
+    `make` takes them first, to know these settings."""
+    pairs = (option.removeprefix("--config.").partition("=") for option in options)
+    found = {key: value for key, is_, value in pairs if is_ and key in named.SECTIONS}
+    if "eval.metrics" in found:
+        found["eval.metrics"] = tuple(re.findall(r"[\w.]+", found["eval.metrics"]))
+    return found
 
 
 def load(file: str, method: str | None = None) -> ConfigDict:

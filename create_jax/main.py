@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from create_jax import cluster, config_file, methods, named
+from create_jax import cluster, config_file, methods
 from create_jax.errors import AgreedError, InputError, about_file, one_line
 
 
@@ -19,15 +19,7 @@ class ConfigParser(flags.ArgumentParser):
 
     def parse(self, argument):
         """What the command line names may have settings, which it may set as well."""
-        changes = {}
-        for option in sys.argv[1:]:
-            key, _, value = option.removeprefix("--config.").partition("=")
-            if key in named.SECTIONS and option != key:
-                changes[key] = value
-        if "eval.metrics" in changes:
-            names = re.findall(r"[\w.]+", changes["eval.metrics"])
-            changes["eval.metrics"] = tuple(names)
-        return config_file.make(argument, changes)
+        return config_file.make(argument, config_file.sections(sys.argv[1:]))
 
     def flag_type(self):
         return "config"

@@ -22,6 +22,7 @@ import polars as pl
 
 from create_jax import config_file, protocol, settings
 from create_jax.data import out_of_core, prepared
+from create_jax.data.interactions import Rows
 from create_jax.data.prepared import About
 from create_jax.errors import InputError, bad_setting, exit_code
 from create_jax.files import alone, named
@@ -93,7 +94,8 @@ def prepare(
 def _by_polars(config, folder: Path) -> dict:
     """In memory, by the loader."""
     log = protocol.load_as_it_is(config)
-    about = _about(config, f"polars {pl.__version__}", log.rows, log.per_second)
+    rows = log.rows or Rows(log.n_rows, 0, 0)  # of a loader that counts none
+    about = _about(config, f"polars {pl.__version__}", rows, log.per_second)
     return prepared.write(folder, log, about, protocol.titles(config))
 
 
@@ -156,7 +158,7 @@ def written_beside(out: Path):
 
 def _config(source: str, options: Sequence[str]):
     """The config of a file with --config.x.y=VALUE on top."""
-    config = config_file.make(source, {})
+    config = config_file.make(source, config_file.sections(options))
     changes = {}
     for option in options:
         key, _, text = option.removeprefix("--config.").partition("=")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from create_jax import build, config_file, main, named
+from create_jax import build, config_file, main, named, prepare
 from create_jax.configs import table
 from create_jax.errors import InputError
 
@@ -34,6 +34,17 @@ OUTSIDE = {
     "train.epochs": 1,
     "eval.targets": "('last', 'successive')",
 }
+
+
+def test_a_log_of_a_loader_from_outside_is_prepared_with_its_settings(tmp_path):
+    """They come with the loader, which the options name."""
+    options = [f"--config.{key}={OUTSIDE[key]}" for key in list(OUTSIDE)[:2]]
+    (tmp_path / "log").touch()
+    place = f"--config.data.path={tmp_path / 'log'}"
+    out = f"--out={tmp_path / 'out'}"
+    assert prepare.main(["--config=table", *options, place, out]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["counts"]["users"] == 14
 
 
 @pytest.fixture

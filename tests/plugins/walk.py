@@ -15,6 +15,6 @@ def load(path, *, k_core, drop_repeats, counts, n_users):
         users,
         items,
         np.arange(len(users)),
-        pl.Series([f"u{u}" for u in range(n_users)]),
+        pl.Series([f"u{u:02}" for u in range(n_users)]),
         pl.Series([f"i{i}" for i in range(1, 10)]),
     )
