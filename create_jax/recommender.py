@@ -16,6 +16,7 @@ from create_jax import named, topk
 from create_jax.artifact import Artifact
 from create_jax.errors import InputError, one_line
 from create_jax.models.transformer import apply_encoder
+from create_jax.search import Names
 
 OURS = "create_jax.models."  # modules of encoders that are part of the package
 MOST = 1000  # items of one answer
@@ -414,8 +415,12 @@ class Recommender:
 
     # --- names ------------------------------------------------------------------------
 
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.artifact)
+
     def code(self, text: str) -> int:
-        """The item of an id or title; a title in any case of letters.
+        """The item of an id or title; a title in any letters, as `search` has them.
 
         Raises:
           InputError: there is none, with the nearest; or two have that title, with
@@ -425,11 +430,7 @@ class Recommender:
         found = ids.code_of(text)
         if found is not None:
             return found
-        named_so = titles.codes_of(text) if titles else []
-        near = titles.nearest(text) if titles and not named_so else []
-        if not named_so:
-            folded = text.casefold()
-            named_so = [code for code in near if titles[code].casefold() == folded]
+        named_so = (titles and titles.codes_of(text)) or self._names.named(text)
         if len(named_so) > 1:
             several = ", ".join(repr(ids[code]) for code in named_so[:5])
             raise InputError(
@@ -438,8 +439,8 @@ class Recommender:
             )
         if named_so:
             return named_so[0]
-        near = [titles[code] for code in near] or [ids[i] for i in ids.nearest(text)]
-        nearest = "; ".join(repr(one) for one in near if one)
+        near = self._names.nearest(text, 3)
+        nearest = "; ".join(repr((titles and titles[i]) or ids[i]) for i in near)
         raise InputError(
             f"no item has the id or title {one_line(text, 80)!r}"
             + (f"; nearest: {nearest}" if nearest else "; expected one of the model's")

@@ -96,6 +96,20 @@ def test_a_history_by_ids_and_titles(ask):
     assert len(rows) == 4  # fewer than k are left
 
 
+def test_a_title_in_any_letters_is_found_among_many_like_it():
+    titles = [*(f"It, part {n}" for n in range(300)), "It", "Amélie"]
+    made = make(
+        items=np.ones((1 + len(titles), 3), np.float32),
+        ids=Texts.of(["", *(f"b{n}" for n in range(len(titles)))]),
+        titles=Texts.of(["", *titles]),
+        counts=np.array([0, *[9] * 300, 1, 1]),
+    )
+    recommender = Recommender(made)
+    assert recommender.code("it") == 301 and recommender.code("amelie") == 302
+    with pytest.raises(InputError, match="nearest: 'Amélie'$"):
+        recommender.code("ameli")
+
+
 def test_what_was_seen_may_come_again(ask):
     _, rows, _ = ask("--history=b01,b05", "--hide_history=false")
     assert {"b01", "b05"} < {row[2] for row in rows} and len(rows) == 7
