@@ -16,51 +16,56 @@ from create_jax.configs import common
 from create_jax.runs import find_runs
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "results/README.md"
+RESULTS = ROOT / "results"
+PAGES = [RESULTS / "README.md", RESULTS / "tuned/README.md"]
+SCRIPTS = [("results", data) for data in ("beauty", "sports", "ml1m")]
+SCRIPTS += [("results/tuned", "beauty")]
 
 
-@pytest.fixture(scope="module")
-def made_anew(tmp_path_factory):
-    """The command that results/README.md prints, run on copies of what it writes."""
-    out = tmp_path_factory.mktemp("results")
-    command = re.search(r"^python -m create_jax\.report (.*)$", PAGE.read_text(), re.M)
-    arguments = []
+@pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.parent.name)
+def made_anew(request, tmp_path_factory):
+    """(page, {original: copy} of what the command that it prints writes)."""
+    page, out = request.param, tmp_path_factory.mktemp("results")
+    command = re.search(r"^python -m create_jax\.report (.*)$", page.read_text(), re.M)
+    arguments, copies = [], {}
     for word in shlex.split(command[1]):
         option, _, file = word.partition("=")
         if option == "--fill":
-            copy = out / file.replace("/", "-")
+            copy = copies[ROOT / file] = out / file.replace("/", "-")
             copy.write_text((ROOT / file).read_text())
             arguments.append(f"--fill={copy}")
         elif option == "--out":
+            assert ROOT / file == page.parent
             arguments.append(f"--out={out}")
         else:
             arguments.append(str(ROOT / word) if not word.startswith("-") else word)
     assert report.main(arguments) == 0
-    return out
+    for name in ("report.md", "report.csv", "differences.csv"):
+        copies[page.parent / name] = out / name
+    return page, copies
 
 
 @pytest.mark.services  # 45 seconds of resamples
 def test_tables_are_those_of_the_files(made_anew):
-    for name, original in (
-        ("report.md", ROOT / "results/report.md"),
-        ("report.csv", ROOT / "results/report.csv"),
-        ("differences.csv", ROOT / "results/differences.csv"),
-        ("README.md", ROOT / "README.md"),
-        ("results-INDEX.md", ROOT / "results/INDEX.md"),
-        ("results-README.md", PAGE),
-    ):
-        assert (made_anew / name).read_text() == original.read_text(), name
+    page, copies = made_anew
+    assert page in copies
+    for original, copy in copies.items():
+        assert copy.read_text() == original.read_text(), original
 
 
-@pytest.mark.services
-def test_the_text_has_only_numbers_of_the_tables(made_anew):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_text_has_only_numbers_of_the_tables(page):
+    """Of those tables that the test above makes anew; of trials also in short."""
     blocks = r"<!-- report:\w+ -->.*?<!-- /report -->"
-    text = re.sub(blocks, "", PAGE.read_text(), flags=re.DOTALL)
-    tables = (made_anew / "report.md").read_text()
-    for pattern in ("protocol*.md", "*/tables.md"):
-        tables += "".join(path.read_text() for path in PAGE.parent.glob(pattern))
+    text = re.sub(blocks, "", page.read_text(), flags=re.DOTALL)
+    patterns = "report.md", "protocol*.md", "*/tables.md", "tuned/report.md"
+    files = [path for pattern in patterns for path in RESULTS.glob(pattern)]
+    tables = "".join(path.read_text() for path in files)
+    for path in RESULTS.glob("tuned/*/*/trials.csv"):
+        for value in map(float, re.findall(r"\d+\.\d+", path.read_text())):
+            tables += f" {value:.2g} {value:.3g}"
     said, known = (set(re.findall(r"\d+\.\d{2,}", part)) for part in (text, tables))
-    assert said and said <= known
+    assert said and said <= known, said - known
 
 
 def test_old_configs_have_every_setting_of_now():
@@ -71,13 +76,13 @@ def test_old_configs_have_every_setting_of_now():
         return {key for key in flat if not settings.is_among(key, free)}
 
     now = counting(settings.flatten(common.get_config().to_dict()))
-    for file in sorted((ROOT / "results").glob("**/config.json")):
+    for file in sorted(RESULTS.glob("**/config.json")):
         config = json.loads(file.read_text())["config"]
         assert counting(settings.of_run(config)) == now, file
 
 
 def test_a_clone_is_small():
-    files = [path for path in PAGE.parent.rglob("*") if path.is_file()]
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8_000_000
     whole = [path for path in files if path.name == "ranks.npz" and not packed(path)]
     assert not whole, f"python -m create_jax.ranks packs {whole}"
@@ -88,36 +93,36 @@ def packed(path):
         return "users" in file
 
 
-@pytest.mark.parametrize("data", ["beauty", "sports", "ml1m"])
-def test_the_script_finds_all_its_runs_finished(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place, data", SCRIPTS)
+def test_the_script_finds_all_its_runs_finished(place, data, tmp_path, monkeypatch):
     """What run.sh asks for is what the directories hold: a clone has nothing to do."""
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho $*\n")
     fake.chmod(0o755)
     monkeypatch.chdir(ROOT)
     done = subprocess.run(
-        ["results/run.sh", data],
+        [f"{place}/run.sh", data],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=True,
     )
     *commands, last = done.stdout.splitlines()
-    assert last == f"-m create_jax.ranks results/{data}"
+    assert last == f"-m create_jax.ranks {place}/{data}"
     asked = set()
     for command in commands:
         words = dict(word.split("=", 1) for word in command.split()[2:])
-        source, place = words.pop("--config"), words.pop("--workdir")
+        source, workdir = words.pop("--config"), words.pop("--workdir")
         changes = {key[9:]: _value(text) for key, text in words.items()}
         config = config_file.make(source, changes)
         for seed in settings.seeds(config):
             config.seed = seed
-            folder = Path(f"{place}-{seed}" if config.seeds else place)
+            folder = Path(f"{workdir}-{seed}" if config.seeds else workdir)
             assert (folder / "result.json").exists(), folder
             free = rundir.FREE_TO_CHANGE
             rundir.refuse_other_config(folder, config, free)
             asked.add(folder)
-    runs = set(find_runs([f"results/{data}"]))
+    runs = set(find_runs([f"{place}/{data}"]))
     assert {run for run in runs if "history=train" not in str(run)} == asked
 
 
