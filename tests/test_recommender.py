@@ -252,4 +252,4 @@ def test_a_method_that_cannot_serve_says_why(log, tmp_path, method, reason):
 def test_every_other_method_serves(log):
     refused = {"random", "poprnd", "mrgsrec", "selfgnn"}
     for method in methods.METHODS.keys() - refused:
-        export.refuse(make_config(log, method))
+        assert not export.unservable(make_config(log, method)), method
