@@ -28,15 +28,18 @@ done
 # together (143), so they are ended.
 code=0
 while [ "${#running[@]}" -gt 0 ]; do
-  wait -n -p ended "${running[@]}"
-  status=$?
-  [ -n "${ended:-}" ] || continue # a signal came, and was passed on
+  # Until one ends, or a signal comes. One that has ended before is no job any more,
+  # and bash has its code still.
+  wait -n "${running[@]}" 2>/dev/null
   for place in "${!running[@]}"; do
-    [ "${running[place]}" != "$ended" ] || unset "running[place]"
+    kill -0 "${running[place]}" 2>/dev/null && continue
+    wait "${running[place]}"
+    status=$?
+    unset "running[place]"
+    if [ "$code" -eq 0 ] && [ "$status" -ne 0 ]; then
+      code=$status
+      [ "$code" -eq 143 ] || kill -TERM "${running[@]}" 2>/dev/null
+    fi
   done
-  if [ "$code" -eq 0 ] && [ "$status" -ne 0 ]; then
-    code=$status
-    [ "$code" -eq 143 ] || kill -TERM "${running[@]}" 2>/dev/null
-  fi
 done
 exit "$code"
