@@ -249,6 +249,20 @@ def test_a_method_that_cannot_serve_says_why(log, tmp_path, method, reason):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_export_alone_fits_counts_on_all_rows(log, tmp_path, monkeypatch):
+    """They leave no checkpoint: what training fitted would be lost."""
+    fits, fit = [], baselines.fit
+    monkeypatch.setattr(baselines, "fit", lambda *x: fits.append(x) or fit(*x))
+    config = make_config(log, "mostpop")
+    config.final.fit = "all"
+    for times in (1, 1):  # a finished run fits nothing
+        experiment.train_and_evaluate(config, str(tmp_path / "run"))
+        assert len(fits) == times
+    export.export(config, str(tmp_path / "run"), str(tmp_path / "a.safetensors"))
+    made = artifact.read(tmp_path / "a.safetensors")
+    assert made.manifest["data"]["rows"] == "all" and made.counts[1:].all()
+
+
 def test_every_other_method_serves(log):
     refused = {"random", "poprnd", "mrgsrec", "selfgnn"}
     for method in methods.METHODS.keys() - refused:
