@@ -89,13 +89,8 @@ def load(folders: list[Path], by_directory: bool = False) -> list[System]:
             label, varies = _directory(where, results)
         names = label, varies, _section(key, list(groups)), key.dataset
         systems.append(System(*names, flats[key], results, where))
-    for section, own in by_section(systems).items():
-        label, times = Counter(system.label for system in own).most_common(1)[0]
-        if by_directory and times > 1:
-            raise InputError(
-                f"{section}: found {times} systems whose directory is {label}; give "
-                "one of them, or name systems by their settings"
-            )
+    if by_directory:
+        _refuse_same_names(systems)
     sections = list(dict.fromkeys(system.section for system in systems))
     order = [*methods.METHODS][::-1]
 
@@ -139,6 +134,17 @@ def _directory(folders: list[Path], results: list[dict]) -> tuple[str, str]:
         )
     (name,) = found
     return name, re.sub("[@,][^@,]*$", "", name)
+
+
+def _refuse_same_names(systems: list[System]) -> None:
+    """Raises InputError where two systems of a section have one label."""
+    names = Counter((system.section, system.label) for system in systems)
+    (section, label), times = names.most_common(1)[0]
+    if times > 1:
+        raise InputError(
+            f"{section}: found {times} systems whose directory is {label}; give one of "
+            "them, or name systems by their settings"
+        )
 
 
 def _section(key: _Key, keys: list[_Key]) -> str:

@@ -225,7 +225,9 @@ def check(config, *, selects: bool = True) -> None:
         raise no_clock(f"split.kind={config.split.kind}")
 
 
-def _check_selection(rules, known: list[str]) -> None:
+def _check_selection(rules, known: dict) -> None:
+    """Refuses to select by a metric that validation does not have. known: the metrics
+    with a cut-off."""
     names = [f"{name}@{k}" for name in known for k in rules.ks]
     if (rules.select_target or rules.target) != "all":
         names += metrics.UNCUT
