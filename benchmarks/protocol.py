@@ -91,10 +91,10 @@ def measure(name: str, path: str, seeds: int, found: list[dict], save) -> None:
                     tested.append(experiment.test(opened, *model)[0])
                 for target in tested[0]["test_by_target"]:
                     each = [one["test_by_target"][target] for one in tested]
-                    means = {k: float(np.mean([m[k] for m in each])) for k in each[0]}
+                    means = {k: np.mean([m[k] for m in each]) for k in each[0]}
                     lines.append(
                         dict(dataset=name, method=method, target=target)
-                        | dict(switches=switches, metrics=means, rank=rank)
+                        | dict(switches=switches, metrics=_rounded(means), rank=rank)
                         | dict(queries=tested[0]["data"]["test_queries"])
                     )
             found += lines
@@ -123,10 +123,15 @@ def measure_run(folder: Path, found: list[dict], save) -> None:
             metrics = result["test_by_target"][target]
             found.append(
                 dict(run=str(folder), dataset=result["dataset"], target=target)
-                | dict(method=result["method"], switches=switches, metrics=metrics)
+                | dict(method=result["method"], switches=switches)
+                | dict(metrics=_rounded(metrics))
                 | dict(queries=result["data"]["test_queries"])
             )
     save()
+
+
+def _rounded(metrics: dict) -> dict:
+    return {key: float(f"{value:.8g}") for key, value in metrics.items()}
 
 
 def distance(metrics: dict, printed: dict) -> float:
