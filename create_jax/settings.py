@@ -89,7 +89,7 @@ SEEDS = "from 0 and below 2**32, which is what generators take"
 # Settings that change no number: they may differ when a run goes on and make no other
 # system of a report. All others count. "x." is a section. Settings for
 # reading a log are here too, because the fingerprint of the data shows their effect;
-# and `mesh.`, which changes the rounding of sums as the number of devices does.
+# and `mesh.`, which changes the rounding of sums.
 CHANGE_NO_NUMBER = (
     *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch", "mesh."),
     *("eval.targets", "eval.metrics", "compare", "example", "seeds", "final."),

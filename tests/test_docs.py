@@ -255,7 +255,7 @@ def test_the_ranges_of_a_study_are_those_that_it_searches():
 
 
 def test_what_a_data_set_changes_is_what_its_config_has():
-    table = read(CHOICES).split("What the data sets change:")[1].strip().splitlines()
+    table = read(CHOICES).split("data sets change most:")[1].strip().splitlines()
     keys = cells(table[0])[1:]
     rows = {row[0].strip("`"): row[1:] for row in map(cells, table[2:])}
     assert sorted(rows) == sorted(config_file.names())

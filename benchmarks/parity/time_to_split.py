@@ -80,7 +80,8 @@ def main() -> None:
     config.seq.update(blocks=2, heads=1, dropout=0.3, max_len=128, feed_forward=1)
     config.model.dim = 64
     config.train.update(batch=256, epochs=300, patience=10)
-    config.eval.candidates = "all"
+    # That repository stops by NDCG@10.
+    config.eval.update(candidates="all", select_by="ndcg@10", select_mean=1)
     build.check(config)
     log = protocol.load(config)
     past, test = cut(log, QUANTILE)

@@ -5,12 +5,12 @@ import numpy as np
 from create_jax.report import markdown_table as table
 
 NOTES = """\
-An epoch is one pass over all users; evaluation ranks all items for all test queries,
-the history hidden. Median [least..most] of the repetitions. Warm-up: the first epoch
-and the first evaluation, less a usual one of each. Tokens are positions with a target
-(pairs, for LightGCN). Memory is the peak resident set of the side's process, libraries
-included. `-best` is the peer at its best documented setting; the docstrings in
-`benchmarks/speed/sides/` say what each side is and what differs.
+An epoch is one pass over all users (pairs, for LightGCN); evaluation ranks all items
+for all test queries, the history hidden. Median [least..most] of the repetitions.
+Warm-up: the first epoch and the first evaluation, less a usual one of each. Tokens are
+positions with a target (pairs, for LightGCN). Memory is the peak resident set of the
+side's process, libraries included. `-best` is the peer at its best documented setting;
+the docstrings in `benchmarks/speed/sides/` say what each side is and what differs.
 """
 
 GROWTH = """\

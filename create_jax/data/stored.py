@@ -109,8 +109,8 @@ def slices(array: np.ndarray) -> Iterator[np.ndarray]:
 def smallest(times: np.ndarray, places: Sequence[int]) -> list[int]:
     """The times that would stand at some places if all were sorted, by three passes in
     little memory."""
-    low = min(int(block.min()) for block in slices(times))
-    high = max(int(block.max()) for block in slices(times))
+    extremes = [(int(block.min()), int(block.max())) for block in slices(times)]
+    low, high = min(x for x, _ in extremes), max(x for _, x in extremes)
     width = np.uint64((high - low) // BINS + 1)
 
     def bins(some: np.ndarray) -> np.ndarray:
