@@ -5,8 +5,10 @@
 
 import json
 from functools import partial
+from typing import get_args
 
 from create_jax import methods, metrics, named, protocol
+from create_jax.data import table, times
 from create_jax.data.splits import (
     NEED_CLOCK,
     SPLITS,
@@ -18,8 +20,8 @@ from create_jax.errors import InputError
 from create_jax.errors import bad_setting as _bad
 
 ONE_OF = {
-    "data.table.format": ("auto", "csv", "jsonl", "parquet"),
-    "data.table.time_unit": ("auto", "s", "ms", "us", "ns", "iso"),
+    "data.table.format": get_args(table.Format),
+    "data.table.time_unit": get_args(times.Unit),
     "split.validation": ("auto", *VALIDATIONS["global_temporal"]),
     "split.ties": ("file", "random"),
     "eval.target": TARGETS,
@@ -94,8 +96,7 @@ CHANGE_NO_NUMBER = (
     *("data.path", "data.counts", "data.table.", "checkpoint.", "eval.batch", "mesh."),
     *("eval.targets", "eval.metrics", "compare", "example", "seeds", "final."),
 )
-# For a config.json older than a setting: the value that its absence means, and the
-# present names of renamed settings.
+# For a config.json older than a setting: the value that its absence means.
 OLD_DEFAULTS: dict[str, object] = {
     "model.precision": "highest",  # all old runs are from CPUs
     "model.random": "threefry2x32",
@@ -105,7 +106,6 @@ OLD_DEFAULTS: dict[str, object] = {
     "eval.select_target": "",
     "eval.select_mean": 1,
 }
-OLD_NAMES: dict[str, str] = {}
 
 
 def is_among(key: str, names: tuple[str, ...]) -> bool:
@@ -117,10 +117,9 @@ def is_among(key: str, names: tuple[str, ...]) -> bool:
 def of_run(config: dict) -> dict:
     """The settings of a run by their dotted names of now, as runs are compared by them:
     those included that it does not have because they came later."""
-    flat = {OLD_NAMES.get(key, key): value for key, value in flatten(config).items()}
-    came_later = flatten(OLD_DEFAULTS)
-    flat |= {key: came_later[key] for key in came_later.keys() - flat.keys()}
-    return meant(flat)
+    flat = flatten(config)
+    later = {k: v for k, v in flatten(OLD_DEFAULTS).items() if k not in flat}
+    return meant(flat | later)
 
 
 def read(config, key: str):

@@ -337,13 +337,10 @@ def test_advice_can_be_followed_where_nothing_was_trained_yet(log, tmp_path):
 def test_a_run_from_before_a_setting_was_there_goes_on(finished, monkeypatch):
     config, workdir, _ = finished
     about = json.loads((workdir / "config.json").read_text())
-    about["config"]["cut"] = about["config"].pop("split")
     del about["config"]["eval"]["filter_seen"]
     (workdir / "config.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match="holds a run of another config"):
         experiment.train_and_evaluate(config, str(workdir))
-    names = {f"cut.{name}": f"split.{name}" for name in config.split}
-    monkeypatch.setattr(settings, "OLD_NAMES", names)
     monkeypatch.setattr(settings, "OLD_DEFAULTS", {"eval.filter_seen": False})
     experiment.train_and_evaluate(config, str(workdir))
     config.eval.filter_seen = True
