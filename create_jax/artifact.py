@@ -8,6 +8,7 @@ into memory, so that several processes share one copy. This module knows no JAX.
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,64 +69,15 @@ class Texts(Sequence):
     def codes_of(self, text: str) -> list[int]:
         """All places of a text, in order; none of an empty one."""
         wanted, order = text.encode(errors="replace"), self._views[2]
-        low, high = 0, len(self)
-        while low < high:
-            middle = (low + high) // 2
-            if self._bytes(order[middle]) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        found = []
-        while wanted and low < len(self) and self._bytes(order[low]) == wanted:
-            found.append(order[low])
-            low += 1
+        place, found = bisect_left(order, wanted, key=self._bytes), []
+        while wanted and place < len(self) and self._bytes(order[place]) == wanted:
+            found.append(order[place])
+            place += 1
         return sorted(found)
 
     def code_of(self, text: str) -> int | None:
         """The first place of a text, or None."""
         return next(iter(self.codes_of(text)), None)
-
-    def nearest(self, text: str) -> list[int]:
-        """Places of the three texts that share most with one, in any case: by the
-        share of its groups of three bytes that they have, plus difflib's ratio."""
-        import difflib
-
-        wanted = text.lower()
-        key = wanted.encode(errors="replace")
-        width = min(3, len(key))
-        if not width:
-            return []
-        groups = {key[i : i + width] for i in range(len(key) - width + 1)}
-        hits = np.zeros(len(self), np.int32)
-        for group in groups:
-            hits[self._with(group)] += 1
-        some = np.flatnonzero(hits)
-        some = some[np.argsort(-hits[some], kind="stable")][:100]
-        match = difflib.SequenceMatcher(b=wanted)
-
-        def alike(place):
-            match.set_seq1(self[place].lower())
-            return hits[place] / len(groups) + match.ratio()
-
-        return sorted(map(int, some), key=alike, reverse=True)[:3]
-
-    def _with(self, group: bytes) -> np.ndarray:
-        """The places of the texts in which some bytes stand."""
-        data = self._lower
-        last = len(data) - len(group) + 1
-        at = np.ones(max(last, 0), bool)
-        for shift, byte in enumerate(group):
-            at &= data[shift : last + shift] == byte
-        start = np.flatnonzero(at)
-        place = np.searchsorted(self.offsets, start, side="right") - 1
-        return np.unique(place[start + len(group) <= self.offsets[place + 1]])
-
-    @cached_property
-    def _lower(self) -> np.ndarray:
-        """The bytes, with lower-case letters of ASCII."""
-        data = np.array(self.data)
-        data[(data >= 65) & (data <= 90)] += 32
-        return data
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ name when it is complete. Its SHA-256 is written to FILE.sha256, for `sha256sum 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from create_jax.data.sources import SOURCES, data_directory, source
 from create_jax.errors import InputError, exit_code
-from create_jax.files import alone
+from create_jax.files import alone, digest_of, write_text
 
 ATTEMPTS = 5
 CHUNK = 1 << 16
@@ -192,30 +191,24 @@ def _version(part: str, url: str) -> str:
 
 
 def _forget(part: str) -> None:
-    if os.path.exists(f"{part}.json"):
-        os.remove(f"{part}.json")
+    Path(f"{part}.json").unlink(missing_ok=True)
 
 
 def _remove(part: str) -> None:
-    if os.path.exists(part):
-        os.remove(part)
+    Path(part).unlink(missing_ok=True)
     _forget(part)
 
 
 def _record_hash(part: str, path: str) -> None:
-    with open(part, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with open(f"{path}.sha256.part", "w") as file:
-        file.write(f"{digest}  {os.path.basename(path)}\n")
-    os.replace(f"{path}.sha256.part", f"{path}.sha256")
+    line = f"{digest_of(Path(part))}  {os.path.basename(path)}\n"
+    write_text(Path(f"{path}.sha256"), line)
 
 
 def _check(part: str, checksum: tuple[str, str] | None) -> None:
     if not checksum:
         return
     algorithm, expected = checksum
-    with open(part, "rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
+    found = digest_of(Path(part), algorithm)
     if found != expected:
         _remove(part)
         raise InputError(

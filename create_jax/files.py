@@ -1,10 +1,13 @@
 """Files that take their place whole, or not at all, and locks beside them."""
 
+import csv
 import errno
+import hashlib
 import io
 import os
 import secrets
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -51,6 +54,19 @@ def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing."""
     with whole(path) as file:
         file.write(text.encode())
+
+
+def digest_of(path: Path, algorithm: str = "sha256") -> str:
+    """Of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def csv_text(rows: Iterable) -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def lock(path: Path, timeout: float = 0.0):

@@ -16,7 +16,7 @@ from create_jax import named, topk
 from create_jax.artifact import Artifact
 from create_jax.errors import InputError, one_line
 from create_jax.models.transformer import apply_encoder
-from create_jax.search import Names
+from create_jax.search import Names, nearest
 
 OURS = "create_jax.models."  # modules of encoders that are part of the package
 MOST = 1000  # items of one answer
@@ -440,10 +440,10 @@ class Recommender:
         if named_so:
             return named_so[0]
         near = self._names.nearest(text, 3)
-        nearest = "; ".join(repr((titles and titles[i]) or ids[i]) for i in near)
+        found = "; ".join(repr((titles and titles[i]) or ids[i]) for i in near)
         raise InputError(
             f"no item has the id or title {one_line(text, 80)!r}"
-            + (f"; nearest: {nearest}" if nearest else "; expected one of the model's")
+            + (f"; nearest: {found}" if found else "; expected one of the model's")
         )
 
     def user(self, text: str) -> int:
@@ -460,9 +460,7 @@ class Recommender:
             )
         found = users.ids.code_of(text)
         if found is None:
-            near = "; ".join(
-                repr(users.ids[place]) for place in users.ids.nearest(text)
-            )
+            near = "; ".join(repr(users.ids[p]) for p in nearest(users.ids, text))
             raise InputError(
                 f"no user {one_line(text, 80)!r} in the training data"
                 + (f"; nearest: {near}" if near else "")

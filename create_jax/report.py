@@ -16,9 +16,7 @@ differences, paper, seeds, targets, and index, where the runs are.
 """
 
 import argparse
-import csv
 import functools
-import io
 import json
 import os
 import re
@@ -32,7 +30,7 @@ import numpy as np
 from create_jax import curves
 from create_jax.claims import Claim, check_baseline, make_claims
 from create_jax.errors import InputError, exit_code
-from create_jax.files import write_text
+from create_jax.files import csv_text, write_text
 from create_jax.metrics import METRICS
 from create_jax.runs import (
     System,
@@ -434,10 +432,8 @@ def markdown_table(head: list, rows: list[list]) -> str:
 
 def comma_separated(systems: list[System]) -> str:
     """One line a section, system, target and metric."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ("dataset", "system", "target", "metric", "mean", "deviation", "seeds")
-    writer.writerow([*head, "paper"])
+    head = ["dataset", "system", "target", "metric", "mean", "deviation", "seeds"]
+    rows = [[*head, "paper"]]
     for system in systems:
         paper = paper_row(system) or {}
         first = system.results[0]
@@ -449,18 +445,14 @@ def comma_separated(systems: list[System]) -> str:
                 row = [system.section, system.label, target, name, mean, spread]
                 main = target == first["protocol"]["target"]
                 printed = paper[name][0] if main and name in paper else ""
-                writer.writerow([*row, len(values), printed])
-    return text.getvalue()
+                rows.append([*row, len(values), printed])
+    return csv_text(rows)
 
 
 def claims_as_csv(claims: list[Claim]) -> str:
     """One line a claim, percent points."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Claim._fields)
-    for claim in claims:
-        writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in claim)
-    return text.getvalue()
+    rows = [[f"{v:.6g}" if isinstance(v, float) else v for v in c] for c in claims]
+    return csv_text([Claim._fields, *rows])
 
 
 def main(arguments=None) -> int:

@@ -109,6 +109,26 @@ class Names:
         return found
 
 
+def nearest(texts: Texts, text: str) -> list[int]:
+    """Places of the three texts that share most with one, in any case: by the share of
+    its groups of three letters that they have, plus difflib's ratio."""
+    wanted = text.lower().encode(errors="replace").decode()
+    width = min(3, len(wanted))
+    groups = {wanted[i : i + width] for i in range(len(wanted) - width + 1) if width}
+    small, hits = pc.utf8_lower(as_arrow(texts)), np.zeros(len(texts), np.int32)
+    for group in groups:
+        hits += np.asarray(pc.match_substring(small, group))
+    some = np.flatnonzero(hits)
+    some = some[np.argsort(-hits[some], kind="stable")][:100]
+    match = difflib.SequenceMatcher(b=wanted)
+
+    def alike(place):
+        match.set_seq1(texts[place].lower())
+        return hits[place] / len(groups) + match.ratio()
+
+    return sorted(map(int, some), key=alike, reverse=True)[:3]
+
+
 def as_arrow(texts: Texts) -> pa.LargeStringArray:
     """The same bytes, or where they are no UTF-8 the texts that `Texts` makes of
     them."""

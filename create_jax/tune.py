@@ -10,8 +10,6 @@ another process continues its trial from the last checkpoint. A lock shows which
 have a process.
 """
 
-import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -21,7 +19,7 @@ import jax
 
 from create_jax import build, methods, rundir, settings, train
 from create_jax.errors import InputError, StorageError
-from create_jax.files import is_remote, lock, write_text
+from create_jax.files import csv_text, is_remote, lock, write_text
 from create_jax.unread import unread
 from create_jax.writers import JsonLines, read_json, say
 
@@ -265,10 +263,8 @@ def _suggest(trial, one: Dimension):
 def _write_trials(study, config, directory: Path, space) -> None:
     """trials.csv: of each trial that has ended the epoch of its last phase that was
     best and the score there, also if it was pruned later, and its settings."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     head = "trial", "state", "epoch", config.eval.select_by
-    writer.writerow([*head, *(one.key for one in space)])
+    rows = [[*head, *(one.key for one in space)]]
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():
             continue
@@ -281,12 +277,8 @@ def _write_trials(study, config, directory: Path, space) -> None:
         where = epochs[scores.index(best)] if scores else ""
         shown = [trial.params.get(one.key, "") for one in space]
         row = trial.number, trial.state.name.lower(), where, best, *shown
-        writer.writerow(map(_rounded, row))
-    write_text(directory / "trials.csv", text.getvalue())
-
-
-def _rounded(value):
-    return f"{value:.6g}" if isinstance(value, float) else value
+        rows.append([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    write_text(directory / "trials.csv", csv_text(rows))
 
 
 def _write_best(study, config, directory: Path, space, optuna) -> Path:

@@ -12,6 +12,7 @@ import safetensors.numpy
 from create_jax import artifact
 from create_jax.artifact import Artifact, Texts, Users
 from create_jax.errors import InputError
+from create_jax.search import nearest
 
 TITLES = ["", "Matrix, The (1999)", "Good, the Bad and the Ugly, The (1966)", "Été", ""]
 
@@ -80,10 +81,10 @@ def test_names_lead_to_codes():
     assert [texts.code_of(t) for t in ("a", "b", "ü", "", "c")] == [2, 1, 3, None, None]
     assert texts.codes_of("a") == [2, 4] and texts[-1] == "a" and len(texts) == 5
     titles = Texts.of(TITLES)
-    assert titles.nearest("the matrix")[0] == 1
-    assert titles.nearest("good the bad and the ugly")[0] == 2
-    assert titles.nearest("zzzz") == [] and titles.nearest("") == []
-    assert Texts.of([]).nearest("a") == []
+    assert nearest(titles, "the matrix")[0] == 1
+    assert nearest(titles, "good the bad and the ugly")[0] == 2
+    assert nearest(titles, "zzzz") == [] and nearest(titles, "") == []
+    assert nearest(Texts.of([]), "a") == []
     made = make()
     assert [made.name(code) for code in (1, 4)] == ["Matrix, The (1999)", "z"]
 

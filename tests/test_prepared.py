@@ -18,6 +18,7 @@ from create_jax.configs import table as table_config
 from create_jax.data import out_of_core, packing, prepared, splits, stored
 from create_jax.data.interactions import Interactions, fingerprint
 from create_jax.errors import InputError, StorageError
+from create_jax.files import digest_of
 
 RNG = np.random.default_rng(0)
 
@@ -185,7 +186,7 @@ def sign(folder):
     files = {
         name: {
             "bytes": (folder / name).stat().st_size,
-            "sha256": prepared._sha256(folder / name),
+            "sha256": digest_of(folder / name),
         }
         for name in prepared._names(folder)
     }

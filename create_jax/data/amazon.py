@@ -4,10 +4,9 @@ Every review is a positive, whatever its stars. Times are whole days, so there a
 ties. Tied rows keep the order of the file.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 from create_jax.data import table
-from create_jax.data.interactions import Interactions
 
 LAYOUT = {
     "columns": {
@@ -20,19 +19,5 @@ LAYOUT = {
     "time_unit": "s",
 }
 
-
-def load(
-    path: str,
-    *,
-    k_core: int = 0,
-    drop_repeats: bool = True,
-    counts: Sequence[int] = (),
-) -> Interactions:
-    """Loads `reviews_<category>_5.json.gz`; see `from_frame`."""
-    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
-    return table.load(path, **LAYOUT, **filters)
-
-
-def stream(path: str) -> table.Stream:
-    """The same in blocks."""
-    return table.stream(path, **LAYOUT)
+# Of `reviews_<category>_5.json.gz`.
+load, stream = (partial(f, **LAYOUT) for f in (table.load, table.stream))

@@ -5,7 +5,6 @@ order of the file. A quarter of the leave-one-out targets depend on that order.
 """
 
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from create_jax.data import table
@@ -22,15 +21,8 @@ LAYOUT = {
 }
 
 
-def load(
-    path: str,
-    *,
-    k_core: int = 0,
-    drop_repeats: bool = True,
-    counts: Sequence[int] = (),
-) -> Interactions:
+def load(path: str, **filters) -> Interactions:
     """Loads `ratings.dat`, the zip or the directory that holds it; see `from_frame`."""
-    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
     return table.collect(stream(path), **filters)
 
 

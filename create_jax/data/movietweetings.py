@@ -1,7 +1,6 @@
 """MovieTweetings 100K (Dooms et al. 2013): small, MIT licence, inside the package."""
 
 import gzip
-from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 
@@ -11,15 +10,8 @@ from create_jax.data.interactions import Interactions
 FOLDER = resources.files("create_jax.data") / "movietweetings"
 
 
-def load(
-    path: str = "",
-    *,
-    k_core: int = 0,
-    drop_repeats: bool = True,
-    counts: Sequence[int] = (),
-) -> Interactions:
+def load(path: str = "", **filters) -> Interactions:
     """Loads `ratings.dat`, plain or compressed, the packaged one by default."""
-    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
     return table.collect(stream(path), **filters)
 
 

@@ -7,6 +7,7 @@ The order of an epoch is a pure function of (seed, epoch), and which users share
 does not depend on the number of devices.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -310,13 +311,11 @@ def _rows_needed(lengths, row_length):
     high = low + 1
     while _overflows(lengths, high, row_length):
         high += max(1, high // 16)
-    while low < high:
-        middle = (low + high) // 2
-        if _overflows(lengths, middle, row_length):
-            low = middle + 1
-        else:
-            high = middle
-    return low
+
+    def fits(rows):
+        return not _overflows(lengths, rows, row_length)
+
+    return bisect_left(range(high), True, lo=low, key=fits)
 
 
 def _overflows(lengths, rows, row_length):

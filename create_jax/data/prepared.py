@@ -21,7 +21,7 @@ from create_jax.data.interactions import Interactions, Rows
 from create_jax.data.splits import place_of
 from create_jax.data.stored import Stored, slices, smallest, users_of
 from create_jax.errors import InputError, one_line
-from create_jax.files import named, write_text
+from create_jax.files import digest_of, named, write_text
 
 VERSION = 1
 FORMAT = "create_jax prepared log"
@@ -136,7 +136,7 @@ def finish(folder: Path) -> dict:
     manifest["files"] = {
         name: {
             "bytes": (folder / name).stat().st_size,
-            "sha256": _sha256(folder / name),
+            "sha256": digest_of(folder / name),
         }
         for name in _names(folder)
     }
@@ -341,7 +341,7 @@ def check(folder: Path) -> dict:
     """
     manifest = open_manifest(folder)
     for name, promised in manifest["files"].items():
-        if _sha256(folder / name) != promised["sha256"]:
+        if digest_of(folder / name) != promised["sha256"]:
             raise InputError(
                 f"{folder / name}: its content is not what {MANIFEST} was made of "
                 "(sha256): it is damaged, or of another log; prepare the log again"
@@ -536,11 +536,6 @@ def _maps(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         else None
         for name, kind in RAW.items()
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(path: Path) -> dict:

@@ -365,18 +365,28 @@ def select_and_test(
       counts: further facts.
     """
     tests = {name: test(name) for name in dict.fromkeys([target, *targets])}
-    selects = validation is not None and tests[target].n_queries > 0
-    valid = validation(select_target or target) if selects else None
-    check_queries(log.n_users, tests[target], valid)
-    counts = {
+    main, valid = tests[target], None
+    if validation is not None and main.n_queries > 0:
+        valid = validation(select_target or target)
+    check_queries(log.n_users, main, valid)
+    facts = {
         "users": log.n_users,
         "items": log.n_items,
         "interactions": log.n_rows,
         "train_interactions": past.n_rows,
-    } | counts
-    return Split(
-        train, valid, past, tests, facts(known, tests, target, valid, ties, counts)
-    )
+        **counts,
+        "test_queries": main.n_queries,
+        "test_queries_by_target": {k: v.n_queries for k, v in tests.items()},
+        "valid_queries": 0 if valid is None else valid.n_queries,
+        "unseen_items": int((~known[1:]).sum()),
+        "unseen_items_share": _share(~known[1:]),
+        "ties_with_previous_share": round(ties / log.n_rows, 6),
+        "targets_in_history_share": _share(in_history(main)),
+        "valid_targets_in_history_share": 0.0
+        if valid is None
+        else _share(in_history(valid)),
+    }
+    return Split(train, valid, past, tests, facts)
 
 
 def check_queries(n_users: int, test: Holdout, valid: Holdout | None) -> None:
@@ -393,30 +403,6 @@ def check_queries(n_users: int, test: Holdout, valid: Holdout | None) -> None:
             "split.q_val, or use --config.split.validation=none with a fixed "
             "--config.train.epochs"
         )
-
-
-def facts(
-    known: np.ndarray,
-    tests: dict[str, Holdout],
-    target: str,
-    valid: Holdout | None,
-    ties: int,
-    counts: dict[str, int],
-) -> dict:
-    """`Split.facts`; arguments as in `select_and_test`."""
-    seen, main = known[1:], tests[target]
-    return counts | {
-        "test_queries": main.n_queries,
-        "test_queries_by_target": {k: v.n_queries for k, v in tests.items()},
-        "valid_queries": valid.n_queries if valid is not None else 0,
-        "unseen_items": int((~seen).sum()),
-        "unseen_items_share": round(float((~seen).mean()), 6),
-        "ties_with_previous_share": round(ties / counts["interactions"], 6),
-        "targets_in_history_share": _share(in_history(main)),
-        "valid_targets_in_history_share": _share(in_history(valid))
-        if valid is not None
-        else 0.0,
-    }
 
 
 def _share(flags):

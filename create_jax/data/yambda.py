@@ -4,10 +4,9 @@ Times are seconds from an unknown origin, in bins of 5 s: good for order, splits
 gaps, not for dates. A track may be liked twice by one user.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 from create_jax.data import table
-from create_jax.data.interactions import Interactions
 
 LAYOUT = {
     "columns": {"user": "uid", "item": "item_id", "time": "timestamp"},
@@ -15,19 +14,5 @@ LAYOUT = {
     "time_unit": "s",
 }
 
-
-def load(
-    path: str,
-    *,
-    k_core: int = 0,
-    drop_repeats: bool = True,
-    counts: Sequence[int] = (),
-) -> Interactions:
-    """Loads `flat/50m/likes.parquet`; see `from_frame`."""
-    filters = {"k_core": k_core, "drop_repeats": drop_repeats, "counts": counts}
-    return table.load(path, **LAYOUT, **filters)
-
-
-def stream(path: str) -> table.Stream:
-    """The same in blocks."""
-    return table.stream(path, **LAYOUT)
+# Of `flat/50m/likes.parquet`.
+load, stream = (partial(f, **LAYOUT) for f in (table.load, table.stream))
