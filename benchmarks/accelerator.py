@@ -37,6 +37,7 @@ import numpy as np
 
 from create_jax.files import write_text
 from create_jax.report import markdown_table
+from create_jax.settings import shown
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -822,7 +823,7 @@ def tables(lines: list[dict]) -> str:
                 cells = [[w, k, v] for w, found in flat for k, v in found.items()]
                 part += ["", markdown_table(["", "", ""], cells)]
         else:
-            part += ["", markdown_table(["", ""], [[w, short(f)] for w, f in rows])]
+            part += ["", markdown_table(["", ""], [[w, shown(f)] for w, f in rows])]
         part += [f"\nIt ended early: {line['why']}." for line in ends]
         parts.append("\n".join(part))
     return "\n\n".join(parts) + "\n"
@@ -834,12 +835,8 @@ def flatten(found: dict, prefix: str = "") -> dict:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}: ")
         else:
-            flat[prefix + key] = short(value)
+            flat[prefix + key] = shown(value)
     return flat
-
-
-def short(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write_page(files: list[Path], page: Path) -> None:

@@ -17,14 +17,14 @@ import math
 import os
 import re
 import resource
-import socket
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks.processes import outputs
 
 DEVICES, D = 8, 64
 SENT = (
@@ -154,26 +154,10 @@ def processes(n_items: int) -> None:
     print("| M | process | its share of state | peak, state made | peak, saved |")
     print("| --- | --- | --- | --- | --- |")
     for parts in (1, 2):
-        with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-            free.close()
-            own = {"JAX_PLATFORMS": "cpu", "CREATE_JAX_COORDINATOR": address}
-            own |= {"CREATE_JAX_PROCESSES": "2", "XLA_FLAGS": ""}
-            started = [
-                subprocess.Popen(
-                    [sys.executable, "-c", CHILD, str(parts), str(n_items), folder],
-                    env=os.environ | own | {"CREATE_JAX_PROCESS": str(rank)},
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                for rank in range(2)
-            ]
-            for rank, process in enumerate(started):
-                said = process.communicate()[0].splitlines()
-                if process.returncode:
-                    raise SystemExit(f"process {rank} ended: {process.returncode}")
-                print(f"| {parts} | {rank} | {said[-1]} |", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            texts = outputs(2, [CHILD, str(parts), str(n_items), folder])
+            for rank, text in enumerate(texts):
+                print(f"| {parts} | {rank} | {text.splitlines()[-1]} |", flush=True)
 
 
 def one_process() -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 CHILD = "from benchmarks.processes import measured; measured()"
@@ -77,6 +78,35 @@ def measured() -> None:
     print(MARK + json.dumps({"seconds": spent, "peak GiB": round(peak, 3)}), flush=True)
 
 
+def outputs(count: int, code: list[str], flags: str = "") -> Iterator[str]:
+    """What each of so many processes of one cluster on this machine says, by rank.
+
+    Args:
+      code: Python's, and its arguments. flags: of XLA.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment |= {"CREATE_JAX_COORDINATOR": address}
+    environment |= {"CREATE_JAX_PROCESSES": str(count)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", *code],
+            env=environment | {"CREATE_JAX_PROCESS": str(rank)},
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    for rank, process in enumerate(started):
+        text = process.communicate()[0]
+        if process.returncode:
+            raise SystemExit(f"process {rank} ended with {process.returncode}")
+        yield text
+
+
 def read(text: str) -> dict:
     """What `measured` said at the end of an output."""
     lines = [line for line in text.splitlines() if line.startswith(MARK)]
@@ -95,27 +125,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices", type=int, default=4)
     own, options = parser.parse_known_args()
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={own.devices}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    environment |= {"CREATE_JAX_COORDINATOR": address}
-    environment |= {"CREATE_JAX_PROCESSES": str(own.processes)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, *options],
-            env=environment | {"CREATE_JAX_PROCESS": str(rank)},
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(own.processes)
-    ]
-    for rank, process in enumerate(started):
-        text = process.communicate()[0]
-        if process.returncode:
-            raise SystemExit(f"process {rank} ended with {process.returncode}")
+    texts = outputs(own.processes, [CHILD, *options], flags)
+    for rank, text in enumerate(texts):
         found = read(text)
         print(f"process {rank}: {found}; agreeing takes {share(found):.1%} of epochs")
 

@@ -20,11 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-METHODS = (
-    *("create", "create_pone", "create_uni", "bt_sr", "gsau", "mrgsrec", "selfgnn"),
-    *("sasrec", "bert4rec", "esasrec", "lightgcn", "ultragcn", "signed", "hypergraph"),
-    *("svd", "mostpop", "poprnd", "random"),
-)
+from create_jax.methods import METHODS
+
 QUICK = ("compare=()", "example=False", "train.epochs=2")
 BEAUTY = ("create", "sasrec", "lightgcn")
 READ = """

@@ -1,4 +1,4 @@
-"""VICReg and NWJ against a second writing in NumPy, whole and split over devices."""
+"""Alignments against a second writing in NumPy, whole and split over devices."""
 
 from functools import partial
 
@@ -24,8 +24,37 @@ SCALES = np.array([0.2, 0.5, 1.0, 1.5, 3.0], np.float32)
 VIEWS = normal(0, USERS, D) * SCALES + 1, normal(1, USERS, D) * SCALES[::-1]
 
 
-def close(found, expected, tolerance=1e-5):
+def close(found, expected, tolerance=1e-6):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def correlation(a, b):
+    """C of batch-normalised views (biased deviation + 1e-5), in float64."""
+
+    def standard(x):
+        x = np.asarray(x, np.float64)
+        return (x - x.mean(0)) / (x.std(0) + 1e-5)
+
+    return standard(a).T @ standard(b) / len(a)
+
+
+def numpy_barlow_twins(a, b, *, off_diagonal):
+    """The paper's sum, over the dimensions."""
+    c = correlation(a, b)
+    on = ((1 - np.diag(c)) ** 2).sum()
+    return (on + off_diagonal * ((c**2).sum() - (np.diag(c) ** 2).sum())) / D
+
+
+def numpy_infonce(a, b, *, temperature):
+    """Each of 2n unit rows finds its partner among the 2n - 1 others; halved."""
+    views = np.concatenate([a, b]).astype(np.float64)
+    views /= np.linalg.norm(views, axis=1, keepdims=True)
+    scores, n, total = views @ views.T / temperature, len(a), 0.0
+    for row in range(2 * n):
+        others = [column for column in range(2 * n) if column != row]
+        partner = (row + n) % (2 * n)
+        total += np.log(np.exp(scores[row, others]).sum()) - scores[row, partner]
+    return total / (2 * n) / 2
 
 
 def numpy_vicreg(a, b, *, similarity, variance, covariance):
@@ -48,18 +77,18 @@ def numpy_nwj(a, b, *, temperature):
     return -(1 + np.trace(critic) / n - np.mean(product))
 
 
-VICREG_WEIGHTS = dict(similarity=2.0, variance=3.0, covariance=0.5)
-VICREG = partial(losses.vicreg, **VICREG_WEIGHTS)
-NWJ = partial(losses.nwj, temperature=0.7)
-SECOND = {
-    VICREG: partial(numpy_vicreg, **VICREG_WEIGHTS),
-    NWJ: partial(numpy_nwj, temperature=0.7),
+LOSSES = {
+    (losses.barlow_twins, numpy_barlow_twins): dict(off_diagonal=0.3),
+    (losses.infonce, numpy_infonce): dict(temperature=0.5),
+    (losses.vicreg, numpy_vicreg): dict(similarity=2.0, variance=3.0, covariance=0.5),
+    (losses.nwj, numpy_nwj): dict(temperature=0.7),
 }
+SECOND = {partial(f, **own): partial(g, **own) for (f, g), own in LOSSES.items()}
 SLOPES = {loss: jax.jit(jax.value_and_grad(loss, (0, 1))) for loss in SECOND}
-both = pytest.mark.parametrize("loss", [VICREG, NWJ], ids=["vicreg", "nwj"])
+each = pytest.mark.parametrize("loss", SECOND, ids=lambda loss: loss.func.__name__)
 
 
-@both
+@each
 def test_alignments_are_the_second_writing(loss):
     real = WEIGHTS > 0
     expected = SECOND[loss](*(view[real].astype(float) for view in VIEWS))
@@ -75,7 +104,23 @@ def test_each_weight_of_vicreg_has_its_own_term(part):
     assert expected > 0.1
 
 
-@both
+@pytest.mark.parametrize("off_diagonal", [0.0, 0.05, 1.0])
+def test_barlow_twins_is_the_paper_formula(off_diagonal):
+    ones = np.ones(USERS, np.float32)
+    expected = numpy_barlow_twins(*VIEWS, off_diagonal=off_diagonal)
+    loss = partial(losses.barlow_twins, *VIEWS, ones, off_diagonal=off_diagonal)
+    close(loss(reduce="sum"), D * expected)
+    close(loss(), expected)  # the default divides by the five dimensions
+    close(losses.cross_correlation(*VIEWS, ones), correlation(*VIEWS))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_infonce_is_the_loop_over_pairs(temperature):
+    found = losses.infonce(*VIEWS, np.ones(USERS), temperature=temperature)
+    close(found, numpy_infonce(*VIEWS, temperature=temperature))
+
+
+@each
 def test_gradients_are_those_of_the_second_writing(loss):
     """By central differences of the NumPy writing, in float64."""
     _, slopes = SLOPES[loss](*VIEWS, WEIGHTS)
@@ -94,7 +139,7 @@ def test_gradients_are_those_of_the_second_writing(loss):
         assert np.abs(numeric).max() > 0.01
 
 
-@both
+@each
 def test_filler_rows_change_nothing(loss):
     filler = 50 * normal(9, 3, D)
     filler[0] = 0
@@ -108,7 +153,7 @@ def test_filler_rows_change_nothing(loss):
         assert not slope[weights == 0].any()
 
 
-@both
+@each
 def test_the_order_of_users_is_immaterial_but_not_who_is_paired_with_whom(loss):
     order = np.array([4, 2, 6, 0, 1, 3, 5])
     expected = SLOPES[loss](*VIEWS, WEIGHTS)[0]
@@ -118,7 +163,7 @@ def test_the_order_of_users_is_immaterial_but_not_who_is_paired_with_whom(loss):
     assert abs(mixed - expected) > 0.01
 
 
-@both
+@each
 def test_alignment_split_over_devices_is_the_unsplit_one(loss):
     inputs, heads = normal(0, 4, 3, 6), (normal(1, 6, D), normal(2, 6, D))
     # Three, one, none and two users on the four devices.
@@ -140,8 +185,8 @@ def test_alignment_split_over_devices_is_the_unsplit_one(loss):
         close(part.mean(0), slope)
 
 
-@both
-@pytest.mark.parametrize("constant", [0.0, 0.1])
+@each
+@pytest.mark.parametrize("constant", [0.0, 1.0, 0.1])
 def test_gradients_are_finite_with_a_constant_column(loss, constant):
     a, b = VIEWS[0].copy(), VIEWS[1].copy()
     a[:, 2] = b[:, 2] = constant
@@ -150,7 +195,7 @@ def test_gradients_are_finite_with_a_constant_column(loss, constant):
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
-@both
+@each
 def test_a_single_user_no_user_and_zero_rows_give_finite_numbers(loss):
     zero = [np.zeros_like(view) for view in VIEWS]
     one = np.eye(USERS, dtype=np.float32)[3]

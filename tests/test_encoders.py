@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from jax.sharding import AxisType
+from test_models import in_float64, make_params, numpy_attention, numpy_norm
 
 from create_jax import build, evaluate, experiment, feeds, losses
 from create_jax.configs import table
@@ -62,16 +63,6 @@ def make_model(encoder, graph="none", **align):
     return build.make_model(config, USERS, ITEMS)
 
 
-def make_params(model):
-    """All weights large: at the usual 0.02 the blocks hardly do anything."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(0))
-    params = jax.tree.map(
-        lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes
-    )
-    return params | {"item_table": params["item_table"].at[0].set(0.0)}
-
-
 def pack(*rows):
     """Rows of one or more whole sequences, without targets; the rest is empty."""
     items, positions, segments = (np.zeros((len(rows), LENGTH), int) for _ in range(3))
@@ -92,31 +83,6 @@ def pack(*rows):
 # --- second writings ------------------------------------------------------------------
 
 
-def numpy_norm(own, x, epsilon):
-    centred = x - x.mean(-1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
-    return centred / deviation * own["scale"] + own["bias"]
-
-
-def numpy_attention(own, x, heads, causal):
-    """Softmax attention of x on itself, query by query."""
-    length, width = x.shape
-    mixed = np.tile(own["output"]["bias"], (length, 1))
-    for head in range(heads):
-        query, key, value = (
-            x @ own[name]["kernel"][:, head] + own[name]["bias"][head]
-            for name in ("query", "key", "value")
-        )
-        for t in range(length):
-            seen = t + 1 if causal else length
-            score = key[:seen] @ query[t] / np.sqrt(width // heads)
-            weight = np.exp(score - score.max())
-            mixed[t] += (
-                weight / weight.sum() @ value[:seen] @ own["output"]["kernel"][head]
-            )
-    return mixed
-
-
 def numpy_gelu(x):
     """x times the normal distribution function."""
     return x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2
@@ -126,18 +92,15 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def in_float64(params):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-
-
 def numpy_bert4rec(params, items):
     """docs/models.md#bert4rec: one sequence, embedding norm, two post-norm blocks."""
     p = in_float64(params["sequence"])
     table = np.vstack([in_float64(params["item_table"]), in_float64(params["token"])])
     x = table[items] + p["positions"][: len(items)]  # MASK is the row behind the items
     x = numpy_norm(p["embedding_norm"], x, 1e-12)
+    every = np.ones((len(items), len(items)), bool)
     for block in range(2):
-        attended = numpy_attention(p[f"attention_{block}"], x, 2, causal=False)
+        attended = numpy_attention(p[f"attention_{block}"], x, x, 2, every)
         x = numpy_norm(p[f"attention_norm_{block}"], x + attended, 1e-12)
         first, second = (p[f"feed_forward_{name}_{block}"] for name in ("in", "out"))
         inner = numpy_gelu(x @ first["kernel"] + first["bias"])
@@ -150,10 +113,11 @@ def numpy_esasrec(params, items):
     """docs/models.md#esasrec: gates from what enters the residual, SwiGLU."""
     p = in_float64(params["sequence"])
     x = in_float64(params["item_table"])[items] + p["positions"][: len(items)][::-1]
+    past = np.tri(len(items), dtype=bool)
     for block in range(2):
         gate = p[f"attention_gate_{block}"]
         y = numpy_norm(p[f"attention_norm_{block}"], x, 1e-5)
-        attended = numpy_attention(p[f"attention_{block}"], y, 2, causal=True)
+        attended = numpy_attention(p[f"attention_{block}"], y, y, 2, past)
         x = x + sigmoid(x @ gate["kernel"] + gate["bias"]) * attended
         gate = p[f"gate_{block}"]
         y = numpy_norm(p[f"feed_forward_norm_{block}"], x, 1e-5)
@@ -277,8 +241,8 @@ def masked_batch(hidden, sequences=SEQUENCES):
     return jax.tree.map(lambda x: x[0], batch)
 
 
-def flat_slots(batch, user):
-    """The slots of a user's sequence, oldest first."""
+def slots_of(batch, user):
+    """The slots of a user's sequence, oldest first, its special one last."""
     place = np.flatnonzero((batch.users == user) & (batch.weights > 0))
     assert len(place) == 1
     last = batch.last[place[0]]
@@ -296,7 +260,7 @@ def test_a_masked_sequence_is_the_newest_items_and_a_mask_where_it_fits():
     assert SEQUENCES.lengths.tolist() == [5, 3, 7, 4]
     batch = masked_batch(np.zeros(19, bool))
     for user, kept in KEPT.items():
-        slots = flat_slots(batch, user)
+        slots = slots_of(batch, user)
         assert batch.items.ravel()[slots].tolist() == followed(kept)
         assert batch.positions.ravel()[slots].tolist() == list(range(len(slots)))
         assert len(set(batch.segments.ravel()[slots].tolist())) == 1
@@ -311,7 +275,7 @@ def test_targets_are_exactly_the_hidden_items_and_never_the_mask():
     batch = masked_batch(hidden)
     targets = batch.targets.ravel()
     for user, own in expected.items():
-        assert targets[flat_slots(batch, user)].tolist() == own
+        assert targets[slots_of(batch, user)].tolist() == own
     assert np.count_nonzero(targets) == 9
     # The items themselves stay: only the model's view hides them.
     np.testing.assert_array_equal(batch.items, masked_batch(~hidden).items)
@@ -341,7 +305,7 @@ def test_the_training_view_hides_targets_and_leaves_out_masks_after_histories():
         4: [12, 8, MASK],
     }
     for user, expected in seen.items():
-        slots = flat_slots(batch, user)
+        slots = slots_of(batch, user)
         read, after = slots[: len(expected)], slots[len(expected) :]
         assert items[read].tolist() == expected
         np.testing.assert_array_equal(segments[read], batch.segments.ravel()[read])
@@ -381,18 +345,23 @@ def test_the_model_does_not_see_which_items_are_hidden():
         np.testing.assert_array_equal(*(getattr(view, name) for view in views))
 
 
-def test_queries_end_with_a_mask_after_the_newest_items():
+def four_queries(n_items):
+    """After histories of one, three, nine and six items."""
     sizes = [1, 3, 9, 6]
     end = np.cumsum(sizes)
-    holdout = Holdout(
+    return Holdout(
         users=np.array([4, 0, 2, 1], np.int32),
         log=(np.arange(19) % 12 + 1).astype(np.int32),
         begin=end - sizes,
         end=end,
         targets=np.array([5, 6, 7, 8], np.int32),
         offsets=np.arange(5),
-        candidates=np.arange(ITEMS + 1) > 0,
+        candidates=np.arange(n_items + 1) > 0,
     )
+
+
+def test_queries_end_with_a_mask_after_the_newest_items():
+    holdout = four_queries(ITEMS)
     axes = dict(axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     mesh = jax.make_mesh((1,), ("data",), **axes)
     evaluator = evaluate.Evaluator(
@@ -403,7 +372,7 @@ def test_queries_end_with_a_mask_after_the_newest_items():
     batch = jax.tree.map(lambda x: np.asarray(x)[0], queries.histories)
     for n, user in enumerate(holdout.users):
         newest = holdout.log[holdout.begin[n] : holdout.end[n]][-(LENGTH - 1) :]
-        found = batch.items.ravel()[flat_slots(batch, user)]
+        found = batch.items.ravel()[slots_of(batch, user)]
         assert found.tolist() == [*newest, MASK]
     # And the state at the end, the one that is scored, is that of the [MASK].
     model, params = MODELS["bert4rec"], PARAMS["bert4rec"]
@@ -447,7 +416,7 @@ def test_the_state_that_bert4rec_aligns_is_the_chosen_one(bert_state):
     # The whole history with a [MASK] after it, or the view of training before it.
     expected, users = [], []
     for user in KEPT:
-        slots = flat_slots(sequences, user)
+        slots = slots_of(sequences, user)
         items = sequences.items.ravel()[slots]
         if bert_state == "last_position":
             targets = sequences.targets.ravel()[slots]

@@ -11,6 +11,7 @@ import pytest
 import test_steps
 from create_jax.configs.common import get_config
 from jax import lax
+from test_models import in_float64
 
 from create_jax import build, steps
 from create_jax.data.graph import make_pairs
@@ -64,10 +65,6 @@ def differences(loss, params, step=1e-6):
             slope[place] = (ends[0] - ends[1]) / (2 * step)
             x[place] = value
     return structure.unflatten(slopes)
-
-
-def in_float64(params):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
 
 def check_slopes(found, expected):

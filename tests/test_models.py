@@ -29,9 +29,9 @@ def make_model(method="create", encoder="ultragcn", heads=2, blocks=1, **align):
     return build.make_model(config, USERS, ITEMS)
 
 
-def make_params(model):
+def make_params(model, seed=0):
     """All weights large: at the usual 0.02 the blocks hardly do anything."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: model.init(0))
     params = jax.tree.map(
         lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes
@@ -91,36 +91,48 @@ def encoded(params, batch):
 # --- SASRec ---------------------------------------------------------------------------
 
 
+def in_float64(params):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+
+def numpy_norm(own, x, epsilon):
+    centred = x - x.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    return centred / deviation * own["scale"] + own["bias"]
+
+
+def numpy_attention(own, q, x, heads, allowed):
+    """Softmax attention of q on x; allowed: [T, T] query t may see key s."""
+    mixed = np.tile(own["output"]["bias"], (len(x), 1))
+    for head in range(heads):
+        query, key, value = (
+            source @ own[name]["kernel"][:, head] + own[name]["bias"][head]
+            for name, source in (("query", q), ("key", x), ("value", x))
+        )
+        for t, seen in enumerate(allowed):
+            score = key[seen] @ query[t] / np.sqrt(x.shape[1] // heads)
+            weight = np.exp(score - score.max())
+            weight /= weight.sum()
+            mixed[t] += weight @ value[seen] @ own["output"]["kernel"][head]
+    return mixed
+
+
 def numpy_sasrec(params, items, heads):
     """One whole sequence, after docs/models.md#sasrec, in float64."""
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["sequence"])
+    p, table = in_float64((params["sequence"], params["item_table"]))
 
     def norm(name, x):
-        centred = x - x.mean(-1, keepdims=True)
-        deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-8)
-        return centred / deviation * p[name]["scale"] + p[name]["bias"]
+        return numpy_norm(p[name], x, 1e-8)
 
     def dense(name, x):
         return x @ p[name]["kernel"] + p[name]["bias"]
 
-    table = np.asarray(params["item_table"], np.float64)
-    width, length = table.shape[1], len(items)
-    x = np.sqrt(width) * table[items] + p["positions"][:length]
+    x = np.sqrt(table.shape[1]) * table[items] + p["positions"][: len(items)]
+    past = np.tri(len(items), dtype=bool)
     for block in range(2):
         q = norm(f"attention_norm_{block}", x)
-        own = p[f"attention_{block}"]
-        attended = own["output"]["bias"].copy() * np.ones((length, 1))
-        for head in range(heads):
-            # Queries are normalised, keys and values are not.
-            query, key, value = (
-                source @ own[name]["kernel"][:, head] + own[name]["bias"][head]
-                for name, source in (("query", q), ("key", x), ("value", x))
-            )
-            for t in range(length):
-                score = key[: t + 1] @ query[t] / np.sqrt(width // heads)
-                weight = np.exp(score - score.max())
-                mixed = weight / weight.sum() @ value[: t + 1]
-                attended[t] += mixed @ own["output"]["kernel"][head]
+        # Queries are normalised, keys and values are not.
+        attended = numpy_attention(p[f"attention_{block}"], q, x, heads, past)
         y = norm(f"feed_forward_norm_{block}", q + attended)
         inner = np.maximum(dense(f"feed_forward_in_{block}", y), 0)
         x = y + dense(f"feed_forward_out_{block}", inner)

@@ -11,11 +11,12 @@ import pytest
 import test_steps
 from create_jax.configs.common import get_config
 from jax.sharding import AxisType
+from test_encoders import four_queries, slots_of
+from test_models import in_float64, make_params, numpy_attention, numpy_norm
 
 from create_jax import build, evaluate, feeds, losses, methods, optim, steps
 from create_jax.data import packing
 from create_jax.data.interactions import Interactions
-from create_jax.data.splits import Holdout
 from create_jax.errors import InputError
 from create_jax.models.mrgsrec import MRGSRec
 from create_jax.parallel import DATA
@@ -70,16 +71,6 @@ def make_model(mask="causal", blocks=2):
     return build.make_model(config, USERS, ITEMS)
 
 
-def make_params(model, seed=0):
-    """All weights large: at the usual 0.02 the blocks hardly do anything."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: model.init(0))
-    params = jax.tree.map(
-        lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes
-    )
-    return params | {"item_table": params["item_table"].at[0].set(0.0)}
-
-
 def pack(*rows):
     """Rows of (user, items) with a token behind each; the rest is empty."""
     items, positions, segments = (np.zeros((len(rows), LENGTH), int) for _ in range(3))
@@ -99,51 +90,15 @@ def pack(*rows):
     return packing.Batch(items, np.zeros_like(items), positions, segments, *rest)
 
 
-def slots_of(batch, user):
-    """The slots of a user's sequence, oldest first, the token's last."""
-    place = np.flatnonzero((batch.users == user) & (batch.weights > 0))
-    assert len(place) == 1
-    last = batch.last[place[0]]
-    length = batch.positions.ravel()[last] + 1
-    return np.arange(last + 1 - length, last + 1)
-
-
 # --- second writings: the token first, as published, and one sequence at a time -------
-
-
-def in_float64(params):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-
-
-def numpy_norm(own, x):
-    centred = x - x.mean(-1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-9)
-    return centred / deviation * own["scale"] + own["bias"]
-
-
-def numpy_attention(own, x, allowed):
-    """Softmax attention of x on itself; allowed: [T, T] query t may see key s."""
-    mixed = np.tile(own["output"]["bias"], (len(x), 1))
-    for head in range(HEADS):
-        query, key, value = (
-            x @ own[name]["kernel"][:, head] + own[name]["bias"][head]
-            for name in ("query", "key", "value")
-        )
-        for t, seen in enumerate(allowed):
-            score = key[seen] @ query[t] / np.sqrt(WIDTH // HEADS)
-            weight = np.exp(score - score.max())
-            weight /= weight.sum()
-            mixed[t] += weight @ value[seen] @ own["output"]["kernel"][head]
-    return mixed
 
 
 def numpy_states(model, params, user, items):
     """(token's output [D], items' states [n, D]); params in float64."""
     p, n = params["sequence"], len(items)
     from_end = np.arange(n)[::-1]
-    x = numpy_norm(
-        p["embedding_norm"], params["item_table"][items] + p["positions"][from_end]
-    )
+    x = params["item_table"][items] + p["positions"][from_end]
+    x = numpy_norm(p["embedding_norm"], x, 1e-9)
     x = np.concatenate([params["user_table"][[user]], x])
     allowed = np.zeros((n + 1, n + 1), bool)
     allowed[0] = True  # the token sees all
@@ -151,13 +106,13 @@ def numpy_states(model, params, user, items):
     for t in range(1, n + 1):
         allowed[t, 1 : t + 1] = True
     for block in range(model.encoder.blocks):
-        attended = numpy_attention(p[f"attention_{block}"], x, allowed)
-        x = numpy_norm(p[f"attention_norm_{block}"], x + attended)
+        attended = numpy_attention(p[f"attention_{block}"], x, x, HEADS, allowed)
+        x = numpy_norm(p[f"attention_norm_{block}"], x + attended, 1e-9)
         first, second = (p[f"feed_forward_{name}_{block}"] for name in ("in", "out"))
         inner = x @ first["kernel"] + first["bias"]
         inner *= (1 + np.vectorize(math.erf)(inner / np.sqrt(2))) / 2
         outer = inner @ second["kernel"] + second["bias"]
-        x = numpy_norm(p[f"feed_forward_norm_{block}"], x + outer)
+        x = numpy_norm(p[f"feed_forward_norm_{block}"], x + outer, 1e-9)
     return x[0], x[1:]
 
 
@@ -636,17 +591,7 @@ def test_the_feed_gives_these_sequences_and_no_pairs():
 
 
 def test_queries_end_with_the_token_after_the_newest_items():
-    sizes = [1, 3, 9, 6]
-    end = np.cumsum(sizes)
-    holdout = Holdout(
-        users=np.array([4, 0, 2, 1], np.int32),
-        log=(np.arange(19) % 12 + 1).astype(np.int32),
-        begin=end - sizes,
-        end=end,
-        targets=np.array([5, 6, 7, 8], np.int32),
-        offsets=np.arange(5),
-        candidates=np.arange(ITEMS + 1) > 0,
-    )
+    holdout = four_queries(ITEMS)
     axes = dict(axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     mesh = jax.make_mesh((1,), (DATA,), **axes)
     config = make_config(**{"eval.batch": 4})

@@ -552,11 +552,6 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
     assert reason[mistake] in said
 
 
-def test_unknown_runs_of_a_report_are_input_errors(tmp_path):
-    with pytest.raises(InputError, match="found no result.json"):
-        find_runs([str(tmp_path / "nowhere")])
-
-
 def without(folder, unwanted, **protocol):
     """Takes metrics out of a run's result."""
     file = folder / "result.json"

@@ -20,30 +20,29 @@ def test_a_mean_is_of_an_epoch_and_those_before_it():
     np.testing.assert_allclose(selection.averaged(values, 3), [1, 1.5, 3, 8 / 3, 3])
 
 
+def trained(values, patience, mean=1):
+    """(the best epoch's place, epochs) of a training whose score is that."""
+    rules = train.Stopping(len(values), 0, 1, patience, "mrr", mean)
+    progress = train.Progress()
+    while not progress.finished:
+        found = {"mrr": values[progress.epoch]}
+        progress = train.after_epoch(progress, rules, progress.epoch, found, False)
+    return progress.best_epoch - 1, progress.epoch
+
+
 def test_the_first_greatest_is_chosen_and_patience_is_that_of_training():
     values = np.array([-3.0, -1.0, -2.0, -2.0, -0.5, -0.5, -4.0])
     assert selection.chosen(values) == (4, 7)
     for patience in (1, 2, 3, 9):
-        rules = train.Stopping(len(values), 0, 1, patience, "mrr")
-        progress = train.Progress()
-        while not progress.finished:
-            found = {"mrr": values[progress.epoch]}
-            progress = train.after_epoch(progress, rules, progress.epoch, found, False)
-        expected = progress.best_epoch - 1, progress.epoch
-        assert selection.chosen(values, patience) == expected
+        assert selection.chosen(values, patience) == trained(values, patience)
     assert selection.chosen(values, 2) == (1, 4)
 
 
 def test_means_are_compared_as_in_training():
     values = np.random.default_rng(0).normal(size=40)
     for mean, patience in ((1, 10), (3, 5), (5, 40)):
-        rules = train.Stopping(len(values), 0, 1, patience, "mrr", mean)
-        progress = train.Progress()
-        while not progress.finished:
-            found = {"mrr": values[progress.epoch]}
-            progress = train.after_epoch(progress, rules, progress.epoch, found, False)
-        expected = selection.chosen(selection.averaged(values, mean), patience)
-        assert expected == (progress.best_epoch - 1, progress.epoch)
+        found = selection.chosen(selection.averaged(values, mean), patience)
+        assert found == trained(values, patience, mean)
 
 
 def test_regret_and_its_deviation_by_hand():
