@@ -9,9 +9,8 @@ import hashlib
 import json
 import shutil
 import sys
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -96,15 +95,15 @@ def _write_parts(recommender, blocks, job: Job, out: Path, exclude, allow, mine)
     wanted = range(mine[0], job.parts, mine[1])
     wanted = [number for number in wanted if not path_of(out, number).exists()]
     if wanted:
-        with tempfile.TemporaryDirectory(prefix=".rows-", dir=out) as folder:
-            rows = spill(blocks, recommender, job.parts, set(wanted), Path(folder))
+        with _rows(out, mine) as folder:
+            rows = spill(blocks, recommender, job.parts, set(wanted), folder)
             with _bar("rank", sum(rows.values()), "rows") as bar:
                 for number in wanted:
                     bar.set_postfix_str(f"part {number + 1} of {job.parts}")
                     before = bar.n
                     write(
                         path_of(out, number),
-                        load(Path(folder) / f"{number}.arrow", job.drop_repeats),
+                        load(folder / f"{number}.arrow", job.drop_repeats),
                         recommender,
                         job,
                         exclude,
@@ -112,6 +111,24 @@ def _write_parts(recommender, blocks, job: Job, out: Path, exclude, allow, mine)
                         bar.update,
                     )
                     bar.update(before + rows[number] - bar.n)  # and the repeats
+
+
+@contextmanager
+def _rows(out: Path, mine: tuple[int, int]):
+    """The folder for the rows of a share; what a killed process left there goes first.
+
+    Raises:
+      InputError: another process works on the same share.
+    """
+    name = f"{mine[0]}-of-{mine[1]}"
+    folder, mark = out / f".rows-{name}", out / f".share-{name}.lock"
+    with alone(mark, f"{mark}: another process writes these parts; end that first"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def path_of(out: Path, number: int) -> Path:
@@ -132,7 +149,7 @@ def marked(job: Job, out: Path):
         made = _begin(job, out)
     try:
         yield
-    except InputError:
+    except Exception:
         with _alone(out):
             if made and not any((*out.glob("part-*.parquet"), *out.glob(".rows-*"))):
                 (out / "job.json").unlink(missing_ok=True)
@@ -230,7 +247,8 @@ def spill(
     Returns how many rows each has.
 
     Raises:
-      InputError: a word for nothing stands among users that are numbers.
+      InputError: the log has no row, or a word for nothing stands among users that are
+        numbers.
     """
     codes = codes_of(recommender)
     rows = dict.fromkeys(wanted, 0)
@@ -251,6 +269,8 @@ def spill(
                 ):
                     writer.write_table(table)
                 rows[number] += len(some)
+    if kinds.is_empty():
+        raise InputError("the log has no row; expected at least one: is it that file?")
     refuse_missing(kinds, "user", "the log")
     return rows
 
@@ -456,19 +476,6 @@ def finish(recommender: Recommender, job: Job, out: Path) -> bool:
     for left in out.glob("part-*.part"):
         left.unlink(missing_ok=True)
     return True
-
-
-def blocks_of(log) -> Iterator[pl.DataFrame]:
-    """The blocks of a log that a loader has read whole."""
-    for start in range(0, len(log.users), PART_ROWS):
-        rows = slice(start, start + PART_ROWS)
-        yield pl.DataFrame(
-            {
-                "user": log.user_ids.gather(log.users[rows]),
-                "item": log.item_ids.gather(log.items[rows] - 1),
-                "time": pl.Series(log.times[rows]).cast(pl.Int128),
-            }
-        )
 
 
 def _bar(what: str, total: int | None, unit: str):

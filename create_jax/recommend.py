@@ -7,9 +7,11 @@ a log, into Parquet files. FILE is all that is needed: no config and no checkpoi
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -17,13 +19,15 @@ from ml_collections import ConfigDict
 
 from create_jax import bulk, protocol
 from create_jax.artifact import Artifact, read
-from create_jax.data import sources, table
+from create_jax.data import sources, table, times
+from create_jax.data.text import is_encoding
 from create_jax.errors import InputError, exit_code
 from create_jax.recommender import Recommender, check_k
 
 SHOWN = 3  # history items that explain an item
 COLUMNS = {"user_column": "user", "item_column": "item", "time_column": "time"}
 FORM = ("format", "separator", "encoding", "time_unit")  # of --log, texts
+ONE_OF = {"format": get_args(table.Format), "time_unit": get_args(times.Unit)}
 SWITCHES = ("header", "quoting", "has_clock")  # of --log
 FORMS = (*COLUMNS, *FORM, *SWITCHES)
 READ = ("loader", *FORMS)
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after a line that says what is wrong."""
     args = _parser().parse_args(argv)
     try:
-        return exit_code(lambda: run(args))
+        return exit_code(lambda: _told(args))
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
@@ -86,10 +90,27 @@ def _parser() -> argparse.ArgumentParser:
     loaders = list(sources.LOADERS)
     add("--loader", choices=loaders, help="of --log: as in training unless given")
     for name in FORM:
-        add(f"--{name}", help=f"of --log: config.data.table.{name}, as in training")
+        help_ = f"of --log: config.data.table.{name}, as in training"
+        kind = _encoding if name == "encoding" else str
+        add(f"--{name}", help=help_, choices=ONE_OF.get(name), type=kind)
     for name in SWITCHES:
         add(f"--{name}", type=_boolean, metavar="true|false", help="likewise")
     return parser
+
+
+def _told(args) -> None:
+    """`run`; a reader may leave early, as `head` does."""
+    try:
+        run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _encoding(text: str) -> str:
+    if not is_encoding(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no encoding that Python knows")
+    return text
 
 
 def _boolean(text: str) -> bool:
@@ -267,8 +288,7 @@ def blocks_of(args, recommender: Recommender):
     """The rows of --log, read as in training but for what the flags say."""
     loader = loader_of(args, recommender)
     if loader != "table":
-        module = protocol.find_loader(loader)
-        yield from bulk.blocks_of(module.load(args.log, drop_repeats=False))
+        yield from protocol.find_loader(loader).stream(args.log).blocks
         return
     form = ConfigDict(recommender.manifest["config"]["data"]["table"])
     form.columns.rating = ""
@@ -395,13 +415,16 @@ def _columns(rows: list[tuple]) -> list[str]:
 def _because(artifact: Artifact, one) -> list[str]:
     """Lines that say what an item loses without the strongest of the history."""
     falls = one.score - one.scores
-    order = [place for place in np.argsort(-falls) if falls[place] > 0][:SHOWN]
-    if len(one.history) == 1:
+    strongest = {}  # place of each item
+    for place in np.argsort(-falls):
+        if falls[place] > 0:
+            strongest.setdefault(int(one.history[place]), place)
+    if len(one.history) == 1 and not one.ranks[0]:
         return [f"      by {printable(artifact.name(one.history[0]))} alone"]
     return [
         f"      without {printable(artifact.name(one.history[place]))}: score "
         f"{-falls[place]:+.4f}, rank {one.rank} -> {one.ranks[place]}"
-        for place in order
+        for place in list(strongest.values())[:SHOWN]
     ] or ["      no item of the history raises it"]
 
 

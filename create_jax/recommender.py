@@ -402,7 +402,7 @@ class Recommender:
         own = np.full((len(items), len(queries)), np.nan, np.float32)
         ranks = np.zeros((len(items), len(queries)), np.int64)
         for number, query in enumerate(queries):
-            if not len(query):
+            if not len(query) and self.kind != "constant":
                 continue
             scores = self.artifact.items @ vectors[number]
             own[:, number] = scores[items]
@@ -432,6 +432,8 @@ class Recommender:
             return found
         named_so = (titles and titles.codes_of(text)) or self._names.named(text)
         if len(named_so) > 1:
+            named_so = [code for code in named_so if self.can_come[code]] or named_so
+        if len(named_so) > 1:
             several = ", ".join(repr(ids[code]) for code in named_so[:5])
             raise InputError(
                 f"{text!r} is the title of {len(named_so)} items, {several}; name one "
@@ -456,7 +458,7 @@ class Recommender:
         if users is None:
             raise InputError(
                 f"{self.manifest['method']} reads a history and knows no users; ask "
-                "with --history, or with --log=FILE and the user"
+                "with a history, or on the terminal with --log=FILE and the user"
             )
         found = users.ids.code_of(text)
         if found is None:

@@ -264,8 +264,11 @@ def _because(job: Recommend, items: list[int]) -> list[list]:
     scores = vectors @ job.model.artifact.items[items].T  # [n + 1, k]
     reasons = []
     for own, others in zip(scores[0], scores[1:].T, strict=True):
-        order = [place for place in np.argsort(others) if others[place] < own]
-        reasons.append([(int(read[p]), float(others[p])) for p in order[:REASONS]])
+        strongest = {}  # of an item that comes again
+        for place in np.argsort(others):
+            if others[place] < own:
+                strongest.setdefault(int(read[place]), float(others[place]))
+        reasons.append(list(strongest.items())[:REASONS])
     return reasons
 
 

@@ -14,6 +14,8 @@ from create_jax.artifact import Artifact, Texts
 
 HITS = 4000  # lines of the names that one search looks at
 NEAR = 200  # of them for each beginning of a misspelt word
+COMPARED = 400  # of them with a misspelt name, the most popular
+WORDS = 12  # of a misspelt name
 ALIKE = 0.65  # of the letters, below which a name is not near
 WORD = re.compile(r"\w+")
 SPACES = r"[\pZ\t-\r\x1c-\x1f\x{85}]+"  # those of str.split
@@ -90,6 +92,7 @@ class Names:
             }:
                 if len(part) > 2:
                     lines.update(self._places(part.encode(), NEAR))
+        lines = sorted(lines)[:COMPARED]
         scored = [(_alike(whole, self._line(line)), -line) for line in lines]
         best = sorted(filter(lambda one: one[0] >= ALIKE, scored), reverse=True)[:n]
         return [int(self._codes[-line]) for _, line in best]
@@ -112,7 +115,7 @@ class Names:
 def nearest(texts: Texts, text: str) -> list[int]:
     """Places of the three texts that share most with one, in any case: by the share of
     its groups of three letters that they have, plus difflib's ratio."""
-    wanted = text.lower().encode(errors="replace").decode()
+    wanted = text.lower()[:100].encode(errors="replace").decode()
     width = min(3, len(wanted))
     groups = {wanted[i : i + width] for i in range(len(wanted) - width + 1) if width}
     small, hits = pc.utf8_lower(as_arrow(texts)), np.zeros(len(texts), np.int32)
@@ -182,7 +185,7 @@ def _alike(whole: str, name: str) -> float:
     ratio of each with the nearest word of the name."""
     near, letters = 0.0, 0
     there = set(WORD.findall(name)) | {name.split("\t")[1]}
-    for word in WORD.findall(whole):
+    for word in WORD.findall(whole)[:WORDS]:
         match = difflib.SequenceMatcher(b=word, autojunk=False)
         best = 0.0
         for other in there:

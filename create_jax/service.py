@@ -375,6 +375,7 @@ def make_app(service: Service) -> FastAPI:
     """All endpoints; `service` may still be loading."""
     app = FastAPI(
         title="create_jax", version="1", docs_url=None, redoc_url=None,
+        redirect_slashes=False,  # it would go to the Host header's
         description="Recommendations of one model (docs/serve.md).",
     )  # fmt: skip
     app.add_middleware(Gate, metrics=service.metrics)

@@ -16,6 +16,7 @@ from create_jax.data.splits import (
     VALIDATIONS,
     validation_of,
 )
+from create_jax.data.text import is_encoding
 from create_jax.errors import InputError
 from create_jax.errors import bad_setting as _bad
 
@@ -181,7 +182,7 @@ def check(config, *, selects: bool = True) -> None:
             value("seq.heads"),
             f"a divisor of model.dim = {config.model.dim}",
         )
-    if not _is_encoding(config.data.table.encoding):
+    if not is_encoding(config.data.table.encoding):
         expected = "auto or an encoding that Python knows: utf-8, utf-16, latin-1 ..."
         raise _bad("data.table.encoding", config.data.table.encoding, expected)
     targets = tuple(config.eval.targets)
@@ -270,14 +271,6 @@ def _check_validation(config) -> None:
             "sequential with split.validation=by_user, which trains no row of the "
             "users it asks",
         )
-
-
-def _is_encoding(name: str) -> bool:
-    """Whether Python can decode this encoding piece by piece."""
-    try:
-        return name == "auto" or "".encode(name).decode(name) == ""
-    except (LookupError, UnicodeError, ValueError):
-        return False
 
 
 def seeds(config) -> list[int]:

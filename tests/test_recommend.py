@@ -21,8 +21,8 @@ from create_jax.artifact import Artifact, Texts, Users
 from create_jax.configs import table
 from create_jax.data import container
 from create_jax.errors import InputError
-from create_jax.files import whole
-from create_jax.recommender import Recommender
+from create_jax.files import alone, whole
+from create_jax.recommender import Explanation, Recommender
 
 NAMES = ["b01", "b02", "b03", "b04", "b05", "b06", "b07"]
 TITLES = ["Alien", "Up, Up and Away", "Twins", "Twins", "Heat", "", "Never seen"]
@@ -108,6 +108,31 @@ def test_a_title_in_any_letters_is_found_among_many_like_it():
     assert recommender.code("it") == 301 and recommender.code("amelie") == 302
     with pytest.raises(InputError, match="nearest: 'Amélie'$"):
         recommender.code("ameli")
+
+
+def test_of_items_of_one_title_that_which_was_trained_is_meant():
+    titles = Texts.of(["", *TITLES[:6], "Heat"])
+    assert Recommender(make(titles=titles)).code("Heat") == 5
+    assert Recommender(make(titles=titles)).code("heat") == 5
+
+
+@pytest.mark.parametrize(
+    "flag", ["--format=xml", "--time_unit=h", "--encoding=base64", "--encoding=no"]
+)
+def test_a_form_that_no_log_has_is_refused_before_anything(ask, log, tmp_path, flag):
+    with pytest.raises(SystemExit, match="2"):
+        ask(f"--log={log}", f"--out={tmp_path / 'recs'}", flag)
+    assert not (tmp_path / "recs").exists()
+
+
+def test_a_reader_that_leaves_early_is_no_error(model):
+    command = f"{sys.executable} -m create_jax.recommend {model} --history=b01 --k=1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true"],
+        capture_output=True,
+        text=True,
+    )
+    assert not done.stderr
 
 
 def test_what_was_seen_may_come_again(ask):
@@ -244,6 +269,24 @@ def test_leave_one_out_is_true_of_the_model(ask):
     falls = [float(re.search(r"score ([-+.\d]+)", line)[1]) for line in lines]
     assert falls and max(falls) < 0
     assert "by Alien alone" in ask("--history=b01", "--explain", "--k=1")[1][2][0]
+
+
+def test_an_item_that_comes_again_explains_once():
+    scores, ranks = np.array([0.5, 0.2, 0.5, 0.9]), np.array([3, 4, 3, 2])
+    one = Explanation(1.0, 1, np.array([1, 5, 1, 2]), scores, ranks)
+    lines = [line.split(":")[0].strip() for line in recommend._because(make(), one)]
+    assert lines == ["without Heat", "without Alien", "without Up, Up and Away"]
+
+
+def test_a_list_that_is_the_same_for_all_is_explained_by_nothing(ask, tmp_path):
+    path = tmp_path / "counts.safetensors"
+    about = manifest(method="mostpop", query="constant")
+    items = np.arange(8, dtype=np.float32)[:, None]
+    artifact.write(path, make(manifest=about, items=items))
+    _, rows, _ = ask("--history=b01", "--explain", "--k=2", file=path)
+    assert {row[0].strip() for row in rows[2::2]} == {
+        "no item of the history raises it"
+    }
 
 
 def test_ranks_of_an_explanation_are_those_of_the_list(ask, tmp_path):
@@ -394,6 +437,23 @@ def test_parts_of_several_processes_and_after_a_kill(ask, log, tmp_path, monkeyp
     assert one == other
 
 
+def test_rows_that_a_killed_process_left_go_first(ask, log, tmp_path):
+    out = tmp_path / "recs"
+    (out / ".rows-0-of-1").mkdir(parents=True)
+    (out / ".rows-0-of-1" / "0.arrow").write_bytes(b"half")
+    assert ask(f"--log={log}", f"--out={out}")[0] == 0
+    assert sorted(os.listdir(out)) == [
+        "job.json",
+        "manifest.json",
+        "part-00000.parquet",
+    ]
+    mark = out / ".share-0-of-1.lock"
+    (out / "part-00000.parquet").unlink()
+    with alone(mark, "free"):
+        code, _, err = ask(f"--log={log}", f"--out={out}")
+    assert code == 2 and "another process writes these parts" in err
+
+
 def test_parts_may_be_more_than_open_files(ask, log, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "recs"
     ask(f"--log={log}", f"--out={whole}", "--k=3")
@@ -429,8 +489,8 @@ def test_a_full_disk_is_named(ask, log, tmp_path, monkeypatch):
     full = pa.OSFile("/dev/full", "wb")
     monkeypatch.setattr(pa, "OSFile", lambda *_: full)
     code, _, err = ask(f"--log={log}", f"--out={tmp_path / 'recs'}")
-    assert code == 2 and re.search(r"error: \S+recs/\.rows-\w+: .*space", err)
-    assert os.listdir(tmp_path / "recs") == ["job.json"]
+    assert code == 2 and re.search(r"error: \S+recs/\.rows-0-of-1: .*space", err)
+    assert not os.listdir(tmp_path / "recs")
 
 
 def test_a_wrong_log_leaves_no_job(ask, log, tmp_path, monkeypatch):
@@ -439,6 +499,9 @@ def test_a_wrong_log_leaves_no_job(ask, log, tmp_path, monkeypatch):
     out, wrong = tmp_path / "recs", tmp_path / "wrong.csv"
     wrong.write_text("user,item,time\n1,b01,5\n2,b02,soon\n")
     assert ask(f"--log={wrong}", f"--out={out}")[0] == 2
+    assert not os.listdir(out)
+    wrong.write_text("user,item,time\n")
+    assert "the log has no row" in ask(f"--log={wrong}", f"--out={out}")[2]
     assert not os.listdir(out)
     assert ask(f"--log={log}", f"--out={out}", "--part=0/2")[0] == 0
     there = set(os.listdir(out))
@@ -544,6 +607,9 @@ def test_a_log_of_a_data_set_and_one_without_a_clock(ask, tmp_path):
     }
     options = {"ratings.dat": ["--loader=movielens"], "log.csv": []}
     options["float.csv"] = ["--has_clock=false"]
+    (tmp_path / "ratings.dat").write_text("u1::b02::5::3\n")  # one user, one item
+    one = f"--log={tmp_path / 'ratings.dat'}", "--loader=movielens", "--user=u1"
+    assert ask(*one, "--k=1")[0] == 0
     found = []
     for name, text in forms.items():
         (tmp_path / name).write_text(text)

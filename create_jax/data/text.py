@@ -72,6 +72,14 @@ def pick_columns(columns: dict, names: Sequence[str], place: str) -> list[int]:
     return picked
 
 
+def is_encoding(name: str) -> bool:
+    """Whether Python can decode this encoding piece by piece; "auto" too."""
+    try:
+        return name == "auto" or "".encode(name).decode(name) == ""
+    except (LookupError, UnicodeError, ValueError):
+        return False
+
+
 def listed(names: Sequence, most: int = 12) -> str:
     """The first names, cut to the length of a message."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
