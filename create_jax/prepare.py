@@ -169,6 +169,8 @@ def _config(source: str, options: Sequence[str]):
             )
         try:
             value = settings.read(config, key)
+            if isinstance(value, bool):
+                text = text.title()
             changes[key] = text if isinstance(value, str) else ast.literal_eval(text)
         except (KeyError, TypeError):
             raise InputError(f"found {option!r}; there is no setting {key}") from None

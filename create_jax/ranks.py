@@ -12,24 +12,39 @@ packed.
   python -m create_jax.ranks DIR    packs the finished runs in DIR
 """
 
+import argparse
 import hashlib
 import io
 import json
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from create_jax.errors import InputError
+from create_jax.errors import InputError, exit_code, one_line
 from create_jax.files import whole
 
 FILE = "ranks.npz"
 
 
+@contextmanager
+def _opened(folder: Path):
+    """The ranks of a run; InputError where the file is damaged."""
+    try:
+        with np.load(folder / FILE) as file:
+            yield file
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{folder / FILE}: cannot be read ({one_line(error, 100)}); bring it back, "
+            "or run this run again"
+        ) from None
+
+
 def targets(folder: Path) -> list[str]:
     """The target rules that a run was tested with and has ranks of."""
-    with np.load(folder / FILE) as file:
+    with _opened(folder) as file:
         names = [name for name in file if file[name].ndim == 1]
     return [name for name in names if not name.endswith("_users")]
 
@@ -38,10 +53,11 @@ def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
     """(users, ranks) [Q] int32 of a run's test queries with a target rule.
 
     Raises:
-      InputError: the ranks are packed and their file of users is not there.
+      InputError: the ranks are damaged, or packed and their file of users is not
+        there.
     """
     key = f"{target}_users"
-    with np.load(folder / FILE) as file:
+    with _opened(folder) as file:
         ranks = file[target].astype(np.int32)
         if key in file:
             return file[key], ranks
@@ -59,7 +75,7 @@ def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
 def name_of(folder: Path) -> str:
     """The name of a run: that of its directory, or `<directory above>/seed-<n>`. Packed
     ranks keep the name from when they were packed."""
-    with np.load(folder / FILE) as file:
+    with _opened(folder) as file:
         if "name" in file:
             return str(file["name"])
     folder = folder.absolute()
@@ -69,7 +85,7 @@ def name_of(folder: Path) -> str:
 
 def pack(folder: Path, above: Path) -> None:
     """Packs the ranks of a finished run; its users go to the directory `above`."""
-    with np.load(folder / FILE) as file:
+    with _opened(folder) as file:
         if "users" in file:
             return
         arrays = dict(file)
@@ -96,13 +112,27 @@ def _save(path: Path, arrays: dict) -> None:
             archive.writestr(info, part.getvalue(), zipfile.ZIP_LZMA)
 
 
-def main(arguments: list[str]) -> int:
-    for place in map(Path, arguments):
-        for file in sorted(place.glob(f"**/{FILE}")):
-            if (file.parent / "result.json").exists():
-                pack(file.parent, place)
-    return 0
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("places", nargs="+", type=Path, metavar="DIR")
+    flags = parser.parse_args(arguments)
+    return exit_code(lambda: [pack_all(place) for place in flags.places])
+
+
+def pack_all(place: Path) -> None:
+    """Packs the ranks of all finished runs in a directory."""
+    files = [
+        file
+        for file in sorted(place.glob(f"**/{FILE}"))
+        if (file.parent / "result.json").exists()
+    ]
+    if not files:
+        raise InputError(
+            f"{place}: found no finished run; expected a directory of runs"
+        )
+    for file in files:
+        pack(file.parent, place)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

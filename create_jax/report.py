@@ -475,6 +475,8 @@ def main(arguments=None) -> int:
 def make(flags) -> None:
     """Writes what the flags of `main` ask for, and prints report.md."""
     systems = load(find_runs(flags.runs), flags.names == "directory")
+    if flags.resamples < 2:
+        raise InputError(f"--resamples={flags.resamples}; expected 2 or more")
     names = flags.metrics.split(",")
     known = [n for n in systems[0].results[0]["test"] if n.split("@")[0] in METRICS]
     if not set(names) <= set(known):

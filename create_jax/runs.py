@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from create_jax import methods, metrics, protocol, ranks, settings
-from create_jax.errors import InputError
+from create_jax.errors import InputError, one_line
 
 # Settings that do not define a system.
 NOT_A_SYSTEM = ("seed", "tune.", *settings.CHANGE_NO_NUMBER)
@@ -65,7 +65,7 @@ def load(folders: list[Path], by_directory: bool = False) -> list[System]:
     are others. by_directory: systems are named after the directories of their runs."""
     groups, flats = {}, {}
     for folder in folders:
-        result = json.loads((folder / "result.json").read_text())
+        result = _read(folder / "result.json")
         flat = _settings_of(folder)
         key = _Key(
             result["dataset"],
@@ -102,9 +102,19 @@ def load(folders: list[Path], by_directory: bool = False) -> list[System]:
     return sorted(systems, key=place)
 
 
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{path}: cannot be read as JSON ({one_line(error, 100)}); bring it back, "
+            "or leave this run out"
+        ) from None
+
+
 def _settings_of(folder: Path) -> dict:
     """The flat settings of a run that define its system."""
-    flat = settings.of_run(json.loads((folder / "config.json").read_text())["config"])
+    flat = settings.of_run(_read(folder / "config.json")["config"])
     return {k: v for k, v in flat.items() if not settings.is_among(k, NOT_A_SYSTEM)}
 
 

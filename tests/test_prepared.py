@@ -386,6 +386,14 @@ def test_what_others_spill_stays(tmp_path):
     assert others != left.name
 
 
+def test_a_cut_parquet_file_is_left_to_its_reader(tmp_path):
+    whole = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [1]}).write_parquet(whole)
+    assert out_of_core.disk_wanted([str(whole)]) > 0
+    whole.write_bytes(whole.read_bytes()[:-8])
+    assert out_of_core.disk_wanted([str(whole)]) == 0
+
+
 def test_a_config_that_asks_for_another_log_is_refused(folder):
     config = table_config.get_config()
     config.data.path = str(folder)
@@ -405,6 +413,7 @@ def test_the_command(tmp_path, capsys):
     config = with_ties(tmp_path, 300)
     out = str(tmp_path / "log")
     options = [f"--config.data.path={config.data.path}", "--config.data.k_core=2"]
+    options.append("--config.data.drop_repeats=true")  # in any case, as in training
     run = prepare.main
     assert run(["--config=table", f"--out={out}", *options]) == 0
     assert "prepared by polars" in capsys.readouterr().out

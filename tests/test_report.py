@@ -498,6 +498,7 @@ def test_a_seed_is_called_after_its_system(runs):
     assert ranks.name_of(runs / "a/create-0") == "create-0"
     assert find_runs([str(runs / "c")]) == [runs / "c/none/seed-3"]
     assert ranks.main([str(runs / "c")]) == 0
+    assert ranks.main([str(runs / "nowhere")]) == 2
     found = ranks.read(runs / "c/none/seed-3", "first")
     np.testing.assert_array_equal(found[0], np.arange(QUERIES))
     np.testing.assert_array_equal(found[1], np.minimum(ranks_like(3), 100))
@@ -525,7 +526,9 @@ def test_all_files_are_written(runs, capsys):
     assert pictures == {"beauty-curves.png", "beauty-warmup.epochs.png"}
 
 
-@pytest.mark.parametrize("mistake", ["empty", "twice", "users", "metric"])
+@pytest.mark.parametrize(
+    "mistake", ["empty", "twice", "users", "metric", "resamples", "result", "ranks"]
+)
 def test_mistakes_are_one_line(runs, capsys, mistake):
     arguments = [str(runs / "a"), "--resamples=50"]
     if mistake == "empty":
@@ -536,6 +539,11 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
         arguments.append(str(runs / "c"))
     elif mistake == "metric":
         arguments.append("--metrics=ndcg@10,coverage@10")
+    elif mistake == "resamples":
+        arguments.append("--resamples=0")
+    elif mistake in ("result", "ranks"):
+        name = "result.json" if mistake == "result" else "ranks.npz"
+        (runs / "a/create-0" / name).write_text("{")
     else:
         others = np.arange(QUERIES)[::-1]
         make_run(runs / "c", "svd", 0, ranks_like(5), users=others)
@@ -548,6 +556,9 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
         twice="same seed and settings",
         users="different users",
         metric="expected some of ndcg@10,",
+        resamples="--resamples=0; expected 2 or more",
+        result="a/create-0/result.json: cannot be read as JSON",
+        ranks="a/create-0/ranks.npz: cannot be read",
     )
     assert reason[mistake] in said
 

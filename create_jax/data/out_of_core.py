@@ -112,7 +112,10 @@ def disk_wanted(files: Sequence[str]) -> int:
         with open(name, "rb") as file:
             start = file.read(512)
         if start[:4] == container.PARQUET:
-            rows = pa.parquet.ParquetFile(name).metadata.num_rows
+            try:
+                rows = pa.parquet.ParquetFile(name).metadata.num_rows
+            except pa.ArrowException:  # its reader says it better
+                continue
             wanted += rows * DISK_A_ROW + 4 * size
         else:
             packed = bool(container.kind_of(start))

@@ -247,7 +247,8 @@ def _parsed(
             moments = (seconds * times.NANO + nanos).cast(pl.Datetime("ns"))
         ids = pl.col("user", "item")
         part = raw.with_columns(ids.cast(pl.String), moments.alias("time"))
-        good = pl.all_horizontal((ids != "").fill_null(False), known)
+        named = (ids.str.strip_chars() != "").fill_null(False)
+        good = pl.all_horizontal(named, known)
         ok = part.select(good.alias("ok"))["ok"]
         if not ok.all():
             row = ok.arg_min()

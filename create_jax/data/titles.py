@@ -20,6 +20,8 @@ def read(path: str) -> dict[str, str]:
     """
     try:
         frame = _frame(path)
+        if set(COLUMNS) <= set(frame.columns):
+            frame = frame.select(pl.col(*COLUMNS).cast(pl.String)).drop_nulls()
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror or error}; expected a file of titles: check "
@@ -35,7 +37,6 @@ def read(path: str) -> dict[str, str]:
             f"{path}: found columns {', '.join(frame.columns[:8])}; expected id and "
             "title: rename them"
         )
-    frame = frame.select(pl.col("id", "title").cast(pl.String)).drop_nulls()
     return dict(frame.iter_rows())
 
 
