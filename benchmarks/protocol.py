@@ -192,7 +192,7 @@ def markdown(grid: list[dict], trained: list[dict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> list[str]:
+def _section(title: str, cells, columns: dict[str, str]) -> list[str]:
     rows = []
     for name in CELL:
         for value in dict.fromkeys(cell[name] for _, cell, _ in cells):
@@ -202,7 +202,7 @@ def _section(title: str, cells, columns: dict[str, str], nearest: int = 8) -> li
     head = ["switch", "value", "nearest cell", "mean of cells"]
     by_switch = report.markdown_table(head, rows)
     return [
-        *(f"## {title}, nearest cells", _cell_table(cells[:nearest], columns)),
+        *(f"## {title}, nearest cells", _cell_table(cells[:8], columns)),
         *(f"### {title}, by switch", by_switch),
     ]
 

@@ -397,7 +397,7 @@ class Evaluator:
         return ranks, tied, top, logs
 
 
-def make_catalogue(candidates: np.ndarray, places: np.ndarray, parts: int = 1) -> tuple:
+def make_catalogue(candidates: np.ndarray, places: np.ndarray, parts: int) -> tuple:
     """What ranks items beside their scores, [V] each: 0 or, for what is no candidate,
     -inf; the places of equals; the columns in that order.
 

@@ -112,7 +112,7 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
 
 
 def _select_and_refit(
-    opened: Opened, *, trains: bool = True, valid: dict | None = None
+    opened: Opened, *, trains: bool, valid: dict | None = None
 ) -> tuple[Fitted, Progress | None]:
     """The model to test, and the progress of the stage that chose its length.
 

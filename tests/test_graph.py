@@ -1,6 +1,5 @@
 """Graph encoders against dense matrices and loops; the batches that feed them."""
 
-import tracemalloc
 from functools import partial
 
 import jax
@@ -11,6 +10,7 @@ import polars as pl
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from test_packing import peak_of
 
 from create_jax import parallel, steps
 from create_jax.data import graph as graphs
@@ -296,10 +296,7 @@ def test_the_item_item_product_never_exists_whole(monkeypatch):
     """One user of 1,500 items makes 2.25 million entries, 20 MB; a block is 1 MB."""
     monkeypatch.setattr(ultragcn, "BLOCK", 2**15)
     pairs = pairs_with_a_long_user(2000, 1500, 3000)
-    tracemalloc.start()
-    ultragcn.prepare(None, pairs, 2001, {"neighbours": 10})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peak = peak_of(lambda: ultragcn.prepare(None, pairs, 2001, {"neighbours": 10}))
     assert peak < 4e6
 
 
@@ -561,13 +558,13 @@ def test_negatives_drawn_in_slices_are_those_drawn_at_once():
 
 def test_the_negatives_of_an_epoch_never_exist_whole():
     """4 million of them, 16 MB; of one step 80 kB."""
-    tracemalloc.start()
-    batch = shuffled_pass(SOME, (100, 200), DRAW._replace(steps=200, size=100))
-    for step in range(200):
-        assert batch.negatives[step : step + 1].shape == (1, 100, 200)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2e6
+
+    def work():
+        batch = shuffled_pass(SOME, (100, 200), DRAW._replace(steps=200, size=100))
+        for step in range(200):
+            assert batch.negatives[step : step + 1].shape == (1, 100, 200)
+
+    assert peak_of(work) < 2e6
 
 
 @pytest.mark.parametrize("draw", ["shuffled_pass", "uniform_users"])

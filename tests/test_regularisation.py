@@ -187,11 +187,6 @@ def test_the_printed_tables_are_those_of_the_files(name):
     assert said and said <= set(re.findall(r"\d+\.\d+", tables))
 
 
-def test_an_empty_directory_is_one_line(tmp_path, capsys):
-    assert regularisation.main(["table", str(tmp_path)]) == 2
-    assert "found no *.jsonl" in capsys.readouterr().err
-
-
 @pytest.mark.services  # 20 seconds
 def test_a_run_of_two_epochs(tmp_path, capsys):
     system = "create@warmup.epochs=0"

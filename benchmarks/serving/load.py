@@ -105,12 +105,12 @@ class Times(NamedTuple):
 class Client:
     """Asks over connections that stay open, with bodies made beforehand."""
 
-    def __init__(self, port: int, items: int, k: int = K):
+    def __init__(self, port: int, items: int):
         rng = np.random.default_rng(1)
         self._port, self._idle = port, []
         histories = rng.integers(0, items, (500, HISTORY)).tolist()
         bodies = [
-            json.dumps({"history": [*map(name, some)], "k": k}).encode()
+            json.dumps({"history": [*map(name, some)], "k": K}).encode()
             for some in histories
         ]
         head = b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json"

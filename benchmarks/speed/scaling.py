@@ -35,9 +35,9 @@ MEAN_LENGTH = 100
 # --- synthetic logs -------------------------------------------------------------------
 
 
-def pieces(rows: int, items: int, seed: int = 0):
+def pieces(rows: int, items: int):
     """(users, items, times) of whole users, piece by piece."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     user = 0
     while rows > 0:
         lengths = rng.integers(10, 2 * MEAN_LENGTH - 9, ROWS_A_PIECE // MEAN_LENGTH)
