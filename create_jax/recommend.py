@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -297,7 +298,13 @@ def blocks_of(args, recommender: Recommender):
     for key in (*FORM, *SWITCHES):
         if getattr(args, key) is not None:
             form[key] = getattr(args, key)
-    yield from table.stream(args.log, **protocol.table_form(form)).blocks
+    try:
+        yield from table.stream(args.log, **protocol.table_form(form)).blocks
+    except InputError as error:  # in the words of this command
+        text = re.sub(
+            r"config\.data\.table\.columns\.(\w+)", r"--\1_column", str(error)
+        )
+        raise InputError(text.replace("--config.data.table.", "--")) from None
 
 
 def history_in(args, recommender: Recommender) -> np.ndarray:

@@ -125,6 +125,14 @@ def test_a_form_that_no_log_has_is_refused_before_anything(ask, log, tmp_path, f
     assert not (tmp_path / "recs").exists()
 
 
+def test_advice_on_a_log_names_the_flags_of_this_command(ask, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_bytes("user,item,time\n\xe9,b01,5\n".encode("latin-1"))
+    options = f"--log={log}", f"--out={tmp_path / 'recs'}"
+    assert "perhaps --encoding=latin-1" in ask(*options)[2]
+    assert "error: --item_column is 'item'" in ask(*options, "--header=false")[2]
+
+
 def test_a_reader_that_leaves_early_is_no_error(model):
     command = f"{sys.executable} -m create_jax.recommend {model} --history=b01 --k=1"
     done = subprocess.run(
