@@ -27,7 +27,7 @@ from scipy import stats
 
 from benchmarks import each_epoch, selection, warm_start
 from benchmarks.each_epoch import Curves
-from create_jax import bootstrap, build, curves, protocol, report
+from create_jax import build, curves, paired, protocol, report
 from create_jax.errors import exit_code
 from create_jax.metrics import from_ranks
 
@@ -36,7 +36,6 @@ METRICS = ("ndcg@10", "recall@100")  # that are shown
 SHOWN = (5, 10, 15, 20, 30, 40, 60, 80, 100)
 KEY = "test/last"
 WHEN = {"best": "best epochs", "last": "the last"}
-RESAMPLES = 2_000
 
 
 # --- run ------------------------------------------------------------------------------
@@ -197,9 +196,9 @@ def _compared(runs: list[Curves]) -> str:
     kept = [one for one in runs if one.ranks]
     if not kept:
         return ""
-    places, (values, drawn) = {}, _resampled(kept)
-    for place, one in enumerate(kept):
-        places.setdefault((one.about["system"], dropout_of(one)), []).append(place)
+    places = {}
+    for one in sorted(kept, key=lambda one: one.seed):
+        places.setdefault((one.about["system"], dropout_of(one)), []).append(one)
     rows, found = [], []
     pairs = [(one, BASELINE) for one in systems_of(places)[1:]]
     pairs += [(one, "create") for one, _ in pairs if one != "create"]
@@ -207,50 +206,37 @@ def _compared(runs: list[Curves]) -> str:
         pair = places.get((system, dropout)), places.get((base, dropout))
         if None in pair:
             continue
-        for number, name in enumerate(METRICS):
+        for name in METRICS:
             seeds = min(map(len, pair))
             rows.append([dropout, f"{system} - {base}", seeds, name])
-            for when in range(len(WHEN)):
-                means = [values[own, when, number].mean() for own in pair]
-                rng = np.random.default_rng(0)
-                ours, theirs = (
-                    bootstrap.resample_seeds(drawn[:, own, when, number, None], rng)
-                    for own in pair
-                )
-                gains_drawn = 100 * (ours / theirs - 1)[:, 0]
-                gain = 100 * (means[0] / means[1] - 1)
-                found.append((gain, *bootstrap.interval(gains_drawn, gain)))
+            same_seeds = len({tuple(one.seed for one in own) for own in pair}) == 1
+            for when in WHEN:
+                both = (_of_queries(own, when, name) for own in pair)
+                found.append(paired.relative(*both, same_seeds))
     if not rows:
         return ""
     cells = [
-        f"{gain:+.1f} ({low:+.1f} .. {high:+.1f}), p {report.p_value(p)}"
-        for (gain, low, high, _), p in zip(
-            found, bootstrap.holm([one[-1] for one in found]), strict=True
-        )
+        f"{one.mean:+.1f} ({one.low:+.1f} .. {one.high:+.1f}), p {report.p_value(p)}"
+        for one, p in zip(found, paired.holm([one.p for one in found]), strict=True)
     ]
     for number, row in enumerate(rows):
         row += cells[len(WHEN) * number :][: len(WHEN)]
     text = (
-        "Percent of what is subtracted: gain (interval of 95%), p. Paired bootstrap "
-        "over users and, of several, over seeds; p corrected by Holm over this table. "
-        "Of one seed both leave out the chance of training. The best epoch of a run is "
-        "that of its highest NDCG@10 on these same queries, for both metrics."
+        "Percent of what is subtracted: gain (interval of 95%), p. Paired over users "
+        "and, of several, over seeds (`create_jax/paired.py`); p corrected by Holm "
+        "over this table. Of one seed both leave out the chance of training. The best "
+        "epoch of a run is that of its highest NDCG@10 on these same queries, for both "
+        "metrics."
     )
     head = ["dropout", "difference", "seeds", "metric", *WHEN.values()]
     return text + "\n\n" + report.markdown_table(head, rows)
 
 
-def _resampled(runs: list[Curves]) -> tuple[np.ndarray, np.ndarray]:
-    """(means [R, when, metric] of the runs, the same bootstrapped [B, R, when,
-    metric]). All share the drawn users, who ask one query each."""
-    columns = []
-    for one, when, name in product(runs, WHEN, METRICS):
-        ranks, cut = one.ranks[when].astype(int), int(name.split("@")[1])
-        columns.append(from_ranks(ranks, cut)[name])
-    values, shape = np.column_stack(columns), (len(runs), len(WHEN), len(METRICS))
-    parts, rng = [(values, np.ones(len(values)))], np.random.default_rng(0)
-    (drawn,) = bootstrap.resample_users(parts, RESAMPLES, rng)
-    return values.mean(0).reshape(shape), drawn.reshape(-1, *shape)
+def _of_queries(runs: list[Curves], when: str, name: str) -> np.ndarray:
+    """[N, S] a metric of the queries, one of each user, in the runs of a system."""
+    cut = int(name.split("@")[1])
+    of = [from_ranks(one.ranks[when].astype(int), cut)[name] for one in runs]
+    return np.column_stack(of)
 
 
 def _nearest(runs: list[Curves]) -> str:

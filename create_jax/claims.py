@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
-from create_jax import bootstrap, ranks
+from create_jax import paired
 from create_jax.errors import InputError
 from create_jax.runs import System, by_section, per_query, targets_of
 
@@ -14,8 +13,8 @@ class Claim(NamedTuple):
     """A difference to the baseline, in percent points, over the same users.
 
     low, high: the 95% interval. relative: the difference in percent of the baseline,
-    with its own interval. p: two-sided, of a difference of zero. holm: p
-    corrected for all claims about the section and target.
+    with its own interval. p, deviation, freedom: as in `paired`. holm: p corrected for
+    all claims about the section and target.
     """
 
     section: str
@@ -30,18 +29,12 @@ class Claim(NamedTuple):
     low: float
     high: float
     p: float
+    deviation: float
+    freedom: float
     holm: float = 1.0
 
-    def detectable(self, claims: int = 1) -> float:
-        """The true difference that four of five such tests see at the 5% level, of so
-        many claims at the strictest step of Holm's correction. Of one it is 2.8
-        deviations, where the interval is 3.9 of them wide."""
-        edge = stats.norm.ppf(1 - 0.025 / claims)
-        deviation = (self.high - self.low) / (2 * stats.norm.ppf(0.975))
-        return (edge + stats.norm.ppf(0.8)) * deviation
 
-
-def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
+def make_claims(systems, baseline: str, names) -> list[Claim]:
     """Compares each system with the baseline of its section, and each variant with
     what it varies, for each target and metric that the section has."""
     claims = []
@@ -50,13 +43,13 @@ def make_claims(systems, baseline: str, names, resamples: int) -> list[Claim]:
         # Packed ranks end at the largest cut-off of their run.
         measured = [name for name in names if name in has]
         if pairs and measured:
-            claims += _compare(pairs, measured, resamples)
+            claims += _compare(pairs, measured)
     # Holm's correction counts the claims of one table. So no claim changes when other
     # data are added to the report.
     tables = [(claim.section, claim.target) for claim in claims]
     for table in dict.fromkeys(tables):
         places = [n for n, other in enumerate(tables) if other == table]
-        corrected = bootstrap.holm([claims[place].p for place in places])
+        corrected = paired.holm([claims[place].p for place in places])
         for place, p in zip(places, corrected, strict=True):
             claims[place] = claims[place]._replace(holm=p)
     return claims
@@ -94,41 +87,35 @@ def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
     ]
 
 
-def _compare(pairs, names, resamples: int) -> list[Claim]:
-    """The claims of a section. All claims share the drawn users."""
+def _compare(pairs, names) -> list[Claim]:
+    """The claims of a section."""
     systems = list({id(system): system for pair in pairs for system in pair}.values())
-    rng, claims = np.random.default_rng(0), []
-    asked = targets_of(systems)
-    parts = [_sums(systems, target, names) for target in asked]
-    flat = [(sums.reshape(len(counts), -1), counts) for sums, counts in parts]
-    n_runs = [len(system.folders) for system in systems]
-    ends = np.cumsum(n_runs)
-    for target, (sums, counts), drawn in zip(
-        asked, parts, bootstrap.resample_users(flat, resamples, rng), strict=True
-    ):
-        drawn = drawn.reshape(resamples, sum(n_runs), len(names))
-        bootstrapped, means = {}, {}
-        for system, end, runs in zip(systems, ends, n_runs, strict=True):
-            own = slice(end - runs, end)
-            # A separate stream: no difference changes when other systems are added.
-            names_of_runs = " ".join(map(ranks.name_of, system.folders))
-            seeds = np.random.default_rng(list(names_of_runs.encode()))
-            bootstrapped[id(system)] = bootstrap.resample_seeds(drawn[:, own], seeds)
-            means[id(system)] = sums[:, own].sum(0).mean(0) / counts.sum()
+    ends = np.cumsum([len(system.folders) for system in systems])
+    claims = []
+    for target in targets_of(systems):
+        sums, counts = _sums(systems, target, names)
+        tables = {}
+        for system, end in zip(systems, ends, strict=True):
+            own = sums[:, end - len(system.folders) : end][
+                :, np.argsort(_seeds(system))
+            ]
+            tables[id(system)] = [
+                paired.per_user(x, counts) for x in np.moveaxis(own, 2, 0)
+            ]
         for system, base in pairs:
-            ours, theirs = bootstrapped[id(system)], bootstrapped[id(base)]
-            gaps, ratios = ours - theirs, 100 * (ours / np.maximum(theirs, 1e-12) - 1)
+            same_seeds = sorted(_seeds(system)) == sorted(_seeds(base))
             for place, name in enumerate(names):
-                mean, other = means[id(system)][place], means[id(base)][place]
-                relative = 100 * (mean / max(other, 1e-12) - 1)
+                both = tables[id(system)][place], tables[id(base)][place]
+                found = paired.difference(*both, same_seeds)
+                percent = paired.relative(*both, same_seeds)
                 labels = system.section, target, name, system.label, base.label
-                bounds = bootstrap.interval(gaps[:, place], mean - other)
-                if len(counts) == 1:  # one user is drawn again and again: no spread
-                    bounds = *bounds[:2], 1.0
-                around = np.percentile(ratios[:, place], [2.5, 97.5])
-                found = mean - other, relative, *around, *bounds
-                claims.append(Claim(*labels, *found))
+                own = found.mean, *percent[:3], *found[1:]
+                claims.append(Claim(*labels, *own))
     return claims
+
+
+def _seeds(system: System) -> list[int]:
+    return [result["seed"] for result in system.results]
 
 
 def _sums(systems: list[System], target: str, names) -> tuple[np.ndarray, np.ndarray]:

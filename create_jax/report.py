@@ -4,7 +4,7 @@ RUNS are directories of finished runs, or directories full of them, two levels d
 Runs of one method and settings with several seeds become one line, mean and sample
 deviation; the line of the paper follows. A table holds runs of one data set and one
 protocol. Each line is compared with the baseline, and each variant with its method, by
-a paired bootstrap over users and seeds. With --names=directory lines are named after
+a paired test over users and seeds. With --names=directory lines are named after
 the directories of their runs, and create@graph=lightgcn,align=none is a variant of
 create@graph=lightgcn. p-values are corrected for the number of comparisons in a table
 (Holm 1979).
@@ -32,6 +32,7 @@ from create_jax.claims import Claim, check_baseline, make_claims
 from create_jax.errors import InputError, exit_code
 from create_jax.files import csv_text, write_text
 from create_jax.metrics import METRICS
+from create_jax.paired import detectable
 from create_jax.runs import (
     System,
     by_section,
@@ -315,10 +316,10 @@ def _differences(claims: list[Claim]) -> list[str]:
         lines.setdefault((c.section, f"{c.label} - {c.baseline}"), {})[c.metric] = cell
     text = (
         f"Target {claims[0].target}, percent points: difference (95% interval), p. "
-        "Paired bootstrap over users and, of several, over seeds; p two-sided, of a "
-        "normal with its deviation, and corrected by Holm over the claims about the "
-        "same data and protocol, bold below 0.05. Of one seed they leave out the "
-        "chance of training."
+        "Paired over users and, where systems have the same, over seeds: both are "
+        "samples (`create_jax/paired.py`). p two-sided, by Student's t, and corrected "
+        "by Holm over the claims about the same data and protocol, bold below 0.05. "
+        "Of one seed they leave out the chance of training."
     )
     rows = [
         [*pair, *(of.get(name, "") for name in names)] for pair, of in lines.items()
@@ -347,7 +348,7 @@ def _against_the_paper(systems: list[System], claims: list[Claim]) -> list[str]:
         runs = [run["test_by_target"][target] for run in known[pair[1]].results]
         mean = np.mean([run[claim.metric] for run in runs])  # points by it are percent
         seen = [
-            f"{claim.detectable(n) / mean:.1f}%"
+            f"{detectable(claim.deviation, claim.freedom, n) / mean:.1f}%"
             for n in (1, families[claim.section, target])
         ]
         rows.append(
@@ -467,7 +468,6 @@ def main(arguments=None) -> int:
         "--names", choices=("settings", "directory"), default="settings"
     )
     parser.add_argument("--metrics", default="ndcg@10,recall@10,ndcg@100,recall@100")
-    parser.add_argument("--resamples", type=int, default=10_000)
     flags = parser.parse_intermixed_args(arguments)
     return exit_code(lambda: make(flags))
 
@@ -475,8 +475,6 @@ def main(arguments=None) -> int:
 def make(flags) -> None:
     """Writes what the flags of `main` ask for, and prints report.md."""
     systems = load(find_runs(flags.runs), flags.names == "directory")
-    if flags.resamples < 2:
-        raise InputError(f"--resamples={flags.resamples}; expected 2 or more")
     names = flags.metrics.split(",")
     known = [n for n in systems[0].results[0]["test"] if n.split("@")[0] in METRICS]
     if not set(names) <= set(known):
@@ -485,7 +483,7 @@ def make(flags) -> None:
         )
     if flags.baseline != BASELINE:
         check_baseline(systems, flags.baseline)
-    claims = make_claims(systems, flags.baseline, names, flags.resamples)
+    claims = make_claims(systems, flags.baseline, names)
     found = parts(systems, claims, names[0])
     text = markdown(found)
     filled = [fill(path, found) for path in flags.fill]  # all of them, or none

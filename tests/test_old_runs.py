@@ -70,6 +70,6 @@ def test_a_run_of_an_earlier_version_goes_on_to_the_same_end(config, capsys):
 
 
 def test_runs_of_an_earlier_version_are_reported(config, capsys):
-    assert report.main(["finished", "--resamples=100"]) == 0
+    assert report.main(["finished"]) == 0
     expected = 100 * result_of("finished")["test"]["ndcg@10"]
     assert f"{expected:.2f}" in capsys.readouterr().out

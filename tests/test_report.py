@@ -1,15 +1,15 @@
-"""Reports of many runs: groups, deviations, the bootstrap, and what is written."""
+"""Reports of many runs: groups, deviations, claims, and what is written."""
 
 import csv
 import json
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from create_jax import bootstrap, metrics, ranks, report, settings
-from create_jax.claims import Claim, check_baseline, make_claims
+from create_jax import metrics, ranks, report, settings
+from create_jax.claims import check_baseline, make_claims
 from create_jax.errors import InputError
+from create_jax.paired import detectable
 from create_jax.runs import find_runs, load
 
 QUERIES = 400
@@ -217,56 +217,9 @@ def test_the_summary_has_what_others_vary_and_the_same_without_alignment(runs):
     assert "summary" not in report.parts(alone, [], "ndcg@10")
 
 
-def interval_of(values, users, resamples):
-    """(low, high, p) of the mean over queries of one run."""
-    sums, counts = np.bincount(users, values), np.bincount(users)
-    parts = [(np.stack([sums, counts], axis=1), counts)]
-    (drawn,) = bootstrap.resample_users(parts, resamples, np.random.default_rng(0))
-    assert drawn.shape == (resamples, 2)
-    np.testing.assert_allclose(drawn[:, 1], 1)  # of the counts themselves
-    return bootstrap.interval(drawn[:, 0], values.mean())
-
-
-def test_the_bootstrap_is_the_normal_interval_of_many_users():
-    values = np.random.default_rng(0).normal(0.3, 2.0, 5000)
-    users = np.arange(5000)
-    low, high, _ = interval_of(values, users, 4000)
-    half = 1.96 * values.std() / np.sqrt(5000)
-    np.testing.assert_allclose([low, high], values.mean() + [-half, half], atol=0.006)
-    for shifted in (values, values - 0.27, 0.05 - values):
-        exact = stats.ttest_1samp(shifted, 0).pvalue
-        found = interval_of(shifted, users, 4000)[2]
-        assert np.log(found) == pytest.approx(np.log(exact), rel=0.06, abs=0.01)
-    assert interval_of(np.ones(50), users[:50], 999)[2] == 0.0
-    assert interval_of(np.zeros(50), users[:50], 999)[2] == 1.0
-
-
-def test_users_are_drawn_with_all_their_queries():
-    values = np.repeat(np.random.default_rng(0).normal(0, 1, 500), 4)
-    users = np.repeat(np.arange(500), 4)
-    low, high, _ = interval_of(values, users, 2000)
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 500**0.5, rel=0.1)
-
-
-def test_seeds_are_drawn_with_the_deviation_of_their_mean():
-    seeds = np.random.default_rng(0).normal(3.0, 0.5, 4)
-    rng = np.random.default_rng(1)
-    drawn = bootstrap.resample_seeds(np.tile(seeds[:, None], (40_000, 1, 1)), rng)
-    assert drawn.mean() == pytest.approx(seeds.mean(), abs=0.01)
-    assert drawn.std() == pytest.approx(seeds.std(ddof=1) / 2, rel=0.02)
-    alone = np.arange(5.0)[:, None, None]
-    np.testing.assert_array_equal(bootstrap.resample_seeds(alone, rng), alone[:, 0])
-
-
-def test_holm_of_a_known_example():
-    found = bootstrap.holm([0.01, 0.04, 0.03, 0.005])
-    np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
-    assert bootstrap.holm([0.9, 0.8]) == [1.0, 1.0] and bootstrap.holm([]) == []
-
-
 def test_claims_are_paired_and_corrected(runs):
     systems = load(find_runs([str(runs / "a"), str(runs / "b")]))
-    claims = make_claims(systems, "sasrec", ["ndcg@10"], 2000)
+    claims = make_claims(systems, "sasrec", ["ndcg@10"])
     assert [claim.target for claim in claims] == ["last"] * 2 + ["first"] * 2
     better, same = sorted(claims[:2], key=lambda claim: -claim.difference)
     assert better.label == "create, warmup.epochs=10" and better.holm < 0.01
@@ -277,26 +230,14 @@ def test_claims_are_paired_and_corrected(runs):
         check_baseline(systems, "sasrce")
     check_baseline(systems, "create, warmup.epochs=0")
     # A label can be the baseline too; without one there is nothing to claim.
-    one = make_claims(systems, "create, warmup.epochs=0", ["mrr@10"], 99)
+    one = make_claims(systems, "create, warmup.epochs=0", ["mrr@10"])
     assert {claim.baseline for claim in one} == {"create, warmup.epochs=0"}
-    assert make_claims(systems, "create", ["ndcg@10"], 99) == []
-
-
-def test_what_is_detectable_is_seen_by_four_of_five_tests():
-    deviation = 0.3
-    edge = stats.norm.ppf(0.975) * deviation
-    claim = Claim(*["a"] * 5, *[0.0] * 4, -edge, edge, p=1.0)
-    rng = np.random.default_rng(0)
-    drawn = rng.normal(claim.detectable(), deviation, 100_000)
-    assert abs(np.mean(drawn > edge) - 0.8) < 0.01
-    drawn = rng.normal(claim.detectable(40), deviation, 100_000)
-    p = 2 * stats.norm.sf(np.abs(drawn) / deviation)
-    assert abs(np.mean(40 * p < 0.05) - 0.8) < 0.01
+    assert make_claims(systems, "create", ["ndcg@10"]) == []
 
 
 def test_differences_stand_beside_those_of_the_paper(runs):
     systems = load(find_runs([str(runs / "a"), str(runs / "b")]))
-    claims = make_claims(systems, "sasrec", ["ndcg@10", "recall@10", "recall@100"], 99)
+    claims = make_claims(systems, "sasrec", ["ndcg@10", "recall@10", "recall@100"])
     table = report.parts(systems, claims, "ndcg@10")["paper"]
     _, _, *rows = (line for line in table.splitlines() if line.startswith("|"))
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
@@ -312,8 +253,9 @@ def test_differences_stand_beside_those_of_the_paper(runs):
     np.testing.assert_allclose(found, expected, atol=0.051)
     assert expected[0] < claim.relative < expected[1] and expected[0] > -100
     assert cells[0][4] == f"{claim.relative:+.1f}%"
-    assert cells[0][7] == f"{claim.detectable() / other:.1f}%"
-    assert cells[0][8] == f"{claim.detectable(2 * 3) / other:.1f}%"  # pairs and metrics
+    spread = claim.deviation, claim.freedom
+    assert cells[0][7] == f"{detectable(*spread) / other:.1f}%"
+    assert cells[0][8] == f"{detectable(*spread, 2 * 3) / other:.1f}%"  # pairs, metrics
     assert "paper" not in report.parts(systems, [], "ndcg@10")
 
 
@@ -321,7 +263,7 @@ def test_of_one_user_nothing_is_claimed(tmp_path):
     for method, place in (("sasrec", 3), ("create", 0)):
         ranks = np.full(2, place, np.int32)
         make_run(tmp_path / method, method, 0, ranks, users=np.zeros(2, int))
-    claims = make_claims(load(find_runs([str(tmp_path)])), "sasrec", ["ndcg@10"], 50)
+    claims = make_claims(load(find_runs([str(tmp_path)])), "sasrec", ["ndcg@10"])
     assert [claim.holm for claim in claims] == [1.0, 1.0]
     assert claims[0].difference > 50
 
@@ -356,7 +298,7 @@ def test_systems_are_named_after_their_directories(runs):
             )
     make_run(runs / "d/sasrec-1", "sasrec", 1, ranks_like(9))
     systems = load(find_runs([str(runs / "d")]), by_directory=True)
-    claims = make_claims(systems, "sasrec", ["ndcg@10"], 50)
+    claims = make_claims(systems, "sasrec", ["ndcg@10"])
     assert [(c.label, c.baseline) for c in claims if c.target == "last"] == [
         ("create", "sasrec"),
         ("create@align=none", "sasrec"),
@@ -376,7 +318,7 @@ def test_systems_are_named_after_their_directories(runs):
 
 def test_other_data_change_no_claim_and_tell_what_is_usual(runs):
     alone = load(find_runs([str(runs / "a")]))
-    claims = make_claims(alone, "sasrec", ["ndcg@10"], 99)
+    claims = make_claims(alone, "sasrec", ["ndcg@10"])
     others = ("sasrec", "barlow_twins"), ("create", "barlow_twins"), ("create", "none")
     for method, kind in others:
         folder, ranks = runs / f"c/{method}-{kind}", ranks_like(6)
@@ -384,7 +326,7 @@ def test_other_data_change_no_claim_and_tell_what_is_usual(runs):
     systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
     labels = [system.label for system in systems if system.dataset == "sports"]
     assert labels == ["sasrec", "create", "create, align.kind=none"]
-    more = make_claims(systems, "sasrec", ["ndcg@10"], 99)
+    more = make_claims(systems, "sasrec", ["ndcg@10"])
     assert [claim for claim in more if claim.section == "beauty"] == claims
 
 
@@ -393,8 +335,8 @@ def test_variants_are_compared_with_what_they_vary(runs):
         folder = runs / f"c/none-{seed}"
         make_run(folder, "create", seed, ranks_like(30 + seed), align__kind="none")
     places = [str(runs / name) for name in "abc"]
-    claims = make_claims(load(find_runs(places)), "sasrec", ["ndcg@10"], 99)
-    before = make_claims(load(find_runs(places[:2])), "sasrec", ["ndcg@10"], 99)
+    claims = make_claims(load(find_runs(places)), "sasrec", ["ndcg@10"])
+    before = make_claims(load(find_runs(places[:2])), "sasrec", ["ndcg@10"])
     by_pair = {(c.target, c.label, c.baseline): c for c in claims}
     for claim in before:  # more systems change the corrected p alone
         pair = claim.target, claim.label.replace(", warmup.epochs=10", ""), "sasrec"
@@ -418,7 +360,7 @@ def test_a_table_holds_one_protocol(runs):
         ("beauty", "create"),
         ("beauty, ties=random", "sasrec"),
     ]
-    claims = make_claims(systems, "sasrec", ["ndcg@10"], 99)
+    claims = make_claims(systems, "sasrec", ["ndcg@10"])
     assert {claim.section for claim in claims} == {"beauty"}
     main = report.parts(systems, [], "ndcg@10")["main"]
     assert "ties file" in main.split("### beauty, ties=random")[0]
@@ -431,7 +373,7 @@ def test_documents_are_filled_between_marks_and_nowhere_else(runs, capsys):
         "before\n<!-- report:main -->\nstale\n<!-- /report -->\nbetween\n"
         "<!-- report:differences -->\n<!-- /report -->\nafter\n"
     )
-    arguments = [str(runs / "a"), f"--fill={page}", "--resamples=50"]
+    arguments = [str(runs / "a"), f"--fill={page}"]
     assert report.main(arguments) == 0
     text = page.read_text()
     assert (
@@ -452,7 +394,7 @@ def test_documents_are_filled_between_marks_and_nowhere_else(runs, capsys):
 def test_packed_ranks_make_the_same_report_wherever_they_are(runs):
     def claims(*places):
         systems = load(find_runs([str(runs / place) for place in places]))
-        return make_claims(systems, "sasrec", ["ndcg@100", "mrr@10"], 99)
+        return make_claims(systems, "sasrec", ["ndcg@100", "mrr@10"])
 
     whole, sizes = claims("a", "b"), []
     for file in sorted(runs.glob("*/*/ranks.npz")):
@@ -480,7 +422,7 @@ def test_an_index_says_where_the_runs_are(runs):
         make_run(place, "create", seed, ranks_like(seed), align__kind="none")
     page = runs / "INDEX.md"
     page.write_text("<!-- report:index -->\n<!-- /report -->\n")
-    arguments = [str(runs / "a"), f"--fill={page}", "--resamples=9", f"--out={runs}"]
+    arguments = [str(runs / "a"), f"--fill={page}", f"--out={runs}"]
     assert report.main(arguments) == 0
     assert page.read_text().splitlines()[4:-2] == [
         "| [.](.) | sasrec-0, sasrec-1, sasrec-2 | beauty | sasrec |",
@@ -507,7 +449,7 @@ def test_a_seed_is_called_after_its_system(runs):
 def test_all_files_are_written(runs, capsys):
     pytest.importorskip("matplotlib")
     out = runs / "out"
-    arguments = [str(runs / "a"), str(runs / "b"), f"--out={out}", "--resamples=200"]
+    arguments = [str(runs / "a"), str(runs / "b"), f"--out={out}"]
     assert report.main(arguments) == 0
     assert (out / "report.md").read_text() == capsys.readouterr().out[:-1]
     with open(out / "report.csv") as file:
@@ -527,10 +469,10 @@ def test_all_files_are_written(runs, capsys):
 
 
 @pytest.mark.parametrize(
-    "mistake", ["empty", "twice", "users", "metric", "resamples", "result", "ranks"]
+    "mistake", ["empty", "twice", "users", "metric", "result", "ranks"]
 )
 def test_mistakes_are_one_line(runs, capsys, mistake):
-    arguments = [str(runs / "a"), "--resamples=50"]
+    arguments = [str(runs / "a")]
     if mistake == "empty":
         (runs / "empty").mkdir()
         arguments.append(str(runs / "empty"))
@@ -539,8 +481,6 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
         arguments.append(str(runs / "c"))
     elif mistake == "metric":
         arguments.append("--metrics=ndcg@10,coverage@10")
-    elif mistake == "resamples":
-        arguments.append("--resamples=0")
     elif mistake in ("result", "ranks"):
         name = "result.json" if mistake == "result" else "ranks.npz"
         (runs / "a/create-0" / name).write_text("{")
@@ -556,7 +496,6 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
         twice="same seed and settings",
         users="different users",
         metric="expected some of ndcg@10,",
-        resamples="--resamples=0; expected 2 or more",
         result="a/create-0/result.json: cannot be read as JSON",
         ranks="a/create-0/ranks.npz: cannot be read",
     )
@@ -582,11 +521,11 @@ def test_no_claim_is_about_a_cut_off_that_a_run_was_not_tested_at(runs, capsys):
         without(folder, "@100", ks=[10])
         ranks.pack(folder, runs)
     systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
-    claims = make_claims(systems, "sasrec", ["ndcg@10", "ndcg@100"], 50)
+    claims = make_claims(systems, "sasrec", ["ndcg@10", "ndcg@100"])
     found = {(claim.section, claim.metric) for claim in claims}
     both = {("beauty", name) for name in ("ndcg@10", "ndcg@100")}
     assert found == both | {("sports", "ndcg@10")}
-    assert report.main([str(runs / "a"), str(runs / "c"), "--resamples=50"]) == 0
+    assert report.main([str(runs / "a"), str(runs / "c")]) == 0
     said = capsys.readouterr().out.splitlines()
     head = "| sports | create - sasrec | +0.00 ("
     rows = [line for line in said if line.startswith(head)]
@@ -618,7 +557,7 @@ def test_runs_are_compared_by_the_targets_that_all_of_them_have(tmp_path):
         kept = {name: file[name] for name in file if not name.startswith("first")}
     np.savez(short / "ranks.npz", **kept)
     systems = load([tmp_path / "sasrec", short])
-    claims = make_claims(systems, "sasrec", ["ndcg@10"], 100)
+    claims = make_claims(systems, "sasrec", ["ndcg@10"])
     assert {claim.target for claim in claims} == {"last"}
     text = report.markdown(report.parts(systems, claims, "ndcg@10"))
     assert "target last" in text and "target first" not in text

@@ -45,7 +45,7 @@ def made_anew(request, tmp_path_factory):
     return page, copies
 
 
-@pytest.mark.services  # 45 seconds of resamples
+@pytest.mark.services  # all ranks are read
 def test_tables_are_those_of_the_files(made_anew):
     page, copies = made_anew
     assert page in copies
