@@ -1,10 +1,10 @@
 """Losses as pure functions of arrays.
 
-Every loss is *global*: with an `axis_name`, sums, counts and moments are summed over
-the mapped axis before they are divided, so each device returns the loss of the whole
-batch, and the mean over devices of its gradients is the gradient of that loss.
-Averaging losses of parts of a batch would be wrong for Barlow Twins and for uneven
-token counts.
+Every loss but the scalable cross-entropy is *global*: with an `axis_name`, sums, counts
+and moments are summed over the mapped axis before they are divided, so each device
+returns the loss of the whole batch, and the mean over devices of its gradients is the
+gradient of that loss. Averaging losses of parts of a batch would be wrong for Barlow
+Twins and for uneven token counts.
 """
 
 from functools import partial, wraps

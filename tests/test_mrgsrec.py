@@ -119,7 +119,8 @@ def numpy_states(model, params, user, items):
 def numpy_fusion(params, token, graph_user):
     p = params["fusion"]
     x = np.concatenate([token, graph_user]) @ p["in"]["kernel"] + p["in"]["bias"]
-    return np.maximum(x, 0) @ p["out"]["kernel"] + p["out"]["bias"]
+    x *= (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2
+    return x @ p["out"]["kernel"] + p["out"]["bias"]
 
 
 def numpy_unit(x):

@@ -89,7 +89,7 @@ class Alignment:
     def with_graph(self, params: dict, states, vectors: Vectors, batch, axis_name=None):
         """The loss between states of the sequences, h_u, and their users' graph
         vectors. A signed graph adds mu times the squared cross-correlations of h_u with
-        the disinterest vector, all entries.
+        the disinterest vector, all entries, over D.
 
         Args:
           states: [R * T, D] of the packed batch.

@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """[token; graph user] of 2 D -> m D -> D, ReLU between."""
+    """[token; graph user] of 2 D -> m D -> D, GELU between."""
 
     multiple: int
 
@@ -82,7 +82,8 @@ class Fusion(nn.Module):
     def __call__(self, token, user):
         width = token.shape[-1]
         x = jnp.concatenate([token, user], -1)
-        x = nn.relu(nn.Dense(self.multiple * width, name="in")(x))
+        x = nn.Dense(self.multiple * width, name="in")(x)
+        x = nn.gelu(x, approximate=False)
         return nn.Dense(width, name="out")(x)
 
 
