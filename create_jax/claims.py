@@ -79,12 +79,13 @@ def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
     """(system, the system it is compared with) of a section. `baseline` is a label, or
     a method that has one system."""
     labels, baseline = [system.label for system in own], _baseline(own, baseline)
-    return [
-        (system, own[labels.index(other)])
-        for system in own
-        for other in dict.fromkeys((baseline, system.varies))
-        if other != system.label and other in labels
-    ]
+    found = {}
+    for system in own:
+        for other in dict.fromkeys((baseline, system.varies)):
+            twice = (other, system.label) in found  # the same claim from the other side
+            if other != system.label and other in labels and not twice:
+                found[system.label, other] = system, own[labels.index(other)]
+    return list(found.values())
 
 
 def _compare(pairs, names) -> list[Claim]:

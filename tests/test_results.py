@@ -17,7 +17,7 @@ from create_jax.runs import find_runs
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PAGES = [RESULTS / "README.md", RESULTS / "tuned/README.md"]
+PAGES = [RESULTS / f"{place}README.md" for place in ("", "tuned/", "tuned/alignment/")]
 SCRIPTS = [("results", data) for data in ("beauty", "sports", "ml1m")]
 SCRIPTS += [("results/tuned", "beauty")]
 
@@ -58,7 +58,7 @@ def test_the_text_has_only_numbers_of_the_tables(page):
     """Of those tables that the test above makes anew; of trials also in short."""
     blocks = r"<!-- report:\w+ -->.*?<!-- /report -->"
     text = re.sub(blocks, "", page.read_text(), flags=re.DOTALL)
-    patterns = "report.md", "protocol*.md", "*/tables.md", "tuned/report.md"
+    patterns = "report.md", "protocol*.md", "*/tables.md", "tuned/**/report.md"
     files = [path for pattern in patterns for path in RESULTS.glob(pattern)]
     tables = "".join(path.read_text() for path in files)
     for path in RESULTS.glob("tuned/*/*/trials.csv"):
