@@ -213,6 +213,13 @@ def test_titles_of_a_file_of_any_form(tmp_path):
     assert titles.read(str(parquet)) == {"7": "a"}
 
 
+def test_a_quote_in_a_title_joins_no_lines(tmp_path):
+    rows = '1\t"Heroes', '2\t"Weird Al" Y', '3\t"A ""B"" C"', '4\tD"'
+    (tmp_path / "t.tsv").write_text("\n".join(["id\ttitle", *rows, ""]))
+    expected = {"1": '"Heroes', "2": '"Weird Al" Y', "3": 'A "B" C', "4": 'D"'}
+    assert titles.read(str(tmp_path / "t.tsv")) == expected
+
+
 def test_titles_have_the_ids_of_a_log_in_the_same_form(tmp_path):
     path, columns = tmp_path / "log", {"user": "id", "item": "id", "time": "time"}
     numbers = [1.0, 2.5, *range(3, 120)]

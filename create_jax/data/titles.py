@@ -52,5 +52,9 @@ def _frame(path: str) -> pl.DataFrame:
     if start.lstrip()[:1] == b"{":
         frame = pl.read_ndjson(path, schema=dict.fromkeys(COLUMNS, pl.String))
         return frame.select(c for c in frame if c.null_count() < len(c))
-    separator = "\t" if Path(path).suffix == ".tsv" else ","
-    return pl.read_csv(path, infer_schema=False, separator=separator)
+    if Path(path).suffix == ".tsv":
+        # Quotes are letters there, or around the whole: one in front joins no lines.
+        frame = pl.read_csv(path, infer_schema=False, separator="\t", quote_char=None)
+        quoted = pl.all().str.replace(r'^"(.*)"$', "$1").str.replace_all('""', '"')
+        return frame.with_columns(quoted)
+    return pl.read_csv(path, infer_schema=False)
