@@ -4,6 +4,7 @@ import difflib
 import re
 import sys
 import unicodedata
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -14,7 +15,7 @@ from create_jax.artifact import Artifact, Texts
 
 HITS = 4000  # lines of the names that one search looks at
 NEAR = 200  # of them for each beginning of a misspelt word
-COMPARED = 400  # of them with a misspelt name, the most popular
+COMPARED = 400  # of them with a misspelt name, those with most of its beginnings
 WORDS = 12  # of a misspelt name
 ALIKE = 0.65  # of the letters, below which a name is not near
 WORD = re.compile(r"\w+")
@@ -81,7 +82,7 @@ class Names:
     def nearest(self, text: str, n: int) -> list[int]:
         """At most n items with a title or an id that is spelt like a text."""
         whole = plain_text(text)[:100]
-        lines = set()
+        lines = Counter()
         for word in whole.split()[:8]:
             for part in {
                 word[:4],
@@ -92,7 +93,7 @@ class Names:
             }:
                 if len(part) > 2:
                     lines.update(self._places(part.encode(), NEAR))
-        lines = sorted(lines)[:COMPARED]
+        lines = sorted(lines, key=lambda line: (-lines[line], line))[:COMPARED]
         scored = [(_alike(whole, self._line(line)), -line) for line in lines]
         best = sorted(filter(lambda one: one[0] >= ALIKE, scored), reverse=True)[:n]
         return [int(self._codes[-line]) for _, line in best]
