@@ -9,7 +9,8 @@ set and split share their users. These are stored once in `users-<their hash>.np
 directory above, and `users` is that hash. `name` is the name of the run when it was
 packed.
 
-  python -m create_jax.ranks DIR    packs the finished runs in DIR
+  python -m create_jax.ranks DIR    packs the finished runs in DIR, and rounds the
+                                    numbers of their metrics.jsonl to six digits
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from create_jax.errors import InputError, exit_code, one_line
-from create_jax.files import whole
+from create_jax.files import whole, write_text
 
 FILE = "ranks.npz"
 
@@ -102,6 +103,17 @@ def pack(folder: Path, above: Path) -> None:
     _save(folder / FILE, small | {"users": digest, "name": name_of(folder)})
 
 
+def shorten(path: Path) -> None:
+    """Rounds the numbers of a run's epochs, if it has any, to six digits."""
+    if path.exists():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        short = [
+            {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in x.items()}
+            for x in lines
+        ]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in short))
+
+
 def _save(path: Path, arrays: dict) -> None:
     """np.savez_compressed with LZMA, a tenth smaller; np.load reads it."""
     with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -132,6 +144,7 @@ def pack_all(place: Path) -> None:
         )
     for file in files:
         pack(file.parent, place)
+        shorten(file.parent / "metrics.jsonl")
 
 
 if __name__ == "__main__":

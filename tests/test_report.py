@@ -434,6 +434,18 @@ def test_an_index_says_where_the_runs_are(runs):
     assert "directory" not in (runs / "report.md").read_text()
 
 
+def test_a_packed_run_has_six_digits_of_its_epochs(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    ranks.shorten(file)  # there may be none
+    assert not file.exists()
+    lines = {"epoch": 1, "loss": 0.123456789}, {"epoch": 2, "loss": 1e-9 / 3, "at": "x"}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    expected = [{"epoch": 1, "loss": 0.123457}, lines[1] | {"loss": 3.33333e-10}]
+    for _ in range(2):  # the same if done again
+        ranks.shorten(file)
+        assert list(map(json.loads, file.read_text().splitlines())) == expected
+
+
 def test_a_seed_is_called_after_its_system(runs):
     make_run(runs / "c/none/seed-3", "create", 3, ranks_like(3))
     assert ranks.name_of(runs / "c/none/seed-3") == "none/seed-3"
