@@ -97,12 +97,9 @@ def _compare(pairs, names) -> list[Claim]:
         sums, counts = _sums(systems, target, names)
         tables = {}
         for system, end in zip(systems, ends, strict=True):
-            own = sums[:, end - len(system.folders) : end][
-                :, np.argsort(_seeds(system))
-            ]
-            tables[id(system)] = [
-                paired.per_user(x, counts) for x in np.moveaxis(own, 2, 0)
-            ]
+            runs = end - len(system.folders) + np.argsort(_seeds(system))
+            of = np.moveaxis(sums[:, runs], 2, 0)  # [M, N, S]
+            tables[id(system)] = [paired.per_user(one, counts) for one in of]
         for system, base in pairs:
             same_seeds = sorted(_seeds(system)) == sorted(_seeds(base))
             for place, name in enumerate(names):
