@@ -8,8 +8,11 @@ and so is counted twice, which is on the safe side. (A bootstrap that draws user
 runs counts it three times, Owen 2007, and says nothing of how few the runs are.) The
 degrees of freedom of the sum are Welch's and Satterthwaite's.
 
-Of a difference of zero this calls 2 to 6 in a hundred seen at the 5% level with four
-seeds, the most where runs vary more than users do, and 2 to 12 with two.
+Where there is no difference, 2 to 6 tests in a hundred see one at the 5% level with
+four seeds, and 2 to 11 with two: most where the runs have most of the variance. At the
+0.1% level, near which Holm's correction looks, too many do where the runs have half of
+it or more: 0.2 to 0.8 in a hundred with four seeds. `python -m
+benchmarks.null_differences` prints these.
 """
 
 from typing import NamedTuple
