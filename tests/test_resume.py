@@ -183,7 +183,10 @@ def test_a_finished_run_prints_its_result_at_once(start, uninterrupted):
     assert (workdir / "result.json").read_text() == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+DELETED = pytest.param("deleted", marks=pytest.mark.services)
+
+
+@pytest.mark.parametrize("damage", ["truncated", DELETED])
 def test_a_damaged_checkpoint_falls_back(start, uninterrupted, tmp_path, damage):
     reference, cache = uninterrupted
     workdir = tmp_path / "run"
