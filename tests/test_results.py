@@ -126,6 +126,30 @@ def test_the_script_finds_all_its_runs_finished(place, data, tmp_path, monkeypat
     assert {run for run in runs if "history=train" not in str(run)} == asked
 
 
+BEST = {"beauty": "tuned/beauty", "sports": "sports", "ml1m": "ml1m"}
+
+
+@pytest.mark.parametrize("data", BEST)
+def test_the_best_config_has_the_runs_of_the_best_validation(data):
+    place = RESULTS / BEST[data]
+    found = re.compile(r"validation (\S+) (\S+) after")
+    studies = {
+        path.parent.name: found.search(path.read_text()).groups()
+        for path in place.glob("*-tune/best.py")
+    }
+    assert len({metric for metric, _ in studies.values()}) == 1 < len(studies)
+    best = max(studies, key=lambda study: float(studies[study][1]))
+    config = config_file.load(str(ROOT / f"configs/best/{data}.py"))
+    # Nothing is selected: they are trained on all rows up to the test.
+    free = (*rundir.FREE_TO_CHANGE, "eval.select_by", "eval.select_mean")
+    assert config.split.validation == "none" and len(settings.seeds(config)) == 4
+    for seed in settings.seeds(config):
+        config.seed = seed
+        run = place / best.removesuffix("-tune") / f"seed-{seed}"
+        assert (run / "result.json").exists()
+        rundir.refuse_other_config(run, config, free)
+
+
 def _value(text):
     try:
         return ast.literal_eval(text)
