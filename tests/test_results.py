@@ -18,6 +18,7 @@ from create_jax.runs import find_runs
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = [RESULTS / f"{place}README.md" for place in ("", "tuned/", "tuned/alignment/")]
+TEXTS = [*PAGES, RESULTS / "frequency/README.md"]
 SCRIPTS = [("results", data) for data in ("beauty", "sports", "ml1m")]
 SCRIPTS += [("results/tuned", "beauty")]
 
@@ -53,7 +54,7 @@ def test_tables_are_those_of_the_files(made_anew):
         assert copy.read_text() == original.read_text(), original
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.parent.name)
 def test_the_text_has_only_numbers_of_the_tables(page):
     """Of those tables that the test above makes anew; of trials also in short."""
     blocks = r"<!-- report:\w+ -->.*?<!-- /report -->"

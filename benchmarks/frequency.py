@@ -1,0 +1,149 @@
+"""Where a system gains on another: with rare targets or frequent ones, after short
+histories or long ones.
+
+python -m benchmarks.frequency results/tuned/beauty sasrec create --path=FILE
+
+Groups the test queries of finished runs, DIR/SYSTEM/seed-N, by the training rows of
+their target and by the length of their history, and prints what each system has more
+than the one named before it. FILE is the log that they were trained on.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from create_jax import config_file, paired, protocol, report
+from create_jax.data.splits import Split
+from create_jax.errors import InputError, exit_code
+from create_jax.runs import per_query
+
+METRICS = ("ndcg@10", "recall@100")
+TARGET = "last"  # one query for each user
+FEWEST = 50  # queries of a group; smaller ones are left out
+# The smallest value of each group. Targets without a training row are in none.
+GROUPS = {
+    "training rows of the target": (1, 6, 11, 21, 51),
+    "items in the history": (1, 6, 11, 21, 51),
+}
+
+
+def counts(split: Split) -> dict[str, np.ndarray]:
+    """What GROUPS are made by, of each test query: [Q] counts."""
+    asked = split.test[TARGET]
+    learned = np.bincount(split.refit.items, minlength=len(asked.candidates))
+    return dict(
+        zip(GROUPS, (learned[asked.targets], asked.end - asked.begin), strict=True)
+    )
+
+
+def members(values: np.ndarray, edges: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The queries [Q] bool of each group that has enough, by its name."""
+    ends = [*(edge - 1 for edge in edges[1:]), None]
+    found = {}
+    for first, last in zip(edges, ends, strict=True):
+        within = (values >= first) & (last is None or values <= last)
+        name = f"{first} or more" if last is None else f"{first} to {last}"
+        if within.sum() >= FEWEST:
+            found[name] = within
+    return found
+
+
+def read(folder: Path, system: str, users: np.ndarray) -> dict[int, np.ndarray]:
+    """Seed -> [Q, M] of METRICS, percent, in a system's runs.
+
+    Raises:
+      InputError: there is no such run, or its queries are those of other users.
+    """
+    runs = sorted(path.parent for path in folder.glob(f"{system}/seed-*/result.json"))
+    if not runs:
+        raise InputError(f"{folder / system}: found no finished run, seed-N, in it")
+    found = {}
+    for run in runs:
+        asked, table = per_query(run, TARGET, METRICS)
+        if not np.array_equal(asked, users):
+            raise InputError(
+                f"{run}: its queries are not those of the log in --path; give the file "
+                "that it was trained on"
+            )
+        found[int(run.name.removeprefix("seed-"))] = 100 * table
+    return found
+
+
+def open_split(run: Path, path: str) -> Split:
+    """The split of a run, from the log in a file."""
+    config = config_file.of_study(str(run / "config.json"), {"data.path": path})
+    return protocol.make_split(config, protocol.load(config))
+
+
+def tables(folder: Path, systems: list[str], path: str) -> str:
+    """Markdown: a table for each of GROUPS, with each system less the one before."""
+    runs = sorted(folder.glob(f"{systems[0]}/seed-*"))
+    if not runs:
+        raise InputError(f"{folder / systems[0]}: found no run, seed-N, in it")
+    split = open_split(runs[0], path)
+    of = {one: read(folder, one, split.test[TARGET].users) for one in systems}
+    values = counts(split)
+    groups = [
+        (what, name, own, at)
+        for what, edges in GROUPS.items()
+        for name, own in members(values[what], edges).items()
+        for at in range(len(METRICS))
+    ]
+    pairs = [(b, a) for a, b in itertools.pairwise(systems)]
+    found = [
+        [difference(of[b], of[a], own, at) for b, a in pairs]
+        for _, _, own, at in groups
+    ]
+    corrected = iter(paired.holm([one.p for row in found for one in row]))
+    lines = {what: [] for what in GROUPS}
+    for (what, name, own, at), row in zip(groups, found, strict=True):
+        means = [np.mean([t[own, at] for t in of[a].values()]) for _, a in pairs]
+        cells = [
+            cell(one, mean, next(corrected))
+            for one, mean in zip(row, means, strict=True)
+        ]
+        about = [name, f"{own.sum():,}", METRICS[at], f"{means[0]:.2f}"]
+        lines[what].append([*about, *cells])
+    names = ["queries", "metric", systems[0], *(f"{b} - {a}" for b, a in pairs)]
+    parts = [report.markdown_table([what, *names], own) for what, own in lines.items()]
+    text = (
+        f"{folder}, target {TARGET}, percent points: difference (95% interval), change "
+        "in percent, p. Paired over users and, where systems have the same, over seeds "
+        "(`create_jax/paired.py`); p corrected by Holm over both tables, bold below "
+        f"0.05. Groups of fewer than {FEWEST} queries are left out."
+    )
+    return "\n\n".join([f"## {folder}", text, *parts]) + "\n"
+
+
+def difference(ours: dict, theirs: dict, queries: np.ndarray, metric: int):
+    """Of one metric in one group; `ours` and `theirs` as from `read`."""
+    both = (
+        np.column_stack([table[queries, metric] for table in runs.values()])
+        for runs in (ours, theirs)
+    )
+    return paired.difference(*both, same_seeds=ours.keys() == theirs.keys())
+
+
+def cell(one: paired.Difference, mean: float, p: float) -> str:
+    """One difference; `mean` is that of what is subtracted."""
+    change = f"{100 * one.mean / mean:+.1f}%, " if mean else ""
+    text = f"{one.mean:+.2f} ({one.low:+.2f} .. {one.high:+.2f}), {change}"
+    text += f"p {report.p_value(p)}"
+    return f"**{text}**" if p < 0.05 else text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path, help="of SYSTEM/seed-N")
+    parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="two or more")
+    parser.add_argument("--path", required=True, help="the log of the runs")
+    flags = parser.parse_args(arguments)
+    given = flags.directory, flags.systems, flags.path
+    return exit_code(lambda: print(tables(*given), end=""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
