@@ -63,9 +63,11 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
 
 
 def csv_text(rows: Iterable) -> str:
-    """Rows as CSV."""
+    """Rows as CSV, floats to six digits."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow(f"{x:.6g}" if isinstance(x, float) else x for x in row)
     return text.getvalue()
 
 

@@ -452,8 +452,7 @@ def comma_separated(systems: list[System]) -> str:
 
 def claims_as_csv(claims: list[Claim]) -> str:
     """One line a claim, percent points."""
-    rows = [[f"{v:.6g}" if isinstance(v, float) else v for v in c] for c in claims]
-    return csv_text([Claim._fields, *rows])
+    return csv_text([Claim._fields, *claims])
 
 
 def main(arguments=None) -> int:

@@ -276,8 +276,7 @@ def _write_trials(study, config, directory: Path, space) -> None:
         best = max(scores, default="")
         where = epochs[scores.index(best)] if scores else ""
         shown = [trial.params.get(one.key, "") for one in space]
-        row = trial.number, trial.state.name.lower(), where, best, *shown
-        rows.append([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+        rows.append([trial.number, trial.state.name.lower(), where, best, *shown])
     write_text(directory / "trials.csv", csv_text(rows))
 
 
