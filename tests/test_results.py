@@ -139,6 +139,7 @@ def test_the_best_config_has_the_runs_of_the_best_validation(data):
         for path in place.glob("*-tune/best.py")
     }
     assert len({metric for metric, _ in studies.values()}) == 1 < len(studies)
+    assert validated(place / "sasrec-tune") == validated(place / "create-tune")
     best = max(studies, key=lambda study: float(studies[study][1]))
     config = config_file.load(str(ROOT / f"configs/best/{data}.py"))
     # Nothing is selected: they are trained on all rows up to the test.
@@ -149,6 +150,12 @@ def test_the_best_config_has_the_runs_of_the_best_validation(data):
         run = place / best.removesuffix("-tune") / f"seed-{seed}"
         assert (run / "result.json").exists()
         rundir.refuse_other_config(run, config, free)
+
+
+def validated(study):
+    """The rules of its validation."""
+    config = json.loads((study / "config.json").read_text())["config"]
+    return config["split"], config["eval"]
 
 
 def _value(text):
