@@ -107,15 +107,17 @@ def tables(folder: Path, systems: list[str], path: str) -> str:
         ]
         about = [name, f"{own.sum():,}", METRICS[at], f"{means[0]:.2f}"]
         lines[what].append([*about, *cells])
-    names = ["queries", "metric", systems[0], *(f"{b} - {a}" for b, a in pairs)]
+    short = {one: Path(one).name for one in systems}
+    differences = [f"{short[b]} - {short[a]}" for b, a in pairs]
+    names = ["queries", "metric", short[systems[0]], *differences]
     parts = [report.markdown_table([what, *names], own) for what, own in lines.items()]
     text = (
-        f"{folder}, target {TARGET}, percent points: difference (95% interval), change "
+        f"Target {TARGET}, percent points: difference (95% interval), change "
         "in percent, p. Paired over users and, where systems have the same, over seeds "
         "(`create_jax/paired.py`); p corrected by Holm over both tables, bold below "
         f"0.05. Groups of fewer than {FEWEST} queries are left out."
     )
-    return "\n\n".join([f"## {folder}", text, *parts]) + "\n"
+    return "\n\n".join([f"## {folder}: {', '.join(systems)}", text, *parts]) + "\n"
 
 
 def difference(ours: dict, theirs: dict, queries: np.ndarray, metric: int):

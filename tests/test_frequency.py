@@ -105,7 +105,7 @@ def test_the_printed_tables_are_those_of_the_runs(monkeypatch):
     commands = re.findall(
         r"^\{? ? ?frequency (results.*) --path=(\w+)$", page.read_text(), re.M
     )
-    assert len(commands) == 7
+    assert len(commands) == 8
     monkeypatch.chdir(ROOT)
     made = [
         frequency.tables(Path(place), systems, str(LOGS[log]))

@@ -17,10 +17,11 @@ from create_jax.runs import find_runs
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PAGES = [RESULTS / f"{place}README.md" for place in ("", "tuned/", "tuned/alignment/")]
+PLACES = "", "tuned/", "tuned/alignment/", "longer/"
+PAGES = [RESULTS / f"{place}README.md" for place in PLACES]
 TEXTS = [*PAGES, RESULTS / "frequency/README.md"]
 SCRIPTS = [("results", data) for data in ("beauty", "sports", "ml1m")]
-SCRIPTS += [("results/tuned", "beauty")]
+SCRIPTS += [("results/tuned", "beauty"), ("results/longer", "sports")]
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.parent.name)
@@ -59,7 +60,7 @@ def test_the_text_has_only_numbers_of_the_tables(page):
     """Of those tables that the test above makes anew; of trials also in short."""
     blocks = r"<!-- report:\w+ -->.*?<!-- /report -->"
     text = re.sub(blocks, "", page.read_text(), flags=re.DOTALL)
-    patterns = "report.md", "protocol*.md", "*/tables.md", "tuned/**/report.md"
+    patterns = "report.md", "protocol*.md", "*/tables.md", "*/**/report.md"
     files = [path for pattern in patterns for path in RESULTS.glob(pattern)]
     tables = "".join(path.read_text() for path in files)
     for path in RESULTS.glob("tuned/*/*/trials.csv"):
