@@ -1,9 +1,10 @@
 #!/bin/sh
-# The second study: SASRec and CREATE on UltraGCN, each tuned by as many trials, selected
-# by the rule of results/selection, and trained on all rows up to the test for as long as
-# validation chose; and CREATE so without its alignment, and with the alignment's gradient
-# to other sides than validation chose. Stop it and start it again at any time: finished
-# runs print their result.
+# The second study: SASRec, CREATE on UltraGCN and CREATE on LightGCN, each tuned by as
+# many trials, selected by the rule of results/selection, and trained on all rows up to
+# the test for as long as validation chose; and both CREATEs so without their alignment,
+# that on UltraGCN with the alignment's gradient to other sides than validation chose. Some
+# are ranked again with histories that end at the cut. Stop it and start it again at any
+# time: finished runs print their result.
 #
 #   results/tuned/run.sh beauty|sports|ml1m [--config.data.path=FILE]
 set -eu
@@ -12,21 +13,34 @@ here=results/tuned/$data options=$*
 [ $data = beauty ] && trials=12 || trials=6
 main() { python -m create_jax.main "$@" $options; }
 
-# tuned METHOD SYSTEM [SETTING]: four seeds of what the method's study chose, which comes
-# first where it is not there yet.
+# tuned STUDY SYSTEM [SETTING]: four seeds of what the study chose, which comes first where
+# it is not there yet. STUDY is a method, or METHOD@graph=ENCODER.
 tuned() {
-  study=$here/$1-tune
-  [ -f $study/best.py ] || main --config=$data:$1 --mode=tune --workdir=$study \
-    --config.tune.trials=$trials
+  study=$here/$1-tune graph=
+  case $1 in *@graph=*) graph=--config.graph.encoder=${1#*@graph=} ;; esac
+  [ -f $study/best.py ] || main --config=$data:${1%@*} --mode=tune --workdir=$study \
+    --config.tune.trials=$trials $graph
   # best.py says after how many epochs validation was best.
   epochs=$(sed -n 's/.*train.epochs=\([0-9]*\).*/\1/p' $study/best.py | head -n 1)
   main --config=$study/best.py --config.split.validation=none --config.train.epochs=$epochs \
     --config.seeds=0,1,2,3 --workdir=$here/$2/seed ${3-}
 }
 
+# cut STUDY SYSTEM [SETTING]: the same runs when histories end at the cut.
+cut() {
+  cut=$here/history=train/$2/seed
+  [ -f $cut-3/result.json ] ||
+    tuned $1 $2 "--mode=evaluate --config.eval.history=train --save=$cut ${3-}"
+}
+
 tuned sasrec sasrec
 tuned create create
 tuned create create@align=none --config.align.kind=none
+cut sasrec sasrec
+cut create create
+cut create create@align=none --config.align.kind=none
 tuned create create@stop_grad=none --config.align.stop_grad=none
 tuned create create@stop_grad=global --config.align.stop_grad=global
+tuned create@graph=lightgcn create@graph=lightgcn
+tuned create@graph=lightgcn create@graph=lightgcn,align=none --config.align.kind=none
 python -m create_jax.ranks $here  # a tenth of the bytes, and the same report
