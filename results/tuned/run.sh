@@ -41,6 +41,8 @@ cut create create
 cut create create@align=none --config.align.kind=none
 tuned create create@stop_grad=none --config.align.stop_grad=none
 tuned create create@stop_grad=global --config.align.stop_grad=global
+tuned create create@stop_grad=none,w_bt=0.2 \
+  "--config.align.stop_grad=none --config.loss.w_bt=0.2"
 tuned create@graph=lightgcn create@graph=lightgcn
 tuned create@graph=lightgcn create@graph=lightgcn,align=none --config.align.kind=none
 python -m create_jax.ranks $here  # a tenth of the bytes, and the same report
