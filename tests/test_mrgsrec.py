@@ -520,6 +520,7 @@ class Case(test_steps.Case):
         self.state, self.batch, self.graph, self.whole_graph = inputs
 
 
+@pytest.mark.services  # ten seconds; test_steps.py has it of CREATE
 @pytest.mark.usefixtures("double_precision")
 def test_eight_devices_give_the_step_of_one_device():
     case = Case()

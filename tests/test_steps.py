@@ -233,8 +233,11 @@ def without_filling(state, like):
     return jax.tree.map(cut, state, like)
 
 
+LIGHTGCN = pytest.param("lightgcn", marks=pytest.mark.services)
+
+
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("encoder", ["ultragcn", "lightgcn"])
+@pytest.mark.parametrize("encoder", ["ultragcn", LIGHTGCN])
 def test_vmap_pmap_and_eight_devices_give_the_step_of_one_device(encoder):
     case = Case(encoder)
     expected = case.on_one_device()
@@ -360,6 +363,7 @@ def test_create_without_graph_weights_is_sasrec_bit_for_bit():
         equal(joint.opt_state[group], alone.opt_state[group])
 
 
+@pytest.mark.services  # test_resume.py says the same of whole runs
 @pytest.mark.usefixtures("as_users_compile")
 def test_sixteen_steps_are_eight_a_restart_and_eight_bit_for_bit(tmp_path):
     changes = {"train.batch": 3, "train.chunk": 5}
