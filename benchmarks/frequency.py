@@ -51,17 +51,22 @@ def members(values: np.ndarray, edges: tuple[int, ...]) -> dict[str, np.ndarray]
     return found
 
 
+def runs_of(folder: Path, system: str) -> list[Path]:
+    """The finished runs of a system; InputError where there is none."""
+    runs = sorted(path.parent for path in folder.glob(f"{system}/seed-*/result.json"))
+    if not runs:
+        raise InputError(f"{folder / system}: found no finished run, seed-N, in it")
+    return runs
+
+
 def read(folder: Path, system: str, users: np.ndarray) -> dict[int, np.ndarray]:
     """Seed -> [Q, M] of METRICS, percent, in a system's runs.
 
     Raises:
       InputError: there is no such run, or its queries are those of other users.
     """
-    runs = sorted(path.parent for path in folder.glob(f"{system}/seed-*/result.json"))
-    if not runs:
-        raise InputError(f"{folder / system}: found no finished run, seed-N, in it")
     found = {}
-    for run in runs:
+    for run in runs_of(folder, system):
         asked, table = per_query(run, TARGET, METRICS)
         if not np.array_equal(asked, users):
             raise InputError(
@@ -80,10 +85,7 @@ def open_split(run: Path, path: str) -> Split:
 
 def tables(folder: Path, systems: list[str], path: str) -> str:
     """Markdown: a table for each of GROUPS, with each system less the one before."""
-    runs = sorted(folder.glob(f"{systems[0]}/seed-*"))
-    if not runs:
-        raise InputError(f"{folder / systems[0]}: found no run, seed-N, in it")
-    split = open_split(runs[0], path)
+    split = open_split(runs_of(folder, systems[0])[0], path)
     of = {one: read(folder, one, split.test[TARGET].users) for one in systems}
     values = counts(split)
     groups = [
@@ -132,8 +134,8 @@ def difference(ours: dict, theirs: dict, queries: np.ndarray, metric: int):
 def cell(one: paired.Difference, mean: float, p: float) -> str:
     """One difference; `mean` is that of what is subtracted."""
     change = f"{100 * one.mean / mean:+.1f}%, " if mean else ""
-    text = f"{one.mean:+.2f} ({one.low:+.2f} .. {one.high:+.2f}), {change}"
-    text += f"p {report.p_value(p)}"
+    interval = report.interval(one.mean, one.low, one.high)
+    text = f"{interval}, {change}p {report.p_value(p)}"
     return f"**{text}**" if p < 0.05 else text
 
 

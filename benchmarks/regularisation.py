@@ -216,7 +216,7 @@ def _compared(runs: list[Curves]) -> str:
     if not rows:
         return ""
     cells = [
-        f"{one.mean:+.1f} ({one.low:+.1f} .. {one.high:+.1f}), p {report.p_value(p)}"
+        f"{report.interval(one.mean, one.low, one.high, 1)}, p {report.p_value(p)}"
         for one, p in zip(found, paired.holm([one.p for one in found]), strict=True)
     ]
     for number, row in enumerate(rows):

@@ -309,9 +309,7 @@ def _differences(claims: list[Claim]) -> list[str]:
     names = list(dict.fromkeys(claim.metric for claim in claims))
     lines = {}
     for c in claims:
-        cell = (
-            f"{c.difference:+.2f} ({c.low:+.2f} .. {c.high:+.2f}), p {p_value(c.holm)}"
-        )
+        cell = f"{interval(c.difference, c.low, c.high)}, p {p_value(c.holm)}"
         cell = f"**{cell}**" if c.holm < 0.05 else cell
         lines.setdefault((c.section, f"{c.label} - {c.baseline}"), {})[c.metric] = cell
     text = (
@@ -412,6 +410,11 @@ def fill(path: Path, found: dict[str, str]) -> str:
             "them where the tables belong"
         )
     return text
+
+
+def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
+    """A difference with its interval."""
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} .. {high:+.{digits}f})"
 
 
 def p_value(p: float) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_loaders import SHARED
 
 from benchmarks import frequency
 from create_jax.configs import table
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 LOGS = {
     "BEAUTY": SHARED / "amazon-beauty" / "reviews_Beauty_5.json.gz",
     "SPORTS": SHARED / "amazon-sports" / "reviews_Sports_and_Outdoors_5.json.gz",
