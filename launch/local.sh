@@ -18,12 +18,14 @@ fi
 export CREATE_JAX_COORDINATOR="localhost:${PORT:-$((20000 + $$ % 10000))}"
 export CREATE_JAX_PROCESSES=$PROCESSES
 asked=0 running=()
-trap 'asked=1; kill -TERM "${running[@]}" 2>/dev/null' TERM INT HUP
+trap 'asked=1' TERM INT HUP # passed on below, when all that began are known
 set -m # each in a process group of its own: a signal to this one's must not come twice
 for ((rank = 0; rank < PROCESSES && !asked; rank++)); do
   CREATE_JAX_PROCESS=$rank "${program[@]}" "$@" &
   running+=($!)
 done
+trap 'kill -TERM "${running[@]}" 2>/dev/null' TERM INT HUP
+[ "$asked" -eq 0 ] || kill -TERM "${running[@]}" 2>/dev/null
 # The code of the first that fails. The others would wait for it, unless they all leave
 # together (143), so they are ended.
 code=0

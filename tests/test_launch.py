@@ -102,6 +102,19 @@ def test_local_passes_on_that_it_shall_end(script, sent, to_all):
     assert sorted(rest.splitlines()) == ["0 asked", "1 asked"]  # once
 
 
+def test_local_passes_on_what_came_while_it_started(script):
+    """To the process that began last too: the first asks for it as soon as it runs."""
+    python = script("python", '[ "$CREATE_JAX_PROCESS" != 0 ] || kill $PPID\n' + PYTHON)
+    several = [start("local.sh", PYTHON=python, PROCESSES=4, NAP=60) for _ in range(20)]
+    try:
+        for one in several:
+            one.communicate(timeout=30)
+    finally:
+        for one in several:
+            one.kill()
+    assert [one.returncode for one in several] == [143] * 20
+
+
 # --- tpu_vm.sh ------------------------------------------------------------------------
 
 # Stand in for gcloud, whose n-th ssh ends with the n-th of $CODES and, if with 255,
