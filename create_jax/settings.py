@@ -190,11 +190,11 @@ def check(config, *, selects: bool = True) -> None:
         expected = ", ".join(TARGETS) + ", each once, as in ('last', 'first')"
         raise _bad("eval.targets", targets, expected)
     ks, counts = config.eval.ks, config.data.counts
-    whole = all(type(k) is int and k >= 1 for k in ks)
+    # All ranks above the greatest are evaluated as a table: 10,000 need a gigabyte.
+    whole = all(type(k) is int and 1 <= k <= 10_000 for k in ks)
     if not ks or not whole or len(set(ks)) < len(ks):
-        raise _bad(
-            "eval.ks", ks, "different whole numbers of 1 or more, as in (10, 100)"
-        )
+        expected = "different whole numbers from 1 to 10000, as in (10, 100)"
+        raise _bad("eval.ks", ks, expected)
     if len(counts) not in (0, 3) or not all(type(n) is int for n in counts):
         expected = "three whole numbers (users, items, interactions), or ()"
         raise _bad("data.counts", counts, expected)

@@ -245,6 +245,7 @@ def test_a_wheel_has_every_package_and_the_configs_inside():
         *[("seed", value) for value in (-1, 2**32, True, 1.0, "0")],
         *[("seeds", (0, 2**32)), ("seeds", (True,))],
         *[("eval.ks", value) for value in (("a",), (1.5, 10), (10, 10), (True,))],
+        ("eval.ks", (10, 10_001)),
         *[("data.counts", value) for value in ((1, 2), ("a",), (1, 2, "3"))],
     ],
 )
