@@ -41,6 +41,17 @@ def start(name: str, *options: str, **variables):
     )
 
 
+def codes(several) -> list[int]:
+    """How each of the scripts under way ended."""
+    try:
+        for one in several:
+            one.communicate(timeout=30)
+    finally:
+        for one in several:
+            one.kill()
+    return [one.returncode for one in several]
+
+
 # --- local.sh -------------------------------------------------------------------------
 
 # Stands in for Python: says who it is; ends with 7 if it is to fail, else after NAP s,
@@ -78,13 +89,7 @@ def test_local_ends_with_the_first_that_fails(script):
     began = time.monotonic()
     about = dict(PYTHON=python, PROCESSES=3, FAILS=1, NAP=60)
     several = [start("local.sh", **about, PORT=7 + n) for n in range(20)]
-    try:
-        for one in several:
-            one.communicate(timeout=30)
-    finally:
-        for one in several:
-            one.kill()
-    assert [one.returncode for one in several] == [7] * 20
+    assert codes(several) == [7] * 20
     assert time.monotonic() - began < 30
 
 
@@ -106,13 +111,7 @@ def test_local_passes_on_what_came_while_it_started(script):
     """To the process that began last too: the first asks for it as soon as it runs."""
     python = script("python", '[ "$CREATE_JAX_PROCESS" != 0 ] || kill $PPID\n' + PYTHON)
     several = [start("local.sh", PYTHON=python, PROCESSES=4, NAP=60) for _ in range(20)]
-    try:
-        for one in several:
-            one.communicate(timeout=30)
-    finally:
-        for one in several:
-            one.kill()
-    assert [one.returncode for one in several] == [143] * 20
+    assert codes(several) == [143] * 20
 
 
 # --- tpu_vm.sh ------------------------------------------------------------------------
