@@ -2,7 +2,8 @@
 # The second study: SASRec and CREATE on UltraGCN, each tuned by as many trials, selected
 # by the rule of results/selection, and trained on all rows up to the test for as long as
 # validation chose; and CREATE so without its alignment. On Beauty also CREATE on LightGCN,
-# and that on UltraGCN with the alignment's gradient to other sides than validation chose. Some
+# and that on UltraGCN with the alignment's gradient to other sides than validation chose.
+# On Sports also SASRec with the learning rate and dropout that CREATE's study chose. Some
 # are ranked again with histories that end at the cut. Stop it and start it again at any
 # time: finished runs print their result.
 #
@@ -14,12 +15,18 @@ here=results/tuned/$data options=$*
 main() { python -m create_jax.main "$@" $options; }
 
 # tuned STUDY SYSTEM [SETTING]: four seeds of what the study chose, which comes first where
-# it is not there yet. STUDY is a method, or METHOD@graph=ENCODER.
+# it is not there yet. STUDY is a method, METHOD@graph=ENCODER, or sasrec@settings=create:
+# the length alone is chosen, the rest is what CREATE's study chose.
 tuned() {
-  study=$here/$1-tune graph=
-  case $1 in *@graph=*) graph=--config.graph.encoder=${1#*@graph=} ;; esac
-  [ -f $study/best.py ] || main --config=$data:${1%@*} --mode=tune --workdir=$study \
-    --config.tune.trials=$trials $graph
+  study=$here/$1-tune about=--config.tune.trials=$trials
+  case $1 in
+  *@graph=*) about="$about --config.graph.encoder=${1#*@graph=}" ;;
+  *@settings=create)
+    both='s/ *"\(optim.lr\|seq.dropout\)": \(.*\),/--config.\1=\2/p'
+    about="--config.tune.trials=1 $(sed -n "$both" $here/create-tune/best.py)" ;;
+  esac
+  [ -f $study/best.py ] ||
+    main --config=$data:${1%@*} --mode=tune --workdir=$study $about
   # best.py says after how many epochs validation was best.
   epochs=$(sed -n 's/.*train.epochs=\([0-9]*\).*/\1/p' $study/best.py | head -n 1)
   main --config=$study/best.py --config.split.validation=none --config.train.epochs=$epochs \
@@ -46,5 +53,7 @@ if [ $data = beauty ]; then
     "--config.align.stop_grad=none --config.loss.w_bt=0.2"
   tuned create@graph=lightgcn create@graph=lightgcn
   tuned create@graph=lightgcn create@graph=lightgcn,align=none --config.align.kind=none
+elif [ $data = sports ]; then
+  tuned sasrec@settings=create sasrec@settings=create
 fi
 python -m create_jax.ranks $here  # a tenth of the bytes, and the same report
