@@ -1,5 +1,6 @@
 """Differences between systems, with intervals and p-values."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +35,12 @@ class Claim(NamedTuple):
     holm: float = 1.0
 
 
-def make_claims(systems, baseline: str, names) -> list[Claim]:
-    """Compares each system with the baseline of its section, and each variant with
+def make_claims(systems, baselines: Sequence[str], names) -> list[Claim]:
+    """Compares each system with the baselines of its section, and each variant with
     what it varies, for each target and metric that the section has."""
     claims = []
     for own in by_section(systems).values():
-        pairs, has = _pairs(own, baseline), own[0].results[0]["test"]
+        pairs, has = _pairs(own, baselines), own[0].results[0]["test"]
         # Packed ranks end at the largest cut-off of their run.
         measured = [name for name in names if name in has]
         if pairs and measured:
@@ -75,13 +76,13 @@ def _baseline(own: list[System], baseline: str) -> str:
     return of[0] if len(of) == 1 else ""
 
 
-def _pairs(own: list[System], baseline: str) -> list[tuple[System, System]]:
-    """(system, the system it is compared with) of a section. `baseline` is a label, or
+def _pairs(own: list[System], baselines) -> list[tuple[System, System]]:
+    """(system, the system it is compared with) of a section. A baseline is a label, or
     a method that has one system."""
-    labels, baseline = [system.label for system in own], _baseline(own, baseline)
-    found = {}
+    labels, found = [system.label for system in own], {}
+    baselines = [_baseline(own, baseline) for baseline in baselines]
     for system in own:
-        for other in dict.fromkeys((baseline, system.varies)):
+        for other in dict.fromkeys((*baselines, system.varies)):
             twice = (other, system.label) in found  # the same claim from the other side
             if other != system.label and other in labels and not twice:
                 found[system.label, other] = system, own[labels.index(other)]

@@ -3,7 +3,7 @@
 RUNS are directories of finished runs, or directories full of them, two levels deep.
 Runs of one method and settings with several seeds become one line, mean and sample
 deviation; the line of the paper follows. A table holds runs of one data set and one
-protocol. Each line is compared with the baseline, and each variant with its method, by
+protocol. Each line is compared with the baselines, and each variant with its method, by
 a paired test over users and seeds. With --names=directory lines are named after
 the directories of their runs, and create@graph=lightgcn,align=none is a variant of
 create@graph=lightgcn. p-values are corrected for the number of comparisons in a table
@@ -465,7 +465,9 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--fill", type=Path, action="append", default=[], help="Markdown with marks"
     )
-    parser.add_argument("--baseline", default=BASELINE, help="method or label")
+    parser.add_argument(
+        "--baseline", action="append", help="method or label, once or more"
+    )
     parser.add_argument(
         "--names", choices=("settings", "directory"), default="settings"
     )
@@ -483,9 +485,9 @@ def make(flags) -> None:
         raise InputError(
             f"--metrics={flags.metrics}; expected some of {','.join(known)}"
         )
-    if flags.baseline != BASELINE:
-        check_baseline(systems, flags.baseline)
-    claims = make_claims(systems, flags.baseline, names)
+    for baseline in flags.baseline or ():
+        check_baseline(systems, baseline)
+    claims = make_claims(systems, flags.baseline or [BASELINE], names)
     found = parts(systems, claims, names[0])
     text = markdown(found)
     filled = [fill(path, found) for path in flags.fill]  # all of them, or none

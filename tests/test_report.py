@@ -219,7 +219,7 @@ def test_the_summary_has_what_others_vary_and_the_same_without_alignment(runs):
 
 def test_claims_are_paired_and_corrected(runs):
     systems = load(find_runs([str(runs / "a"), str(runs / "b")]))
-    claims = make_claims(systems, "sasrec", ["ndcg@10"])
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
     assert [claim.target for claim in claims] == ["last"] * 2 + ["first"] * 2
     better, same = sorted(claims[:2], key=lambda claim: -claim.difference)
     assert better.label == "create, warmup.epochs=10" and better.holm < 0.01
@@ -230,14 +230,21 @@ def test_claims_are_paired_and_corrected(runs):
         check_baseline(systems, "sasrce")
     check_baseline(systems, "create, warmup.epochs=0")
     # A label can be the baseline too; without one there is nothing to claim.
-    one = make_claims(systems, "create, warmup.epochs=0", ["mrr@10"])
+    one = make_claims(systems, ["create, warmup.epochs=0"], ["mrr@10"])
     assert {claim.baseline for claim in one} == {"create, warmup.epochs=0"}
-    assert make_claims(systems, "create", ["ndcg@10"]) == []
+    assert make_claims(systems, ["create"], ["ndcg@10"]) == []
+    # Of several each pair is compared once.
+    two = make_claims(systems, ["create, warmup.epochs=0", "sasrec"], ["mrr@10"])
+    assert [(c.label, c.baseline) for c in two if c.target == "last"] == [
+        ("sasrec", "create, warmup.epochs=0"),
+        ("create, warmup.epochs=10", "create, warmup.epochs=0"),
+        ("create, warmup.epochs=10", "sasrec"),
+    ]
 
 
 def test_differences_stand_beside_those_of_the_paper(runs):
     systems = load(find_runs([str(runs / "a"), str(runs / "b")]))
-    claims = make_claims(systems, "sasrec", ["ndcg@10", "recall@10", "recall@100"])
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10", "recall@10", "recall@100"])
     table = report.parts(systems, claims, "ndcg@10")["paper"]
     _, _, *rows = (line for line in table.splitlines() if line.startswith("|"))
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
@@ -263,7 +270,7 @@ def test_of_one_user_nothing_is_claimed(tmp_path):
     for method, place in (("sasrec", 3), ("create", 0)):
         ranks = np.full(2, place, np.int32)
         make_run(tmp_path / method, method, 0, ranks, users=np.zeros(2, int))
-    claims = make_claims(load(find_runs([str(tmp_path)])), "sasrec", ["ndcg@10"])
+    claims = make_claims(load(find_runs([str(tmp_path)])), ["sasrec"], ["ndcg@10"])
     assert [claim.holm for claim in claims] == [1.0, 1.0]
     assert claims[0].difference > 50
 
@@ -298,7 +305,7 @@ def test_systems_are_named_after_their_directories(runs):
             )
     make_run(runs / "d/sasrec-1", "sasrec", 1, ranks_like(9))
     systems = load(find_runs([str(runs / "d")]), by_directory=True)
-    claims = make_claims(systems, "sasrec", ["ndcg@10"])
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
     assert [(c.label, c.baseline) for c in claims if c.target == "last"] == [
         ("create", "sasrec"),
         ("create@align=none", "sasrec"),
@@ -318,7 +325,7 @@ def test_systems_are_named_after_their_directories(runs):
 
 def test_other_data_change_no_claim_and_tell_what_is_usual(runs):
     alone = load(find_runs([str(runs / "a")]))
-    claims = make_claims(alone, "sasrec", ["ndcg@10"])
+    claims = make_claims(alone, ["sasrec"], ["ndcg@10"])
     others = ("sasrec", "barlow_twins"), ("create", "barlow_twins"), ("create", "none")
     for method, kind in others:
         folder, ranks = runs / f"c/{method}-{kind}", ranks_like(6)
@@ -326,7 +333,7 @@ def test_other_data_change_no_claim_and_tell_what_is_usual(runs):
     systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
     labels = [system.label for system in systems if system.dataset == "sports"]
     assert labels == ["sasrec", "create", "create, align.kind=none"]
-    more = make_claims(systems, "sasrec", ["ndcg@10"])
+    more = make_claims(systems, ["sasrec"], ["ndcg@10"])
     assert [claim for claim in more if claim.section == "beauty"] == claims
 
 
@@ -335,8 +342,8 @@ def test_variants_are_compared_with_what_they_vary(runs):
         folder = runs / f"c/none-{seed}"
         make_run(folder, "create", seed, ranks_like(30 + seed), align__kind="none")
     places = [str(runs / name) for name in "abc"]
-    claims = make_claims(load(find_runs(places)), "sasrec", ["ndcg@10"])
-    before = make_claims(load(find_runs(places[:2])), "sasrec", ["ndcg@10"])
+    claims = make_claims(load(find_runs(places)), ["sasrec"], ["ndcg@10"])
+    before = make_claims(load(find_runs(places[:2])), ["sasrec"], ["ndcg@10"])
     by_pair = {(c.target, c.label, c.baseline): c for c in claims}
     for claim in before:  # more systems change the corrected p alone
         pair = claim.target, claim.label.replace(", warmup.epochs=10", ""), "sasrec"
@@ -360,7 +367,7 @@ def test_a_table_holds_one_protocol(runs):
         ("beauty", "create"),
         ("beauty, ties=random", "sasrec"),
     ]
-    claims = make_claims(systems, "sasrec", ["ndcg@10"])
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
     assert {claim.section for claim in claims} == {"beauty"}
     main = report.parts(systems, [], "ndcg@10")["main"]
     assert "ties file" in main.split("### beauty, ties=random")[0]
@@ -394,7 +401,7 @@ def test_documents_are_filled_between_marks_and_nowhere_else(runs, capsys):
 def test_packed_ranks_make_the_same_report_wherever_they_are(runs):
     def claims(*places):
         systems = load(find_runs([str(runs / place) for place in places]))
-        return make_claims(systems, "sasrec", ["ndcg@100", "mrr@10"])
+        return make_claims(systems, ["sasrec"], ["ndcg@100", "mrr@10"])
 
     whole, sizes = claims("a", "b"), []
     for file in sorted(runs.glob("*/*/ranks.npz")):
@@ -533,7 +540,7 @@ def test_no_claim_is_about_a_cut_off_that_a_run_was_not_tested_at(runs, capsys):
         without(folder, "@100", ks=[10])
         ranks.pack(folder, runs)
     systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
-    claims = make_claims(systems, "sasrec", ["ndcg@10", "ndcg@100"])
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10", "ndcg@100"])
     found = {(claim.section, claim.metric) for claim in claims}
     both = {("beauty", name) for name in ("ndcg@10", "ndcg@100")}
     assert found == both | {("sports", "ndcg@10")}
@@ -569,7 +576,7 @@ def test_runs_are_compared_by_the_targets_that_all_of_them_have(tmp_path):
         kept = {name: file[name] for name in file if not name.startswith("first")}
     np.savez(short / "ranks.npz", **kept)
     systems = load([tmp_path / "sasrec", short])
-    claims = make_claims(systems, "sasrec", ["ndcg@10"])
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
     assert {claim.target for claim in claims} == {"last"}
     text = report.markdown(report.parts(systems, claims, "ndcg@10"))
     assert "target last" in text and "target first" not in text
