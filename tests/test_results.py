@@ -17,11 +17,12 @@ from create_jax.runs import find_runs
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PLACES = "", "tuned/", "tuned/alignment/", "longer/"
+PLACES = "", "tuned/", "tuned/alignment/", "tuned/settings/", "longer/"
 PAGES = [RESULTS / f"{place}README.md" for place in PLACES]
 TEXTS = [*PAGES, RESULTS / "frequency/README.md"]
 SCRIPTS = [("results", data) for data in ("beauty", "sports", "ml1m")]
-SCRIPTS += [("results/tuned", "beauty"), ("results/longer", "sports")]
+SCRIPTS += [("results/tuned", data) for data in ("beauty", "sports")]
+SCRIPTS += [("results/longer", "sports")]
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.parent.name)
@@ -128,7 +129,7 @@ def test_the_script_finds_all_its_runs_finished(place, data, tmp_path, monkeypat
     assert {run for run in runs if "history=train" not in str(run)} == asked
 
 
-BEST = {"beauty": "tuned/beauty", "sports": "sports", "ml1m": "ml1m"}
+BEST = {"beauty": "tuned/beauty", "sports": "tuned/sports", "ml1m": "ml1m"}
 
 
 @pytest.mark.parametrize("data", BEST)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The second study: SASRec and CREATE on UltraGCN, each tuned by as many trials, selected
 # by the rule of results/selection, and trained on all rows up to the test for as long as
-# validation chose; and CREATE so without its alignment. On Beauty also CREATE on LightGCN,
+# validation chose. On Beauty also CREATE on LightGCN, both CREATEs without their alignment,
 # and that on UltraGCN with the alignment's gradient to other sides than validation chose.
 # On Sports also SASRec with the learning rate and dropout that CREATE's study chose. Some
 # are ranked again with histories that end at the cut. Stop it and start it again at any
@@ -22,8 +22,9 @@ tuned() {
   case $1 in
   *@graph=*) about="$about --config.graph.encoder=${1#*@graph=}" ;;
   *@settings=create)
-    both='s/ *"\(optim.lr\|seq.dropout\)": \(.*\),/--config.\1=\2/p'
-    about="--config.tune.trials=1 $(sed -n "$both" $here/create-tune/best.py)" ;;
+    about="--config.tune.trials=1 $(sed -n \
+      -e 's/ *"optim.lr": \(.*\),/--config.optim.lr=\1/p' \
+      -e 's/ *"seq.dropout": \(.*\),/--config.seq.dropout=\1/p' $here/create-tune/best.py)" ;;
   esac
   [ -f $study/best.py ] ||
     main --config=$data:${1%@*} --mode=tune --workdir=$study $about
@@ -42,11 +43,11 @@ cut() {
 
 tuned sasrec sasrec
 tuned create create
-tuned create create@align=none --config.align.kind=none
 cut sasrec sasrec
 cut create create
-cut create create@align=none --config.align.kind=none
 if [ $data = beauty ]; then
+  tuned create create@align=none --config.align.kind=none
+  cut create create@align=none --config.align.kind=none
   tuned create create@stop_grad=none --config.align.stop_grad=none
   tuned create create@stop_grad=global --config.align.stop_grad=global
   tuned create create@stop_grad=none,w_bt=0.2 \
