@@ -85,14 +85,18 @@ def dropout_of(one: Curves) -> float:
 
 
 def means(runs: list[Curves]) -> dict[tuple[str, float], dict[str, np.ndarray]]:
-    """Metrics [E] in percent of each (system, dropout), averaged over seeds."""
+    """Metrics [E] in percent of each (system, dropout), averaged over seeds; for as
+    many epochs as all of these have."""
     found = {}
     for one in runs:
         found.setdefault((one.about["system"], dropout_of(one)), []).append(one.curves)
+
+    def mean(curves):
+        return 100 * np.mean([one[: min(map(len, curves))] for one in curves], axis=0)
+
     return {
         key: {
-            name: 100 * np.mean([curves[f"{KEY}/{name}"] for curves in own], axis=0)
-            for name in METRICS
+            name: mean([curves[f"{KEY}/{name}"] for curves in own]) for name in METRICS
         }
         for key, own in found.items()
     }

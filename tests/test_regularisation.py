@@ -49,6 +49,8 @@ def test_gains_and_what_is_lacking_by_hand():
     longer = regularisation.means([*RUNS, made_up("long", 0.1, 0, [0.03] * 9)])
     gains = regularisation.gains(longer, "long", "ndcg@10")
     np.testing.assert_allclose(gains[0.1], [200, 50, 200, 200])
+    seeds = regularisation.means([*RUNS, made_up("create", 0.1, 1, [0.04] * 2)])
+    np.testing.assert_allclose(seeds["create", 0.1]["ndcg@10"], [3, 3.5])
     lacks = regularisation.lacks(found, "ndcg@10")
     np.testing.assert_allclose(lacks[0.1], [75, 50, 75, 75])
     np.testing.assert_allclose(lacks[0.5], [50, 25, 0, 25])
