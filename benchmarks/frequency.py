@@ -10,6 +10,7 @@ than the one named before it. FILE is the log that they were trained on.
 
 import argparse
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from create_jax.runs import per_query
 METRICS = ("ndcg@10", "recall@100")
 TARGET = "last"  # one query for each user
 FEWEST = 50  # queries of a group; smaller ones are left out
+# What may differ in runs with the same test queries.
+APART = ("ks", "validation", "q_val", "select_by", "select_target", "select_mean")
 # The smallest value of each group. Targets without a training row are in none.
 GROUPS = {
     "training rows of the target": (1, 6, 11, 21, 51),
@@ -59,34 +62,43 @@ def runs_of(folder: Path, system: str) -> list[Path]:
     return runs
 
 
-def read(folder: Path, system: str, users: np.ndarray) -> dict[int, np.ndarray]:
+def asked(result: dict) -> tuple[str, dict]:
+    """(the log, the rules) that make the test queries of a result."""
+    rules = protocol.as_done(result["protocol"])
+    return result["data"]["fingerprint"], {k: rules[k] for k in rules if k not in APART}
+
+
+def read(folder: Path, system: str, first: tuple) -> dict[int, np.ndarray]:
     """Seed -> [Q, M] of METRICS, percent, in a system's runs.
 
     Raises:
-      InputError: there is no such run, or its queries are those of other users.
+      InputError: there is no such run, or its queries are not those `asked` first.
     """
     found = {}
     for run in runs_of(folder, system):
-        asked, table = per_query(run, TARGET, METRICS)
-        if not np.array_equal(asked, users):
+        if asked(json.loads((run / "result.json").read_text())) != first:
             raise InputError(
-                f"{run}: its queries are not those of the log in --path; give the file "
-                "that it was trained on"
+                f"{run}: its test queries are others than those of the first system on "
+                "the log in --path; compare runs of one protocol, and give the file "
+                "that they were trained on"
             )
+        _, table = per_query(run, TARGET, METRICS)
         found[int(run.name.removeprefix("seed-"))] = 100 * table
     return found
 
 
-def open_split(run: Path, path: str) -> Split:
-    """The split of a run, from the log in a file."""
+def open_split(run: Path, path: str) -> tuple[Split, tuple]:
+    """The split of a run, from the log in a file, and what is `asked` of it."""
     config = config_file.of_study(str(run / "config.json"), {"data.path": path})
-    return protocol.make_split(config, protocol.load(config))
+    log = protocol.load(config)
+    split = protocol.make_split(config, log)
+    return split, asked(protocol.describe(config, log, split))
 
 
 def tables(folder: Path, systems: list[str], path: str) -> str:
     """Markdown: a table for each of GROUPS, with each system less the one before."""
-    split = open_split(runs_of(folder, systems[0])[0], path)
-    of = {one: read(folder, one, split.test[TARGET].users) for one in systems}
+    split, first = open_split(runs_of(folder, systems[0])[0], path)
+    of = {one: read(folder, one, first) for one in systems}
     values = counts(split)
     groups = [
         (what, name, own, at)
@@ -145,6 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="two or more")
     parser.add_argument("--path", required=True, help="the log of the runs")
     flags = parser.parse_args(arguments)
+    if len(flags.systems) < 2:
+        parser.error(f"found one system, {flags.systems[0]}; expected two or more")
     given = flags.directory, flags.systems, flags.path
     return exit_code(lambda: print(tables(*given), end=""))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from test_loaders import SHARED
 
 from benchmarks import frequency
+from create_jax import protocol
 from create_jax.configs import table
 
 ROOT = Path(__file__).parents[1]
@@ -44,10 +46,14 @@ def runs(log, tmp_path_factory):
         *(f"{user:03},{item},{time}" for user, item, time in log),
     ]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    config = table.get_config("sasrec").to_dict()
+    config = table.get_config("sasrec")
+    config.data.path = str(folder / "log.csv")
+    log = protocol.load(config)
+    result = protocol.describe(config, log, protocol.make_split(config, log))
+    config = config.to_dict()
     for run in RUNS:
         (folder / run).mkdir(parents=True)
-        (folder / run / "result.json").write_text("{}")
+        (folder / run / "result.json").write_text(json.dumps(result))
         (folder / run / "config.json").write_text(json.dumps({"config": config}))
         ranks = rng.integers(0, 300, 150)
         np.savez(folder / run / "ranks.npz", last=ranks, last_users=np.arange(150))
@@ -90,9 +96,38 @@ def test_another_log_is_refused(runs, capsys):
     other.write_text("\n".join(line for line in lines if line[:4] != "007,") + "\n")
     arguments = [str(runs), "one", "other"]
     assert frequency.main([*arguments, f"--path={other}"]) == 2
-    assert "its queries are not those of the log in --path" in capsys.readouterr().err
+    assert "its test queries are others" in capsys.readouterr().err
     assert frequency.main([*arguments, "third", f"--path={runs / 'log.csv'}"]) == 2
     assert "third: found no finished run" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        frequency.main([str(runs), "one", f"--path={runs / 'log.csv'}"])
+    assert "found one system, one; expected two or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule, value", [("history", "train"), ("ties", "random")])
+def test_runs_of_another_protocol_are_refused(rule, value, runs, tmp_path, capsys):
+    """Their targets or histories are others, even if users are the same."""
+    shutil.copytree(runs, tmp_path / "runs")
+    file = tmp_path / "runs/other/seed-0/result.json"
+    result = json.loads(file.read_text())
+    assert result["protocol"][rule] != value
+    result["protocol"][rule] = value
+    file.write_text(json.dumps(result))
+    arguments = [str(tmp_path / "runs"), "one", "other"]
+    assert frequency.main([*arguments, f"--path={runs / 'log.csv'}"]) == 2
+    assert "other/seed-0: its test queries are others" in capsys.readouterr().err
+
+
+def test_runs_that_were_tested_at_less_are_refused(runs, tmp_path, capsys):
+    """Packed, their ranks would make every miss a hit."""
+    shutil.copytree(runs, tmp_path / "runs")
+    for file in tmp_path.glob("**/result.json"):
+        result = json.loads(file.read_text())
+        result["protocol"]["ks"] = [5, 20]
+        file.write_text(json.dumps(result))
+    arguments = [str(tmp_path / "runs"), "one", "other"]
+    assert frequency.main([*arguments, f"--path={runs / 'log.csv'}"]) == 2
+    assert "its ranks are kept up to 20, and @100 was asked" in capsys.readouterr().err
 
 
 @pytest.mark.services  # three logs are read
