@@ -137,6 +137,10 @@ def stamp(config) -> dict:
     return as_done({**config.split.to_dict(), **rules, **filters})
 
 
+# Values of how an epoch is selected that add nothing to `select_by`.
+IDLE = {"select_target": "", "select_mean": 1}
+
+
 def as_done(stamp: dict) -> dict:
     """A stamp that says what was done and nothing that had no effect; of results from
     before too, which carried both."""
@@ -145,16 +149,24 @@ def as_done(stamp: dict) -> dict:
         done["validation"] = splits.validation_of(kind, stamp["validation"])
         if kind == "leave_one_out" and done["validation"] != "none":
             done["validation"] = "last_train_item"  # whatever was asked for
-    selects = done.get("validation") != "none"
+    selects, ours = _selects(done), kind in splits.SPLITS
     without = {
-        "q_test": "q_test" not in splits.READS.get(kind, ()),
-        "q_val": done.get("validation") != "by_time",
-        "select_by": not selects,
-        "select_target": not selects or not done.get("select_target"),
-        "select_mean": not selects or done.get("select_mean", 1) == 1,
+        "q_test": ours and "q_test" not in splits.READS.get(kind, ()),
+        "q_val": ours and done.get("validation") != "by_time",
         "queries": not done.get("queries"),
+        "select_by": not selects,
     }
+    without |= {key: not selects or done.get(key) == idle for key, idle in IDLE.items()}
     return {key: value for key, value in done.items() if not without.get(key)}
+
+
+def spelled_out(done: dict) -> dict:
+    """What `as_done` left out as it changes nothing, beside those where it does."""
+    return {"queries": 0, **(IDLE if _selects(done) else {}), **done}
+
+
+def _selects(done: dict) -> bool:
+    return done.get("validation") != "none"
 
 
 def describe(config, log: Interactions | Stored, split: Split) -> dict:

@@ -5,9 +5,9 @@ A run writes the whole file. For each rule with one target a query it has `<targ
 
 A packed file, as in results/, has a tenth of the size. It gives the same metrics up to
 the largest cut-off of the run; all larger ranks are one value. Runs of the same data
-set and split share their users. These are stored once in `users-<their hash>.npz` in a
-directory above, and `users` is that hash. `name` is the name of the run when it was
-packed.
+set and split share their users. These are stored once in `users-<their hash>.npz`,
+there or in a directory above, and `users` is that hash. `name` is the name of the run
+when it was packed.
 
   python -m create_jax.ranks DIR    packs the finished runs in DIR, and rounds the
                                     numbers of their metrics.jsonl to six digits
@@ -63,14 +63,19 @@ def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
         if key in file:
             return file[key], ranks
         name = f"users-{file['users']}.npz"
-    for place in folder.absolute().parents:
+    for place in (folder.absolute(), *folder.absolute().parents):
         if (place / name).exists():
             with np.load(place / name) as file:
                 return file[key], ranks
     raise InputError(
-        f"{folder / FILE}: its users are in {name}, which no directory above has; "
-        "bring that file back, or run this run again"
+        f"{folder / FILE}: its users are in {name}, which is neither beside it nor in "
+        "a directory above; bring that file back, or run this run again"
     )
+
+
+def largest(folder: Path) -> int:
+    """The largest cut-off of a run: packed ranks tell nothing beyond it."""
+    return max(json.loads((folder / "result.json").read_text())["protocol"]["ks"])
 
 
 def name_of(folder: Path) -> str:
@@ -93,8 +98,7 @@ def pack(folder: Path, above: Path) -> None:
     users = {key: arrays.pop(key) for key in sorted(arrays) if key.endswith("_users")}
     parts = [part for key in users for part in (key.encode(), users[key].tobytes())]
     digest = hashlib.sha256(b"".join(parts)).hexdigest()[:8]
-    result = json.loads((folder / "result.json").read_text())
-    cut = max(result["protocol"]["ks"])
+    cut = largest(folder)
     kind = np.min_scalar_type(cut)
     small = {key: np.minimum(ranks, cut).astype(kind) for key, ranks in arrays.items()}
     shared = above / f"users-{digest}.npz"

@@ -168,41 +168,43 @@ def paper_row(system: System) -> dict | None:
 def parts(systems, claims, name: str) -> dict[str, str]:
     """The report in parts, by name.
 
-    `main`: tables of the target of each protocol. `differences`: the claims about it.
+    `main`: tables of the target of each protocol. `differences`: the claims about that.
     `paper`: those that the paper's tables make too.
     `seeds`: the runs of each system. `targets`: tables and claims of the other targets.
     `summary`: one small table. `index`: the directories of the runs, not in report.md.
     """
     main, others = ["Percent; mean ± sample deviation over seeds."], []
     for section, own in by_section(systems).items():
-        first = own[0].results[0]
         for rule in common_targets([r for system in own for r in system.results]):
             head = f"### {section}, target {rule}"
-            if rule == first["protocol"]["target"]:
-                main += [head, about(first), _table_of(own, rule, paper=True)]
+            if rule == _target(own[0]):
+                first = about(own[0].results[0])
+                main += [head, first, _table_of(own, rule, paper=True)]
             else:
                 others += [head, _table_of(own, rule, paper=False)]
     found = {"summary": _summary(systems), "main": main, "differences": []}
     found["paper"] = _against_the_paper(systems, claims)
     found |= {"seeds": _seeds(systems, name), "targets": others}
     found |= {"index": _index(systems)}
-    own = systems[0].results[0]["protocol"]["target"]
+    targets = {system.section: _target(system) for system in systems}
     for rule in dict.fromkeys(claim.target for claim in claims):
-        texts = _differences([c for c in claims if c.target == rule])
-        if rule == own:
-            found["differences"] = texts
-        else:
-            others += [f"### Differences, target {rule}", *texts]
+        of = [claim for claim in claims if claim.target == rule]
+        if own := [claim for claim in of if targets[claim.section] == rule]:
+            found["differences"] += _differences(own)
+        if rest := [claim for claim in of if targets[claim.section] != rule]:
+            others += [f"### Differences, target {rule}", *_differences(rest)]
     return {part: "\n\n".join(texts) for part, texts in found.items() if texts}
 
 
 def _summary(systems: list[System]) -> list[str]:
     """SASRec, CREATE and CREATE without alignment, a row each with the paper's below
-    it: two metrics of every data set under its most usual protocol. Without CREATE
-    nothing."""
+    it: two metrics of every data set under its most usual protocol, if its target is
+    the first one's. Without CREATE nothing."""
     target, names = _shown(systems)
     head, lines = ["system"], {}
     for dataset, own in _usual(systems).items():
+        if _target(own[0]) != target:
+            continue
         head += [f"{dataset} {names[0]}", *names[1:]]
         for name, system in _sasrec_and_create(own).items():
             runs = system.results if system else []
@@ -220,9 +222,13 @@ def _summary(systems: list[System]) -> list[str]:
 
 def _shown(systems: list[System]) -> tuple[str, tuple[str, str]]:
     """The target and the two metrics of small tables."""
-    rules = systems[0].results[0]["protocol"]
-    ks = rules["ks"]
-    return rules["target"], (f"ndcg@{min(ks)}", f"recall@{max(ks)}")
+    ks = systems[0].results[0]["protocol"]["ks"]
+    return _target(systems[0]), (f"ndcg@{min(ks)}", f"recall@{max(ks)}")
+
+
+def _target(system: System) -> str:
+    """The target of its protocol."""
+    return system.results[0]["protocol"]["target"]
 
 
 def _usual(systems: list[System]) -> dict[str, list[System]]:
@@ -335,7 +341,7 @@ def _against_the_paper(systems: list[System], claims: list[Claim]) -> list[str]:
     for claim in claims:
         pair = (claim.section, claim.label), (claim.section, claim.baseline)
         shown = claim.target == target and claim.metric in names
-        if not shown or pair[0] not in known:
+        if not shown or pair[0] not in known or _target(known[pair[0]]) != target:
             continue
         printed = [paper_row(known[one]) or {} for one in pair]
         theirs, other = (row.get(claim.metric) for row in printed)
@@ -440,14 +446,13 @@ def comma_separated(systems: list[System]) -> str:
     rows = [[*head, "paper"]]
     for system in systems:
         paper = paper_row(system) or {}
-        first = system.results[0]
         for target in common_targets(system.results):
             for name in common_metrics(system.results, target):
                 values = [r["test_by_target"][target][name] for r in system.results]
                 spread = f"{np.std(values, ddof=1):.6f}" if len(values) > 1 else ""
                 mean = f"{np.mean(values):.6f}"
                 row = [system.section, system.label, target, name, mean, spread]
-                main = target == first["protocol"]["target"]
+                main = target == _target(system)
                 printed = paper[name][0] if main and name in paper else ""
                 rows.append([*row, len(values), printed])
     return csv_text(rows)
@@ -471,7 +476,9 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--names", choices=("settings", "directory"), default="settings"
     )
-    parser.add_argument("--metrics", default="ndcg@10,recall@10,ndcg@100,recall@100")
+    parser.add_argument(
+        "--metrics", help="of the differences; default: ndcg and recall of all"
+    )
     flags = parser.parse_intermixed_args(arguments)
     return exit_code(lambda: make(flags))
 
@@ -479,8 +486,10 @@ def main(arguments=None) -> int:
 def make(flags) -> None:
     """Writes what the flags of `main` ask for, and prints report.md."""
     systems = load(find_runs(flags.runs), flags.names == "directory")
-    names = flags.metrics.split(",")
-    known = [n for n in systems[0].results[0]["test"] if n.split("@")[0] in METRICS]
+    every = [name for system in systems for name in system.results[0]["test"]]
+    known = [n for n in dict.fromkeys(every) if n.split("@")[0] in METRICS]
+    usual = [name for name in known if name.startswith(("ndcg@", "recall@"))]
+    names = flags.metrics.split(",") if flags.metrics else usual
     if not set(names) <= set(known):
         raise InputError(
             f"--metrics={flags.metrics}; expected some of {','.join(known)}"

@@ -89,8 +89,7 @@ def load(folders: list[Path], by_directory: bool = False) -> list[System]:
             label, varies = _directory(where, results)
         names = label, varies, _section(key, list(groups)), key.dataset
         systems.append(System(*names, flats[key], results, where))
-    if by_directory:
-        _refuse_same_names(systems)
+    _refuse_same_names(systems, "settings" if by_directory else "directory")
     sections = list(dict.fromkeys(system.section for system in systems))
     order = [*methods.METHODS][::-1]
 
@@ -146,21 +145,21 @@ def _directory(folders: list[Path], results: list[dict]) -> tuple[str, str]:
     return name, re.sub("[@,][^@,]*$", "", name)
 
 
-def _refuse_same_names(systems: list[System]) -> None:
+def _refuse_same_names(systems: list[System], other: str) -> None:
     """Raises InputError where two systems of a section have one label."""
     names = Counter((system.section, system.label) for system in systems)
     (section, label), times = names.most_common(1)[0]
     if times > 1:
         raise InputError(
-            f"{section}: found {times} systems whose directory is {label}; give one of "
-            "them, or name systems by their settings"
+            f"{section}: found {times} systems that are called {label}; give one of "
+            f"them, or name them otherwise, with --names={other}"
         )
 
 
 def _section(key: _Key, keys: list[_Key]) -> str:
-    rules = json.loads(key.protocol)
+    rules = protocol.spelled_out(json.loads(key.protocol))
     beside = [
-        (other.log, json.loads(other.protocol))
+        (other.log, protocol.spelled_out(json.loads(other.protocol)))
         for other in keys
         if other.dataset == key.dataset
     ]
@@ -188,8 +187,13 @@ def _apart(own: dict, beside: list[dict], every: list[dict], gaps=True) -> list[
         alone = len(counts) == 1 or counts[0][1] > counts[1][1]
         return alone and counts[0][0] == json.dumps(value)
 
+    def text(name, value):
+        short = settings.shown(value)
+        alike = [one for one in others(name, every) if settings.shown(one) == short]
+        return short if all(one == value for one in alike) else value
+
     return [
-        f"{name}={settings.shown(value)}"
+        f"{name}={text(name, value)}"
         for name, value in own.items()
         if any(other != value for other in others(name, beside))
         and not usual(name, value)
@@ -224,9 +228,17 @@ def targets_of(systems: list[System]) -> list[str]:
 
 
 def per_query(folder: Path, target: str, names) -> tuple[np.ndarray, np.ndarray]:
-    """(users [Q], metrics of each query [Q, M]) from the saved ranks of a run."""
+    """(users [Q], metrics of each query [Q, M]) from the saved ranks of a run.
+
+    Raises:
+      InputError: a cut-off is above those that the run was tested at.
+    """
+    cuts, largest = {int(n.split("@")[1]) for n in names}, ranks.largest(folder)
+    if max(cuts) > largest:
+        raise InputError(
+            f"{folder}: its ranks are kept up to {largest}, and @{max(cuts)} was asked "
+            "for; train it with that among --config.eval.ks"
+        )
     users, places = ranks.read(folder, target)
-    at = {
-        k: metrics.from_ranks(places, k) for k in {int(n.split("@")[1]) for n in names}
-    }
+    at = {k: metrics.from_ranks(places, k) for k in cuts}
     return users, np.stack([at[int(n.split("@")[1])][n] for n in names], axis=1)

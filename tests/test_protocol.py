@@ -38,10 +38,17 @@ def test_a_stamp_says_what_was_done(changes, validation, without):
     without = without | ({"queries", "select_target"} - {key[5:] for key in changes})
     assert stamp.keys() == whole - without
     # Of a result from before, which had all settings and the default of then.
-    before = dict.fromkeys(whole, 0) | {"select_mean": 1} | stamp
+    before = dict.fromkeys(whole, 0) | {"select_mean": 1, "select_target": ""} | stamp
     if "split.validation" not in changes:
         before["validation"] = "by_time"
     assert protocol.as_done(before) == stamp
+
+
+@pytest.mark.parametrize("left_out", [{}, {"q_test": 0.8}, {"q_val": 0.9}])
+def test_a_split_of_ones_own_keeps_what_it_may_read(left_out):
+    rules = {"kind": "mine.weekly", "q_test": 0.8, "q_val": 0.9, "validation": "auto"}
+    own = {key: value for key, value in rules.items() if key not in left_out}
+    assert protocol.as_done(own) == own
 
 
 @pytest.mark.parametrize("validation", ["by_time", "by_user"])

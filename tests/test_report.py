@@ -316,7 +316,7 @@ def test_systems_are_named_after_their_directories(runs):
         ("create@graph=lightgcn,align=none", "create@graph=lightgcn"),
     ]
     (runs / "d/sasrec-1").rename(runs / "d/create-1")
-    with pytest.raises(InputError, match="beauty: found 2 systems whose directory is"):
+    with pytest.raises(InputError, match="2 systems that are called create"):
         load(find_runs([str(runs / "d")]), by_directory=True)
     make_run(runs / "d/other-2", "sasrec", 2, ranks_like(9))
     with pytest.raises(InputError, match="different names, create, other"):
@@ -419,8 +419,19 @@ def test_packed_ranks_make_the_same_report_wherever_they_are(runs):
         old.rename(runs / "c" / method / f"seed-{seed}")
     assert claims("c", "b") == whole
     next(runs.glob("users-*.npz")).unlink()
-    with pytest.raises(InputError, match="its users are in users-.*npz, which no dir"):
+    with pytest.raises(
+        InputError, match="its users are in users-.*npz, which is neither"
+    ):
         claims("c")
+
+
+def test_a_run_that_is_packed_alone_can_be_read(runs):
+    file = runs / "a/create-0"
+    whole = ranks.read(file, "last")
+    assert ranks.main([str(file)]) == 0
+    users, places = ranks.read(file, "last")
+    np.testing.assert_array_equal(users, whole[0])
+    np.testing.assert_array_equal(places, np.minimum(whole[1], 100))
 
 
 def test_an_index_says_where_the_runs_are(runs):
@@ -519,6 +530,98 @@ def test_mistakes_are_one_line(runs, capsys, mistake):
         ranks="a/create-0/ranks.npz: cannot be read",
     )
     assert reason[mistake] in said
+
+
+def change_rules(folder, **protocol):
+    file = folder / "result.json"
+    result = json.loads(file.read_text())
+    result["protocol"] |= protocol
+    file.write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    "rule, values",
+    [("queries", (0, 500)), ("select_mean", (1, 5)), ("select_target", ("", "first"))],
+)
+def test_a_rule_that_one_protocol_lacks_makes_another_table(rule, values, tmp_path):
+    """`as_done` leaves out a rule that adds nothing."""
+    for place, value in enumerate(values):
+        for better, method in enumerate(("sasrec", "create")):
+            folder = tmp_path / f"{place}/{method}"
+            made = ranks_like(place, better=10 * (1 + place) * better)
+            make_run(folder, method, 0, made)
+            change_rules(folder, validation="by_time", select_by="ndcg@10")
+            change_rules(folder, **{rule: value})
+    systems = load(find_runs([str(tmp_path)]))
+    sections = [f"beauty, {rule}={value}" for value in values]
+    assert [(system.section, system.label) for system in systems] == [
+        (section, method) for section in sections for method in ("sasrec", "create")
+    ]
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
+    for section in sections:
+        sasrec, create = (
+            100 * system.results[0]["test"]["ndcg@10"]
+            for system in systems
+            if system.section == section
+        )
+        for claim in (claim for claim in claims if claim.section == section):
+            np.testing.assert_allclose(claim.difference, create - sasrec, rtol=1e-6)
+
+
+def test_values_that_agree_in_four_digits_are_told_apart(tmp_path):
+    make_run(tmp_path / "sasrec", "sasrec", 0, ranks_like(0))
+    for better, weight in ((0, 0.00123451), (10, 0.00123454), (20, 0.3)):
+        ranks = ranks_like(1, better=better)
+        make_run(tmp_path / f"{weight}", "create", 0, ranks, loss__w_bt=weight)
+    systems = load(find_runs([str(tmp_path)]))
+    assert {system.label for system in systems} == {
+        "sasrec",
+        "create, loss.w_bt=0.00123451",
+        "create, loss.w_bt=0.00123454",
+        "create, loss.w_bt=0.3",
+    }
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
+    assert len(claims) == 3 * len(TARGETS)
+
+
+def test_each_protocol_has_its_own_target(runs, capsys):
+    """Its own claims stand in the first tables, those about others below."""
+    for method in ("sasrec", "create"):
+        folder = runs / f"c/{method}"
+        make_run(folder, method, 0, ranks_like(7), dataset="sports")
+        change_rules(folder, target="first")
+    systems = load(find_runs([str(runs / "a"), str(runs / "c")]))
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
+    found = report.parts(systems, claims, "ndcg@10")
+    shown, others = found["differences"], found["targets"]
+    of_last, of_first = shown.split("Target first, ")
+    assert of_last.startswith("Target last, ")
+    assert "| beauty | create" in of_last and "| sports | create" not in of_last
+    assert "| sports | create" in of_first and "| beauty | create" not in of_first
+    assert others.count("| beauty | create - ") == others.count("| sports | create - ")
+    assert "sports" not in found["summary"]
+    assert "sports" not in found["paper"]
+    for method in ("sasrec", "create"):  # and where the other one was not ranked
+        file = runs / f"c/{method}/result.json"
+        result = json.loads(file.read_text())
+        del result["test_by_target"]["last"]
+        file.write_text(json.dumps(result))
+    assert report.main([str(runs / "a"), str(runs / "c")]) == 0
+    assert "### sports, target first" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("places", ["ac", "ca"])
+def test_differences_are_of_all_cut_offs(places, runs, capsys):
+    for method in ("sasrec", "create"):
+        folder = runs / f"c/{method}"
+        make_run(folder, method, 0, ranks_like(7), dataset="sports")
+        without(folder, "@100", ks=[10])
+    order = [str(runs / place) for place in places]
+    assert report.main(order) == 0
+    heads = "| data | difference | ndcg@10 | recall@10 | ndcg@100 | recall@100 |"
+    assert heads in capsys.readouterr().out
+    assert report.main([*order, "--metrics=ndcg@100"]) == 0
+    assert "| data | difference | ndcg@100 |" in capsys.readouterr().out
 
 
 def without(folder, unwanted, **protocol):
