@@ -4,6 +4,7 @@ import difflib
 import re
 import sys
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from functools import cache
 
@@ -39,6 +40,9 @@ class Names:
             return plain(as_arrow(texts).take(self._codes)) if texts else nothing
 
         titles, ids = names(artifact.titles), names(artifact.ids)
+        self._by_title = np.zeros(0, np.int32)  # lines
+        if artifact.titles:
+            self._by_title = pc.sort_indices(titles).to_numpy().astype(np.int32)
         lines = pc.binary_join_element_wise(titles, ids, tab)
         lines = pc.binary_join_element_wise(lines, nothing, end)
         _, starts, text = lines.buffers()
@@ -50,10 +54,12 @@ class Names:
         code = self._artifact.ids.code_of(text)
         if code is not None:
             return [code]
-        wanted = plain_text(text).encode()
+        wanted, lines = plain_text(text).encode(), memoryview(self._by_title)
         if not wanted:
             return []
-        return sorted(self._codes[self._places(b"\n%b\t" % wanted, HITS)].tolist())
+        first = bisect_left(lines, wanted, key=self._title)
+        last = bisect_right(lines, wanted, first, key=self._title)
+        return sorted(self._codes[lines[first:last]].tolist())
 
     def find(self, text: str, n: int) -> list[int]:
         """At most n items, best first: the id itself, an id or title in any letters,
@@ -97,6 +103,10 @@ class Names:
         scored = [(_alike(whole, self._line(line)), -line) for line in lines]
         best = sorted(filter(lambda one: one[0] >= ALIKE, scored), reverse=True)[:n]
         return [int(self._codes[-line]) for _, line in best]
+
+    def _title(self, line: int) -> bytes:
+        start = int(self._starts[line])
+        return self._text[start : self._text.index(b"\t", start)]
 
     def _line(self, line: int) -> str:
         return self._text[self._starts[line] : self._starts[line + 1] - 1].decode()

@@ -31,7 +31,7 @@ from create_jax.recommender import MOST
 BODY = 2**20  # bytes of a request's body
 NAME = 2000  # letters of an id or title
 HISTORY, LIST = 1000, 10_000  # names of a history, of a list of items
-TITLES = 5  # unknown names that are looked up among the titles, of a request
+NEAR = 5  # unknown names of a request for which items are suggested
 NEAREST = 3  # items suggested for each of them
 LATENCIES = [s / 1e3 for s in (1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 1000, 5000)]
 
@@ -251,12 +251,6 @@ def _search(jobs: list) -> list:
     return [job() for job in jobs]
 
 
-def by_title(model: scoring.Model, text: str) -> tuple[list[int], list[int]]:
-    """The items of a title in any letters; items near to it, where not one has it."""
-    same = model.names.named(text)
-    return same, ([] if len(same) == 1 else same or model.names.find(text, NEAREST))
-
-
 class Resolver:
     """Codes of the names of one request; what is unknown, and what is near to that."""
 
@@ -277,24 +271,30 @@ class Resolver:
 
     async def _code(self, name: str) -> int:
         """0: unknown."""
-        found = self._model.artifact
-        code = found.ids.code_of(name)
-        if code is None and found.titles is not None:
-            same = found.titles.codes_of(name)
-            code = same[0] if len(same) == 1 else None
-        if code is None and len(self.near) < TITLES:
-            self.near[name] = []
-            try:
-                ask = self._service.searcher.ask(lambda: by_title(self._model, name))
-                same, self.near[name] = await ask
-                code = same[0] if len(same) == 1 else None
-            except scoring.Busy:  # a list without suggestions is better than none
-                pass
-        if code is not None and found.counts[code] > 0:
-            return code
+        same = self._same(name)
+        if len(same) == 1 and self._model.artifact.counts[same[0]] > 0:
+            return same[0]
+        if len(same) != 1 and len(self.near) < NEAR:
+            self.near[name] = same or await self._nearest(name)
         self.unknown.append(name)
         self._service.metrics.unknown.inc()
         return 0
+
+    def _same(self, name: str) -> list[int]:
+        """The item of an id, or else those of a title: of its letters, or of any."""
+        found = self._model.artifact
+        code = found.ids.code_of(name)
+        if code is not None:
+            return [code]
+        same = found.titles.codes_of(name) if found.titles is not None else []
+        return same if len(same) == 1 else self._model.names.named(name)
+
+    async def _nearest(self, name: str) -> list[int]:
+        names = self._model.names
+        try:
+            return await self._service.searcher.ask(lambda: names.find(name, NEAREST))
+        except scoring.Busy:  # a list without suggestions is better than none
+            return []
 
     def told(self) -> dict[str, Any]:
         """The part of an answer that says what was unknown."""
