@@ -327,8 +327,8 @@ def rules_of(args, recommender: Recommender) -> dict:
     if hide is None:
         hide = recommender.manifest["protocol"]["filter_seen"]
     return {
-        "exclude": _list(args.exclude, recommender) if args.exclude else (),
-        "allow": _list(args.allow, recommender) if args.allow else None,
+        "exclude": () if args.exclude is None else _list(args.exclude, recommender),
+        "allow": None if args.allow is None else _list(args.allow, recommender),
         "hide_history": hide,
     }
 
@@ -339,8 +339,9 @@ def _list(path: str, recommender: Recommender) -> list[int]:
         lines = Path(path).read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: {getattr(error, 'strerror', None) or error}; expected a text of "
-            "one id a line"
+            f"{path or 'a file without a name'}: "
+            f"{getattr(error, 'strerror', None) or error}; expected a text of one id a "
+            "line"
         ) from None
     wanted, ids = [line for line in lines if line.strip()], recommender.artifact.ids
     codes = [ids.code_of(line) or ids.code_of(line.strip()) for line in wanted]

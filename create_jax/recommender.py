@@ -371,6 +371,8 @@ class Recommender:
     def left_out(self, known: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """The n items of a known history that the model reads, and n + 1 histories: it,
         and without each of them."""
+        if self.kind == "sum":  # an item that comes again counts once
+            known = np.array(list(dict.fromkeys(known.tolist())), known.dtype)
         read = known[-self.max_len :]
         first = len(known) - len(read)
         without = [np.delete(known, first + place) for place in range(len(read))]

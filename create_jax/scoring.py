@@ -257,9 +257,9 @@ def _because(job: Recommend, items: list[int]) -> list[list]:
     if job.user is not None or not len(known) or recommender.kind == "constant":
         return [[] for _ in items]
     check_explained(recommender, known)
-    if len(known) == 1:  # nothing is left to score without it
-        return [[(int(known[0]), None)] for _ in items]
     read, queries = recommender.left_out(known)
+    if not len(queries[-1]):  # nothing is left to score without it
+        return [[(int(read[0]), None)] for _ in items]
     vectors = recommender.vectors(queries)
     scores = vectors @ job.model.artifact.items[items].T  # [n + 1, k]
     reasons = []

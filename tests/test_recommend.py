@@ -163,6 +163,9 @@ def test_lists_of_what_may_come(ask, tmp_path):
     file.write_text("b07\n")  # never trained
     assert "leave none" in ask("--history=b01", f"--allow={file}")[2]
     assert "one id a line" in ask("--history=b01", f"--allow={tmp_path}")[2]
+    for rule in ("--allow=", "--exclude="):  # as of a variable that is not set
+        code, _, err = ask("--history=b01", rule)
+        assert code == 2 and "a file without a name: " in err
 
 
 @pytest.mark.parametrize(
@@ -268,6 +271,9 @@ def test_leave_one_out_is_true_of_the_model(ask):
     for place, rank in enumerate(found.ranks):
         scores = table @ table[[h for h in history if h != history[place]]].sum(0)
         assert rank == 1 + (scores[[3, 4, 6]] > scores[3]).sum()
+    again = recommender.explain([1, 5, 2, 1], 3)  # a set, for PureSVD
+    np.testing.assert_array_equal(again.history, [1, 5, 2])
+    np.testing.assert_array_equal(again.scores, found.scores)
     single = recommender.explain([1], 3)
     assert np.isnan(single.scores[0]) and single.ranks[0] == 0
     with pytest.raises(InputError, match="no known history"):

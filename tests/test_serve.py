@@ -139,6 +139,24 @@ def test_rules_of_a_request(client):
     assert ids(k=1000) == ids(k=298) and len(ids(k=1000)) == N - 2
 
 
+def test_near_items_are_suggested_of_the_first_five_unknown(client):
+    names = [f"the matr{letter}x (1999)" for letter in "abcdefg"]
+    answer = post(client, "/recommend", history=names).json()
+    assert answer["unknown"] == names and [*answer["suggestions"]] == names[:5]
+
+
+def test_because_counts_an_item_that_comes_again_once(client):
+    """PureSVD sums the items of a history as a set."""
+    once, twice = (
+        post(client, "/recommend", history=names, explain=True).json()
+        for names in (["i001", "i002"], ["i001", "i002", "i001"])
+    )
+    assert once == twice and any(len(one["because"]) for one in once["items"])
+    alone = post(client, "/recommend", history=["i001", "i001"], explain=True).json()
+    only = [{"id": "i001", "title": TITLES[2], "score_without": None}]
+    assert alone["items"] and all(one["because"] == only for one in alone["items"])
+
+
 def test_unknown_names_are_listed_and_near_ones_suggested(running):
     held, client = running
     before = held.registry.get_sample_value("create_jax_unknown_names_total")
@@ -170,6 +188,11 @@ def test_a_title_names_an_item_in_any_letters_unless_two_have_it(client):
     by_id = post(client, "/recommend", history=["i000", "i001"]).json()
     for names in (["The Matrix (1999)", "Amélie"], ["the matrix (1999)", "AMELIE"]):
         assert post(client, "/recommend", history=names).json() == by_id
+    spelt = [text.format(1999) for text in ("THE MATRIX ({})", "The matrix ({})")]
+    spelt += ["the  matrix (1999)", "tHE Matrix (1999)", "ThE Matrix (1999)", "AMÉLIE"]
+    answer = post(client, "/recommend", exclude=[*spelt, "forest gate"], k=N).json()
+    assert answer["unknown"] == []  # however many are spelt in other letters
+    assert not {"i000", "i001", "i005"} & {one["id"] for one in answer["items"]}
     answer = post(client, "/recommend", history=["The Ring", "i000"]).json()
     assert answer["unknown"] == ["The Ring"]
     assert [one["id"] for one in answer["suggestions"]["The Ring"]] == ["i002", "i003"]
@@ -841,6 +864,7 @@ def test_a_whole_id_or_title_is_found_among_many():
     items = np.zeros((len(ids), 1), np.float32)
     made = Artifact({}, items, Texts.of(ids), counts, Texts.of(titles))
     names, last = search.Names(made), search.HITS
+    assert names.named("7 X") == [*range(1, last + 1)] and names.named("x") == []
     assert names.find("9", 3) == [last + 1, last + 2, 1]
     assert names.find("7", 1) == [last + 3]
     assert names.find("m", 2) == [last + 4, last + 3] and names.find("M", 1) == [
