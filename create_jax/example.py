@@ -55,7 +55,7 @@ def show(config, workdir: str) -> None:
     say("\nThe model in one file:")
     export.write(opened, fitted, selection, str(path))
     file, heading = shlex.quote(str(path)), "Ask it about a user"
-    rows = export.tested_rows(opened)
+    rows, _ = export.tested_rows(opened)
     asked = f"--user={shlex.quote(rows.user_ids[int(rows.users[0])])}"
     if methods.find(config.method).kind != "graph":  # which know users only
         counts = np.bincount(split.refit.items)

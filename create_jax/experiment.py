@@ -88,7 +88,7 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
     directory = rundir.locate(workdir)
 
     def check():
-        result = read_json(directory / "result.json")
+        result = rundir.read_result(directory)
         if result is None:
             raise InputError(
                 f"{directory}: no finished run here (no result.json); train it first "
@@ -102,6 +102,10 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
         rundir.refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
         started = settings.of_run(read_json(directory / "config.json")["config"])
         kept = {key: started[key] for key in SELECTION if key in started}
+        if not kept.get("eval.select_target") and config.eval.target != (
+            own := started["eval.target"]
+        ):
+            kept["eval.select_target"] = own  # that of `target`, which was another
         return result["valid"], kept
 
     valid, kept = cluster.first(check)

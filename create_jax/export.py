@@ -63,7 +63,11 @@ def write(opened, fitted, selection, out: str) -> str:
     run = opened.run
     if is_remote(out):
         raise InputError(f"--out={out}: a file on a disk is needed; copy it from there")
-    log, rows = tested_rows(opened), "up to the cut, as tested"
+    if Path(out).is_dir():
+        raise InputError(
+            f"--out={out}: found a directory; name a file, as model.safetensors"
+        )
+    log, rows = tested_rows(opened)
     stage = run.workdir / "checkpoints" / "final"  # there before its first step is
     final = any(step.name.isdigit() for step in stage.glob("*"))
     if run.config.final.fit == "all" and not final and fitted.progress.epoch:
@@ -102,12 +106,14 @@ def unservable(config) -> str:
     )
 
 
-def tested_rows(opened) -> interactions.Interactions | Stored:
-    """The rows that the tested parameters learnt from."""
+def tested_rows(opened) -> tuple[interactions.Interactions | Stored, str]:
+    """The rows that the tested parameters learnt from, and which these are."""
     split = opened.split
     selects = split.valid is not None and opened.run.config.retrain.epochs == "none"
     free = methods.find(opened.run.config.method).kind == "free"
-    return split.train if selects and not free else split.refit
+    if selects and not free:
+        return split.train, "up to the validation, as tested"
+    return split.refit, "up to the cut, as tested"
 
 
 # --- arrays ---------------------------------------------------------------------------

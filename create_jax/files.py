@@ -31,22 +31,25 @@ def whole(path: Path):
     own = f"{os.getpid()}-{secrets.token_hex(4)}"
     part = path.with_name(f"{path.name}.{own}.part")
     try:
-        with named(path), open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with named(path, part):
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def named(path: Path):
-    """Errors of writing that say where: Python names no file when a disk is full."""
+def named(path: Path, part: Path | None = None):
+    """Errors of writing that say where: Python names no file when a disk is full, and
+    else the part of it that is written first."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.filename is None or str(error.filename) == str(part):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -238,7 +238,7 @@ def _apart(place: str | None, config) -> str:
         return ""
     method = "" if config.method == config_for().method else f"-{config.method}"
     seed = f"-{config.seed}" if config.seeds else ""
-    return place + method + seed
+    return place.rstrip("/") + method + seed
 
 
 def parse_flags(argv: list[str]) -> list[str]:

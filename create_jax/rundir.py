@@ -165,9 +165,8 @@ def read_result(directory: Path) -> dict | None:
     result = read_json(directory / "result.json")
     if result is None:
         return None
-    if not isinstance(result, dict) or not {"method", "test", "protocol"} <= set(
-        result
-    ):
+    needed = {"method", "protocol", "valid", "test", "epochs"}
+    if not isinstance(result, dict) or not needed <= set(result):
         raise InputError(
             f"{directory / 'result.json'}: found JSON that is no result of a run; "
             "bring it back as it was, or choose another --workdir"

@@ -205,6 +205,10 @@ def check(config, *, selects: bool = True) -> None:
     ranks = config.svd.ranks
     if not ranks or not all(type(rank) is int and rank >= 1 for rank in ranks):
         raise _bad("svd.ranks", ranks, "whole numbers of 1 or more, as in (64, 128)")
+    dims = config.align.projector_dims
+    if not all(type(dim) is int and dim >= 1 for dim in dims):
+        expected = "whole numbers of 1 or more, as in (512, 512), or ()"
+        raise _bad("align.projector_dims", dims, expected)
     seeds(config)
     if not _is_seed(config.split.seed):
         raise _bad("split.seed", config.split.seed, f"a whole number {SEEDS}")

@@ -59,6 +59,7 @@ BAD = {
     ),
     "eval.select_by": ("map@10", "config.eval.select_by is 'map@10'"),
     "split.seed": (-1, "config.split.seed is -1; expected a whole number from 0"),
+    "align.projector_dims": ((64, -1), "config.align.projector_dims is (64, -1); exp"),
     "svd.ranks": ((0,), "config.svd.ranks is (0,); expected whole numbers of 1 or mo"),
     "tune.trials": (0, "config.tune.trials is 0; expected 1 or more"),
     "item_source.input": (

@@ -76,6 +76,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "before"
     with pytest.raises(OSError, match="file"), whole(path) as file:
         raise OSError(28, "No space left on device")  # as write() does: without a name
+    with pytest.raises(OSError) as told, whole(tmp_path):
+        pass
+    assert told.value.filename == str(tmp_path)  # not that of the part of it
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -120,6 +120,7 @@ def test_evaluate_gives_the_same_numbers_and_other_targets(created, monkeypatch)
     other.eval.target = "all"  # by which nothing could be selected, as it was
     several = experiment.evaluate_again(other, str(workdir))
     assert several["protocol"]["select_by"] == config.eval.select_by  # did select
+    assert several["protocol"]["select_target"] == "last"
     assert 0 < several["test_by_target"]["all"]["recall@10"] <= 1
     assert several["test_by_target"]["last"] == result["test_by_target"]["last"]
 

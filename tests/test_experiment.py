@@ -64,7 +64,10 @@ def test_work_without_its_config_is_nobody_s(tmp_path):
         rundir.refuse_other_data(tmp_path, {"fingerprint": "0"})
 
 
-@pytest.mark.parametrize("result", [[], {}, "text", {"method": "sasrec"}])
+RESULT = {"method": "sasrec", "protocol": {}, "valid": {}, "test": {}}
+
+
+@pytest.mark.parametrize("result", [[], {}, "text", {"method": "sasrec"}, RESULT])
 def test_json_that_is_no_result_is_refused(tmp_path, result):
     write_json(tmp_path / "result.json", result)
     with pytest.raises(InputError, match="no result of a run"):

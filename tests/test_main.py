@@ -298,6 +298,7 @@ def test_methods_to_compare_have_their_own_defaults(monkeypatch):
     assert (gsau.graph.encoder, gsau.loss.local) == ("lightgcn", "gsau")
     assert (gsau.method, gsau.seed, lightgcn.train.patience) == ("gsau", 4, 50)
     assert {run.train.batch for run in found} == {64}
+    assert main._apart("there/", gsau) == main._apart("there", gsau) == "there-gsau-4"
 
 
 def test_what_would_be_another_method_is_refused(command):

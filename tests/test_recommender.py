@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +147,21 @@ def stages(workdir) -> list[str]:
     return [json.loads(line)["stage"] for line in lines]
 
 
+@pytest.mark.parametrize(
+    "method, retrain, learnt",
+    [
+        ("sasrec", "best", ("refit", "up to the cut, as tested")),
+        ("sasrec", "none", ("train", "up to the validation, as tested")),
+        ("svd", "none", ("refit", "up to the cut, as tested")),
+    ],
+)
+def test_a_manifest_says_which_rows_were_learnt_from(log, method, retrain, learnt):
+    config = make_config(log, method, **{"retrain.epochs": retrain})
+    split = SimpleNamespace(train="train", valid="valid", refit="refit")
+    opened = SimpleNamespace(run=SimpleNamespace(config=config), split=split)
+    assert export.tested_rows(opened) == learnt
+
+
 def test_a_final_fit_is_on_all_rows_and_changes_no_result(trained, tmp_path):
     config, workdir = trained
     config = config.copy_and_resolve_references()
@@ -155,6 +171,8 @@ def test_a_final_fit_is_on_all_rows_and_changes_no_result(trained, tmp_path):
     tested = artifact.read(out)
     assert tested.manifest["data"]["rows"] == "up to the cut, as tested"
     assert len(np.flatnonzero(tested.counts == 0)) > 1
+    with pytest.raises(InputError, match="found a directory; name a file"):
+        export.export(config, str(workdir), str(tmp_path))
 
     config.final.fit = "all"
     with pytest.raises(InputError, match="no final fit; add it with --mode=train"):
