@@ -25,7 +25,7 @@ from tqdm import tqdm
 from create_jax.data import table
 from create_jax.data.interactions import MISSING, NUMBER, refuse_missing
 from create_jax.errors import InputError, one_line
-from create_jax.files import alone, named, whole, write_text
+from create_jax.files import alone, is_held, named, whole, write_text
 from create_jax.recommender import Recommender
 
 PART_ROWS = 2**18  # of the log, about, in a part
@@ -100,16 +100,11 @@ def _write_parts(recommender, blocks, job: Job, out: Path, exclude, allow, mine)
             with _bar("rank", sum(rows.values()), "rows") as bar:
                 for number in wanted:
                     bar.set_postfix_str(f"part {number + 1} of {job.parts}")
-                    before = bar.n
-                    write(
-                        path_of(out, number),
-                        load(folder / f"{number}.arrow", job.drop_repeats),
-                        recommender,
-                        job,
-                        exclude,
-                        allow,
-                        bar.update,
-                    )
+                    before, path = bar.n, path_of(out, number)
+                    if not path.exists():  # by a process of a share that has it too
+                        part = load(folder, number, rows[number], job.drop_repeats)
+                        given = recommender, job, exclude, allow
+                        write(path, part, *given, bar.update)
                     bar.update(before + rows[number] - bar.n)  # and the repeats
 
 
@@ -317,13 +312,13 @@ def coded(block: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def load(path: Path, drop_repeats: bool) -> Part:
-    """The rows of a part."""
-    if not path.exists():
+def load(folder: Path, number: int, rows: int, drop_repeats: bool) -> Part:
+    """The rows of a part, of which `spill` has counted so many."""
+    if not rows:
         empty = np.zeros(0, np.int64)
         return Part(pl.Series([], dtype=pl.String), empty, np.zeros(1, np.int64))
     pieces = []
-    with pa.OSFile(str(path)) as file:
+    with pa.OSFile(str(folder / f"{number}.arrow")) as file:
         while file.tell() < file.size():
             with pa.ipc.open_stream(file) as reader:
                 pieces.append(pl.from_arrow(reader.read_all()))
@@ -471,10 +466,11 @@ def finish(recommender: Recommender, job: Job, out: Path) -> bool:
     about = {"method": found["method"], "fingerprint": found["data"]["fingerprint"]}
     about |= job._asdict() | totals
     write_text(out / "manifest.json", json.dumps(about, indent=1) + "\n")
-    for left in out.glob(".rows-*"):  # of processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    for left in out.glob("part-*.part"):
-        left.unlink(missing_ok=True)
+    if not any(is_held(mark) for mark in out.glob(".share-*.lock")):
+        for left in out.glob(".rows-*"):  # of processes that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        for left in out.glob("part-*.part"):
+            left.unlink(missing_ok=True)
     return True
 
 

@@ -110,5 +110,14 @@ def alone(mark: Path, otherwise: str, timeout: float = 0.0):
             mark.unlink(missing_ok=True)
 
 
+def is_held(mark: Path) -> bool:
+    """Whether a process holds a lock; one that nobody holds goes."""
+    try:
+        with alone(mark, ""):
+            return False
+    except InputError:
+        return True
+
+
 def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from create_jax import bulk, protocol
 from create_jax.artifact import Artifact, read
-from create_jax.data import sources, table, times
+from create_jax.data import prepared, sources, table, times
 from create_jax.data.text import is_encoding
 from create_jax.errors import InputError, exit_code
 from create_jax.recommender import Recommender, check_k
@@ -197,13 +197,19 @@ def refuse_idle(args, question: str) -> None:
 
 def refuse_idle_of_log(args, recommender: Recommender) -> None:
     """Raises InputError for a log, or flags of its form, that the model's kind or the
-    loader would not read."""
+    loader would not read, and for one that was prepared."""
     if args.user is not None and recommender.artifact.users is not None:
         raise InputError(
             f"--log has no effect with --user of {recommender.manifest['method']}, "
             "which knows its users by training and reads no history: leave out --log, "
             "or --user, for lists of all users of the log into --out"
         )
+    for folder in (Path(args.log), Path(args.log).absolute().parent):
+        if prepared.is_prepared(str(folder)):
+            raise InputError(
+                f"--log={args.log}: found a log that was prepared, {folder}, whose "
+                "rows hold codes and no ids; name the log that it was made of"
+            )
     loader, form = loader_of(args, recommender), given(args, FORMS)
     if loader != "table" and form:
         raise InputError(

@@ -451,6 +451,40 @@ def test_parts_of_several_processes_and_after_a_kill(ask, log, tmp_path, monkeyp
     assert one == other
 
 
+def test_shares_that_overlap_write_each_part_once(log, tmp_path, monkeypatch):
+    """Who has an old share goes on beside one who has all, and ends last."""
+    recommender, out = Recommender(make()), tmp_path / "recs"
+    blocks = [pl.read_parquet(log).with_columns(pl.col("time").cast(pl.Datetime("ns")))]
+    job = bulk.Job("m", "l", "", 3, "", "", True, True, False, 6)
+    rules = {"exclude": (), "allow": None}
+    write, parts = bulk.write, []
+
+    def first(*arguments):
+        write(*arguments)
+        parts.append(arguments[0])
+        if len(parts) == 1:  # another begins and ends meanwhile
+            assert bulk.run(recommender, blocks, job, out, **rules)
+            assert list(out.glob(".rows-*"))  # those of who goes on
+
+    monkeypatch.setattr(bulk, "write", first)
+    assert bulk.run(recommender, blocks, job, out, mine=(0, 2), **rules)
+    assert len(parts) == len(set(parts)) == 6
+    found = json.loads((out / "manifest.json").read_text())
+    assert found["users"] == len(by_user(out)) == 61
+    assert not list(out.glob(".*"))
+
+
+def test_a_log_that_was_prepared_is_refused(ask, tmp_path):
+    """Its items are codes, which may be ids as well."""
+    folder = tmp_path / "prepared"
+    for name in ("rows", "users", "items"):
+        (folder / name).mkdir(parents=True)
+    for log in (folder, folder / "rows"):
+        code, _, err = ask(f"--log={log}", f"--out={tmp_path / 'recs'}")
+        assert code == 2 and "name the log that it was made of" in err
+        assert err.count("\n") == 1 and not (tmp_path / "recs").exists()
+
+
 def test_rows_that_a_killed_process_left_go_first(ask, log, tmp_path):
     out = tmp_path / "recs"
     (out / ".rows-0-of-1").mkdir(parents=True)
