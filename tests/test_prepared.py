@@ -343,13 +343,14 @@ def test_a_disk_that_is_too_small_is_said_before(tmp_path, monkeypatch):
 
 def test_what_duckdb_cannot_do_is_one_line(tmp_path):
     pytest.importorskip("duckdb")
-    config = own(
-        tmp_path,
-        "user,item,time\na,x,0.5\nb,y,1\n",
-        **{"data.table.has_clock": False},
-    )
-    with pytest.raises(InputError, match="prepare it with --engine=polars"):
-        prepare.prepare(config, str(tmp_path / "out"), "duckdb")
+    for time in ("0.5", "1e30", "99999999999999999999"):
+        config = own(
+            tmp_path,
+            f"user,item,time\na,x,{time}\nb,y,1\n",
+            **{"data.table.has_clock": False},
+        )
+        with pytest.raises(InputError, match="prepare it with --engine=polars"):
+            prepare.prepare(config, str(tmp_path / "out"), "duckdb")
     with pytest.raises(InputError, match="is --memory right"):
         prepare.prepare(with_ties(tmp_path), str(tmp_path / "o"), "duckdb", "much")
     for text, expected in (
@@ -390,6 +391,9 @@ def test_a_cut_parquet_file_is_left_to_its_reader(tmp_path):
     whole = tmp_path / "log.parquet"
     pl.DataFrame({"user": [1]}).write_parquet(whole)
     assert out_of_core.disk_wanted([str(whole)]) > 0
+    content = whole.read_bytes()
+    whole.write_bytes(content[:-40] + b"\xff" * 32 + content[-8:])
+    assert out_of_core.disk_wanted([str(whole)]) == 0
     whole.write_bytes(whole.read_bytes()[:-8])
     assert out_of_core.disk_wanted([str(whole)]) == 0
 

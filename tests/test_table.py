@@ -453,7 +453,9 @@ def test_ratings_are_read_and_what_is_no_number_is_missing(write, tmp_path, kind
         assert triples(found) == ROWS
         return found.ratings
 
-    for stars in (STARS, [4.5, None, 2] if kind == "jsonl" else ["4.5", None, "2"]):
+    spaced = [" 4.5", " good ", "2 "]
+    numbers = [4.5, None, 2] if kind == "jsonl" else ["4.5", None, "2"]
+    for stars in (STARS, spaced, numbers):
         found = load(stars)
         assert str(found.dtype) == "float32"
         assert str(found.tolist()) == "[4.5, nan, 2.0]"
@@ -679,6 +681,18 @@ def arrow(content: bytes) -> bytes:
 )
 def test_says_what_the_file_is(write, pack, kind):
     assert f": found {kind}" in message(write(pack(CSV)))
+
+
+def test_text_that_begins_as_parquet_does_is_text(write):
+    """Of an encrypted file the length of a part follows, in four bytes."""
+    for name in (b"PARENT", b"PARE", b"PAR1"):
+        path = write(CSV.replace(b"user", name))
+        named = NAMED | {"user": name.decode()}
+        assert triples(table.load(path, columns=named, format="csv")) == ROWS
+    path = write(b"PARE\x2c\x01\0\0" + bytes(range(256)))
+    assert ": found an encrypted Parquet file" in message(path)
+    path = write(b"PAR1\x15\x04" + bytes(range(256)))
+    assert ": found a Parquet file" in message(path, format="csv")
 
 
 # --- types ----------------------------------------------------------------------------

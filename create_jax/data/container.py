@@ -16,8 +16,8 @@ EXPECTED = "csv, JSON lines or Parquet, text plain, .gz or .zst"
 _KINDS = {
     rb"\x1f\x8b": "a gzip file",
     rb"\x28\xb5\x2f\xfd": "a zstandard file",
-    rb"PAR1": "a Parquet file",
-    rb"PARE": "an encrypted Parquet file",
+    rb"PAR1[^ -~]": "a Parquet file",
+    rb"PARE[\x00-\xff]{2}\x00": "an encrypted Parquet file",
     rb"PK(\x03\x04|\x05\x06|\x07\x08)": "a zip archive (or a spreadsheet)",
     rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": "a bzip2 file (.bz2)",
     rb"\xfd7zXZ\x00": "an xz file",

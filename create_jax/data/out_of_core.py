@@ -114,7 +114,7 @@ def disk_wanted(files: Sequence[str]) -> int:
         if start[:4] == container.PARQUET:
             try:
                 rows = pa.parquet.ParquetFile(name).metadata.num_rows
-            except pa.ArrowException:  # its reader says it better
+            except (pa.ArrowException, OSError):  # its reader says it better
                 continue
             wanted += rows * DISK_A_ROW + 4 * size
         else:
@@ -212,7 +212,8 @@ def _ingest(base, log: table.Stream) -> tuple[int, bool]:
     for block in log.blocks:
         timed = block["time"].dtype.is_temporal()
         times = block["time"].to_physical().cast(pl.Int64, strict=False)
-        if not timed and (times.cast(block["time"].dtype) != block["time"]).any():
+        same = times.cast(block["time"].dtype) == block["time"]  # none: too large
+        if not timed and not same.fill_null(False).all():
             raise InputError(
                 f"{log.source}: found times that are no whole numbers of 64 bits, of "
                 "which only the rank counts; prepare it with --engine=polars"

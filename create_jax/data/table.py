@@ -260,7 +260,10 @@ def _parsed(
                 trouble = _complain(_shown(written, row), second, unit, first)
             raise blame(row, f"{trouble}: mend or drop it")
         if "rating" in part.columns:  # a value that is no number is missing
-            rating = pl.col("rating").cast(pl.Float32, strict=False)
+            rating = pl.col("rating")
+            if part["rating"].dtype == pl.String:
+                rating = rating.str.strip_chars()
+            rating = rating.cast(pl.Float32, strict=False)
             rating = pl.when(rating.is_finite()).then(rating)
             part = part.with_columns(rating.alias("rating"))
         yield part
