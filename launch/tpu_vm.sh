@@ -24,6 +24,8 @@ tpu() {
 spot=(--spot)
 [ "${SPOT:-1}" != 0 ] || spot=()
 pause=${PAUSE:-60} # seconds
+# What Google says where none is free, or where it has a fault of its own.
+later='capacity|exhausted|stock|unavailable|internal|try again|deadline|timed? ?out'
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 "${PYTHON:-python}" -m pip wheel --quiet --no-deps --wheel-dir="$made" . || exit 1
@@ -62,8 +64,13 @@ while true; do
       ;;
     *) # none, or PREEMPTED, TERMINATED, STOPPED
       [ -z "$state" ] || tpu delete "$TPU"
-      tpu create "$TPU" --accelerator-type="$TYPE" --version="$VERSION" "${spot[@]}" ||
-        sleep "$pause" # none is free
+      tpu create "$TPU" --accelerator-type="$TYPE" --version="$VERSION" "${spot[@]}" 2>&1 |
+        tee "$made/said" >&2
+      code=${PIPESTATUS[0]}
+      if [ "$code" -ne 0 ]; then
+        grep -qiE "$later" "$made/said" || exit "$code" # a mistake, and no better later
+        sleep "$pause"
+      fi
       ;;
   esac
 done

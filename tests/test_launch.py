@@ -122,7 +122,11 @@ GCLOUD = """
 echo "$4" "${@:5}" >> calls
 case $4 in
   describe) cat state 2>/dev/null ;;
-  create) echo READY > state ;;
+  create)
+    if [ -n "${TROUBLE:-}" ] && [ ! -e told ]; then
+      touch told && echo "$TROUBLE" >&2 && exit 1
+    fi
+    echo READY > state ;;
   delete) rm state ;;
   ssh)
     code=$(cut -d ' ' -f "$(grep -c ^ssh calls)" <<< "$CODES")
@@ -161,6 +165,28 @@ def test_a_slice_is_made_anew_until_the_run_has_ended(
     assert len(ssh) == len(codes.split())
     for call in ssh:  # on all hosts
         assert "--worker=all" in call and "--distributed --config=a\\ b" in call
+
+
+@pytest.mark.parametrize(
+    "trouble, ends",
+    [
+        ("There is no more capacity in the zone", 0),  # there may be some later
+        ("Permission denied on resource project", 1),
+        ("Invalid choice: 'v6f-16'", 1),
+    ],
+)
+def test_a_slice_that_cannot_be_made_is_asked_for_again_or_not(
+    trouble, ends, script, tmp_path
+):
+    gcloud = script("gcloud", f"cd {tmp_path}\n" + GCLOUD)
+    python = script("python", WHEEL)
+    variables = dict(TPU="t", ZONE="z", TYPE="v6e-16", VERSION="v", PAUSE="0.1")
+    variables |= {"PATH": f"{gcloud.parent}:{os.environ['PATH']}", "CODES": "0"}
+    run = start("tpu_vm.sh", PYTHON=python, TROUBLE=trouble, **variables)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == ends and trouble in said, said
+    calls = (tmp_path / "calls").read_text()
+    assert len(re.findall("^create t ", calls, re.M)) == 2 - ends
 
 
 # --- slurm.sbatch ---------------------------------------------------------------------
