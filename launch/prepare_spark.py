@@ -220,7 +220,7 @@ class _Spill:
 
 def _read(spark, args) -> DataFrame:
     """user, item (text), time (long; null: none), rating (float), and the place."""
-    reader = spark.read
+    reader, args.moments = spark.read, False
     if args.format == "parquet":
         frame = reader.parquet(args.input)
     elif args.format == "csv":
@@ -230,6 +230,7 @@ def _read(spark, args) -> DataFrame:
             "quote": "" if args.no_quoting else '"',
             "escape": '"',
             "columnNameOfCorruptRecord": ODD,
+            "enforceSchema": False,  # columns in another order in some file
         }
         fields = reader.csv(args.input, **form).schema.add(ODD, T.StringType())
         frame = reader.schema(fields).csv(args.input, **form)
@@ -263,7 +264,7 @@ def _read(spark, args) -> DataFrame:
     if isinstance(kind, T.StringType):
         value = F.when(value.rlike(WHOLE), F.trim(value).cast("long"))
     elif isinstance(kind, T.TimestampType | T.TimestampNTZType | T.DateType):
-        args.time_unit = "us"
+        args.time_unit, args.moments = "us", True
         value = F.unix_micros(value.cast("timestamp"))
     elif not isinstance(kind, whole):
         raise LogError(
@@ -356,7 +357,7 @@ def _refuse_missing(ids: DataFrame, key: str, source: str) -> None:
 
 def _unit(raw: DataFrame, args) -> tuple[int, int]:
     """(units of the log in the coarsest unit that is exact, such units in a second)."""
-    if args.no_clock:
+    if args.no_clock and not args.moments:
         return 1, 1
     finest = UNITS[args.time_unit]
     for per_second in (1, 10**3, 10**6):

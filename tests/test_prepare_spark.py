@@ -105,10 +105,26 @@ def parts(tmp_path):
     return config, ["--format=parquet", "--keep-repeats", *names]
 
 
+def days(tmp_path):
+    """Moments of which only the order counts."""
+    config = table_config.get_config()
+    config.data.path, config.data.table.has_clock = str(tmp_path / "log.parquet"), False
+    config.split.kind = "leave_one_out"
+    days = pl.Series(logs.RNG.integers(18_000, 18_300, 2000)).cast(pl.Int32)
+    rows = {
+        "user": logs.RNG.integers(0, 30, 2000),
+        "item": logs.RNG.integers(0, 20, 2000),
+        "time": days.cast(pl.Date),
+    }
+    pl.DataFrame(rows).write_parquet(config.data.path)
+    names = "--user=user", "--item=item", "--time=time", "--no-clock"
+    return config, ["--format=parquet", *names]
+
+
 @needs_java
 @pytest.mark.services
 def test_spark_writes_the_log_that_the_loader_reads(job, spark, tmp_path, capsys):
-    for make in (own, of_amazon, of_movielens, of_yambda, parts):
+    for make in (own, of_amazon, of_movielens, of_yambda, parts, days):
         place = tmp_path / make.__name__
         place.mkdir()
         config, options = make(place)
@@ -161,3 +177,10 @@ def test_spark_refuses_what_the_loader_refuses(job, spark, tmp_path, capsys):
         assert job.main([*log, *names]) == 2
         assert expected in capsys.readouterr().err
         assert not (tmp_path / "bad").exists()
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for name, head in (("a.csv", "user,item,time"), ("b.csv", "item,user,time")):
+        (folder / name).write_text(f"{head}\nx,y,1\nz,w,2\n")
+    assert job.main([f"--input={folder}", f"--out={tmp_path}/bad", *names]) == 2
+    err = capsys.readouterr().err  # columns in another order
+    assert "Spark says: " in err and "b.csv" in err and err.count("\n") == 1
