@@ -88,10 +88,11 @@ def check_log(config, log) -> None:
             "choose another --config.graph.encoder="
         )
     low, high = np.nanmin(log.ratings), np.nanmax(log.ratings)
-    liked_from = config.graph.signed.liked_from
-    if not low < liked_from <= high:
+    own = named.section_of(config.graph.to_dict(), graph_name(config))
+    liked_from = own.get("liked_from")
+    if liked_from is not None and not low < liked_from <= high:
         raise bad_setting(
-            "graph.signed.liked_from",
+            f"graph.{named.last(graph_name(config))}.liked_from",
             liked_from,
             f"above {low:g} and at most {high:g}, the ratings of the log",
         )

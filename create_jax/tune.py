@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 
-from create_jax import build, methods, rundir, settings, train
+from create_jax import build, cluster, methods, rundir, settings, train
 from create_jax.errors import InputError, StorageError
 from create_jax.files import csv_text, is_remote, lock, write_text
 from create_jax.unread import unread
@@ -225,13 +225,14 @@ def _run(study, trial, opened, space, optuna) -> None:
     run = opened.run._replace(config=config, workdir=directory, lines=lines)
     try:
         build.check(config)
+        build.check_log(config, opened.log)
         phases = build.make_phases(config)
         progress = train.fit(
             *(run, "select", phases, opened.split.train, opened.split.valid),
             should_end=should_end,
         ).progress
-    except StorageError:  # not the fault of the settings: the trial is continued later
-        raise
+    except (StorageError, OSError, cluster.Leaving):  # no fault of the settings
+        raise  # the trial is continued later
     except InputError as error:  # these settings cannot work, or the loss diverged
         say(f"trial {trial.number}: failed: {error}")
         study.tell(trial, state=states.FAIL)
@@ -239,6 +240,9 @@ def _run(study, trial, opened, space, optuna) -> None:
             raise InputError(
                 f"more than 10 trials failed, the last with: {error}"
             ) from None
+    except Exception:  # a fault, or too little memory: who comes next tries another
+        study.tell(trial, state=states.FAIL)
+        raise
     else:
         trial.set_user_attr("best_epoch", progress.best_epoch)
         early = progress.ended_early

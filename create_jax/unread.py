@@ -72,6 +72,8 @@ def unread(flat: dict) -> set[str]:
     kept = set()
     if method.kind == "joint":  # a choice of `none` turns off all beside it, not itself
         kept = {key for key in CHOICES if key not in off}
+        if flat["graph.encoder"] == "none":
+            kept.add("align.partner")  # which says whether alignment is read at all
     if method.kind in ("sequence", "joint"):  # there all the same, in the checkpoints
         kept.add("align.projector_dims")
     return {key for key in flat if key.startswith(tuple(off)) and key not in kept}
@@ -167,7 +169,8 @@ def _joint(flat: dict, method) -> list[str]:
     off += [key for key, kinds in of_kind.items() if flat["align.kind"] not in kinds]
     if views:
         off += [f"align.{x}" for x in ("positions", "user_source", "stop_grad")]
-    apart = flat["graph.encoder"] == "signed" and flat["method"] != "mrgsrec"
+    encoder = flat["graph.encoder"]  # one of your own may have averse users too
+    apart = (encoder == "signed" or "." in encoder) and flat["method"] != "mrgsrec"
     if views or not apart:
         off.append("align.orthogonality")
     if views or (method.sequence or flat["seq.encoder"]) in NEVER_HIDE:

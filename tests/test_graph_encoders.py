@@ -591,6 +591,22 @@ def test_the_signed_graph_needs_ratings_on_both_sides(method):
         assert "above 1 and at most 5" in text
 
 
+def test_an_encoder_of_ones_own_has_its_own_idea_of_a_like(monkeypatch):
+    """On a log of 0 and 1, from 4 on would be refused."""
+    rated = SimpleNamespace(NEEDS=("ratings",))
+    monkeypatch.setattr(build, "graph_module", lambda config: rated)
+    config = configured("create")
+    config.graph.encoder = "mine.taste"
+    log = RATED_LOG._replace(ratings=np.clip(RATED_LOG.ratings - 3, 0, 1))
+    build.check_log(config, log)
+    with config.unlocked():
+        config.graph.taste = {"liked_from": 4.0}
+    text = refusal(build.check_log, config, log)
+    assert (
+        "config.graph.taste.liked_from is 4.0; expected above 0 and at most 1" in text
+    )
+
+
 @pytest.mark.parametrize("method", ["create", "create_uni", "lightgcn", "sasrec"])
 def test_others_need_no_ratings(method):
     build.check_log(configured(method), RATED_LOG._replace(ratings=None))

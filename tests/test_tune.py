@@ -297,6 +297,30 @@ def test_a_full_disk_is_no_fault_of_a_trial(config, trained, tmp_path, monkeypat
     assert [name for name, *_ in trained] == ["trial-0000"]
 
 
+def test_a_trial_with_a_fault_does_not_stand_in_the_way(
+    config, trained, tmp_path, monkeypatch
+):
+    """As of a model that the memory of the device does not hold."""
+    config.tune.trials = 1
+    with pytest.MonkeyPatch.context() as monkey:
+        full = RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        monkey.setattr(train, "fit", lambda *_, **__: (_ for _ in ()).throw(full))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            tune.tune(config, str(tmp_path / "study"))
+    tune.tune(config, str(tmp_path / "study"))
+    assert [name for name, *_ in trained] == ["trial-0001"]
+
+
+def test_an_encoder_that_the_log_cannot_feed_fails_as_a_setting(
+    config, trained, tmp_path
+):
+    config.method = "create"
+    config.tune.space = (("graph.encoder", "choice", "ultragcn", "signed"),)
+    config.tune.trials = 2  # the log has no ratings
+    best = load(tune.tune(config, str(tmp_path / "study")))
+    assert best.graph.encoder == "ultragcn"
+
+
 @pytest.mark.parametrize(
     "entry, reason",
     [

@@ -80,6 +80,25 @@ def test_settings_without_effect_have_none(method):
     assert traced(changed) == traced(config)
 
 
+@pytest.mark.parametrize("graph", ["ultragcn", "lightgcn", "signed", "none"])
+@pytest.mark.parametrize("partner", settings.ONE_OF["align.partner"])
+@pytest.mark.parametrize("kind", ["barlow_twins", "infonce", "none"])
+def test_no_setting_says_of_itself_that_it_counts_for_nothing(graph, partner, kind):
+    """Else a run would go on under another value: of two, that of now is asked."""
+    changes = {"graph.encoder": graph, "align.partner": partner, "align.kind": kind}
+    flat = settings.flatten(config_file.make("table", changes, "create").to_dict())
+    for key in sorted(settings.ONE_OF.keys() & flat.keys()):
+        found = {key in unread(flat | {key: one}) for one in settings.ONE_OF[key]}
+        assert len(found) == 1, key
+
+
+def test_an_encoder_of_ones_own_may_have_averse_users():
+    flat = settings.flatten(config_file.make("table", {}, "create").to_dict())
+    assert "align.orthogonality" in unread(flat)
+    for encoder in ("signed", "mine.taste"):
+        assert "align.orthogonality" not in unread(flat | {"graph.encoder": encoder})
+
+
 def told(changes, methods, mode="train"):
     configs = [config_file.make("table", changes, method) for method in methods]
     flats = [settings.flatten(config.to_dict()) for config in configs]
