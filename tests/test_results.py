@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import gains
 from create_jax import config_file, report, rundir, settings
 from create_jax.configs import common
 from create_jax.runs import find_runs
@@ -69,6 +70,30 @@ def test_the_text_has_only_numbers_of_the_tables(page):
             tables += f" {value:.2g} {value:.3g}"
     said, known = (set(re.findall(r"\d+\.\d{2,}", part)) for part in (text, tables))
     assert said and said <= known, said - known
+
+
+def test_the_gains_are_those_of_the_reports(tmp_path):
+    for file in (*RESULTS.glob("**/differences.csv"), RESULTS / "README.md"):
+        copy = tmp_path / file.relative_to(RESULTS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text())
+    assert gains.main([str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert page == (RESULTS / "README.md").read_text()
+    assert page.count("| Sports, ") > 3 and (tmp_path / "gains.png").exists()
+    picture = (tmp_path / "gains.png").read_bytes()
+    assert picture[:4] == (RESULTS / "gains.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("lost", ["sports,last,recall@100,create,sasrec", "<!-- gains"])
+def test_gains_that_no_report_has_are_named(lost, tmp_path, capsys):
+    for file in (*RESULTS.glob("**/differences.csv"), RESULTS / "README.md"):
+        copy = tmp_path / file.relative_to(RESULTS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text().replace(lost, "lost"))
+    assert gains.main([str(tmp_path)]) == 2
+    told = ("make that report anew", "found 0 <!-- gains -->")[lost.startswith("<")]
+    assert told in capsys.readouterr().err
 
 
 def test_old_configs_have_every_setting_of_now():
