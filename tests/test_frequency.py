@@ -140,7 +140,7 @@ def test_the_printed_tables_are_those_of_the_runs(monkeypatch):
     commands = re.findall(
         r"^\{? ? ?frequency (results.*) --path=(\w+)$", page.read_text(), re.M
     )
-    assert len(commands) == 8
+    assert len(commands) == 10
     monkeypatch.chdir(ROOT)
     made = [
         frequency.tables(Path(place), systems, str(LOGS[log]))

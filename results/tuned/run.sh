@@ -3,9 +3,9 @@
 # by the rule of results/selection, and trained on all rows up to the test for as long as
 # validation chose. On Beauty also CREATE on LightGCN, both CREATEs without their alignment,
 # and that on UltraGCN with the alignment's gradient to other sides than validation chose.
-# On Sports also SASRec with the learning rate and dropout that CREATE's study chose. Some
-# are ranked again with histories that end at the cut. Stop it and start it again at any
-# time: finished runs print their result.
+# On Sports also CREATE without alignment, and SASRec with the learning rate and dropout
+# that CREATE's study chose. Some are ranked again with histories that end at the cut. Stop
+# it and start it again at any time: finished runs print their result.
 #
 #   results/tuned/run.sh beauty|sports|ml1m [--config.data.path=FILE]
 set -eu
@@ -55,6 +55,7 @@ if [ $data = beauty ]; then
   tuned create@graph=lightgcn create@graph=lightgcn
   tuned create@graph=lightgcn create@graph=lightgcn,align=none --config.align.kind=none
 elif [ $data = sports ]; then
+  tuned create create@align=none --config.align.kind=none
   tuned sasrec@settings=create sasrec@settings=create
 fi
 python -m create_jax.ranks $here  # a tenth of the bytes, and the same report
