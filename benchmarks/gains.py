@@ -43,7 +43,7 @@ WHOLE = [
         label="create@graph=lightgcn",
         paper=False,
     ),
-    Row("Beauty", "", "beauty"),
+    Row("Beauty, first study", "", "beauty"),
     Row("Sports, [tuned anew]", "tuned", "sports"),
     Row(
         "Sports, tuned anew, less SASRec [with CREATE's settings]",
@@ -55,14 +55,14 @@ WHOLE = [
         *("tuned/settings", "sports"),
         baseline="sasrec@epochs=32",
     ),
-    Row("Sports", "", "sports"),
+    Row("Sports, first study", "", "sports"),
     Row(
-        *("Sports, [both for 32 epochs]", "longer", "sports"),
+        *("Sports, first study, [both for 32 epochs]", "longer", "sports"),
         baseline="sasrec@epochs=32",
     ),
-    Row("ML-1M, with SASRec's settings", "", "ml1m", label=OF_ML1M),
+    Row("ML-1M, first study, with SASRec's settings", "", "ml1m", label=OF_ML1M),
     Row(
-        *("ML-1M, as CREATE's own study chose", "", "ml1m"),
+        *("ML-1M, first study, as CREATE's own study chose", "", "ml1m"),
         label=OF_ITS_STUDY,
         paper=False,
     ),
@@ -78,7 +78,7 @@ CUT = [
 ]
 CUT += [
     Row(
-        *("Sports, both for 32 epochs", "longer", "sports, history=train"),
+        *("Sports, first study, both for 32 epochs", "longer", "sports, history=train"),
         label="create@history=train",
         baseline="sasrec@epochs=32",
         target="successive",
@@ -142,9 +142,9 @@ def table(results: Path) -> str:
 
 def _interval(one: dict, mean: str, prefix: str, digits: int) -> str:
     keys = mean, f"{prefix}low", f"{prefix}high"
-    # A zero has no sign.
-    value, low, high = (f"{float(one[key]):z.{digits}f}" for key in keys)
-    return f"{value} ({low} .. {high})"
+    value, low, high = (float(one[key]) for key in keys)
+    # A zero has no sign, but a bound is on one side of it.
+    return f"{value:z.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
 
 
 def draw(results: Path, picture: Path) -> None:
@@ -169,15 +169,16 @@ def draw(results: Path, picture: Path) -> None:
                 panel.plot([printed], [place], "C1D", ms=5)
         panel.axvline(0, color="gray", lw=0.8)
         panel.set(xlabel=f"{words}, percent more than SASRec", xlim=(-30, 30))
-        panel.set_yticks([*places, -len(WHOLE)], [*names, "histories end at the cut:"])
+        panel.set_yticks(
+            [*places, -len(WHOLE)], [*names, "histories end at the cut, successive:"]
+        )
         panel.grid(axis="x", alpha=0.3)
-    panels[0].plot(
-        [], [], "C0o", label="ours, p < 0.05 corrected, and its 95% interval"
-    )
-    panels[0].plot([], [], "C0o", mfc="white", label="ours, not certain")
+    panels[0].plot([], [], "C0o", label="ours, p < 0.05 after correction")
+    panels[0].plot([], [], "C0o", mfc="white", label="ours, other")
+    panels[0].plot([], [], "C0", lw=1.5, label="95% interval, before correction")
     panels[0].plot([], [], "C1D", ms=5, ls="", label="the paper's")
     figure.legend(
-        *panels[0].get_legend_handles_labels(), ncols=3, loc="outside upper center"
+        *panels[0].get_legend_handles_labels(), ncols=4, loc="outside upper center"
     )
     with whole(picture) as file:
         figure.savefig(file, format="png", dpi=100)
