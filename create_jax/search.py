@@ -51,10 +51,19 @@ class Names:
 
     def named(self, text: str) -> list[int]:
         """The item of an id, or else all items of a title, in any letters."""
-        code = self._artifact.ids.code_of(text)
-        if code is not None:
-            return [code]
-        wanted, lines = plain_text(text).encode(), memoryview(self._by_title)
+        return self.named_all([text])[0]
+
+    def named_all(self, texts: list[str]) -> list[list[int]]:
+        """The same of each text."""
+        ids = self._artifact.ids
+        codes = [ids.code_of(text) for text in texts]
+        return [
+            self._titled(small.encode()) if code is None else [code]
+            for code, small in zip(codes, plain_texts(texts), strict=True)
+        ]
+
+    def _titled(self, wanted: bytes) -> list[int]:
+        lines = memoryview(self._by_title)
         if not wanted:
             return []
         first = bisect_left(lines, wanted, key=self._title)
@@ -176,8 +185,12 @@ def accents() -> str:
 
 def plain_text(text: str) -> str:
     """`plain` of one text."""
-    whole = text.encode(errors="replace").decode()
-    return plain(pa.array([whole], pa.large_string()))[0].as_py()
+    return plain_texts([text])[0]
+
+
+def plain_texts(texts: list[str]) -> list[str]:
+    whole = [text.encode(errors="replace").decode() for text in texts]
+    return plain(pa.array(whole, pa.large_string())).to_pylist()
 
 
 def _rank(name: str, whole: str, words: list[str]) -> int:

@@ -262,16 +262,16 @@ class Resolver:
 
     async def codes(self, names: Sequence[str]) -> tuple[int, ...]:
         """Of the known names, in order."""
-        for number, name in enumerate(names):
-            if name not in self._codes:
-                self._codes[name] = await self._code(name)
-            if number % 100 == 99:
-                await asyncio.sleep(0)  # others have a turn
+        new = [name for name in dict.fromkeys(names) if name not in self._codes]
+        for start in range(0, len(new), 100):
+            some = new[start : start + 100]
+            for name, same in zip(some, self._same(some), strict=True):
+                self._codes[name] = await self._code(name, same)
+            await asyncio.sleep(0)  # others have a turn
         return tuple(self._codes[name] for name in names if self._codes[name])
 
-    async def _code(self, name: str) -> int:
-        """0: unknown."""
-        same = self._same(name)
+    async def _code(self, name: str, same: list[int]) -> int:
+        """0: unknown. same: the items of that name."""
         if len(same) == 1 and self._model.artifact.counts[same[0]] > 0:
             return same[0]
         if len(same) != 1 and len(self.near) < NEAR:
@@ -280,14 +280,17 @@ class Resolver:
         self._service.metrics.unknown.inc()
         return 0
 
-    def _same(self, name: str) -> list[int]:
-        """The item of an id, or else those of a title: of its letters, or of any."""
-        found = self._model.artifact
-        code = found.ids.code_of(name)
-        if code is not None:
-            return [code]
-        same = found.titles.codes_of(name) if found.titles is not None else []
-        return same if len(same) == 1 else self._model.names.named(name)
+    def _same(self, names: list[str]) -> list[list[int]]:
+        """Of each the item of an id, or else those of a title: of its letters, or of
+        any."""
+        ids, titles = self._model.artifact.ids, self._model.artifact.titles
+        found = [ids.codes_of(name)[:1] for name in names]
+        if titles is not None:
+            both = zip(names, found, strict=True)
+            found = [same or titles.codes_of(name) for name, same in both]
+        apart = [n for n, same in zip(names, found, strict=True) if len(same) != 1]
+        in_any = iter(self._model.names.named_all(apart))
+        return [same if len(same) == 1 else next(in_any) for same in found]
 
     async def _nearest(self, name: str) -> list[int]:
         names = self._model.names
