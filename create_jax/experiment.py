@@ -102,10 +102,9 @@ def reopen(config, workdir: str) -> tuple[Opened, Fitted, Progress | None]:
         rundir.refuse_other_config(directory, config, (*FREE_TO_CHANGE, "eval."))
         started = settings.of_run(read_json(directory / "config.json")["config"])
         kept = {key: started[key] for key in SELECTION if key in started}
-        if not kept.get("eval.select_target") and config.eval.target != (
-            own := started["eval.target"]
-        ):
-            kept["eval.select_target"] = own  # that of `target`, which was another
+        own = started["eval.target"]
+        if not kept.get("eval.select_target") and config.eval.target != own:
+            kept["eval.select_target"] = own  # "" is that of `target`, now another
         return result["valid"], kept
 
     valid, kept = cluster.first(check)
