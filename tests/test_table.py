@@ -686,8 +686,8 @@ def test_says_what_the_file_is(write, pack, kind):
 def test_text_that_begins_as_parquet_does_is_text(write):
     """Of an encrypted file the length of a part follows, in four bytes."""
     for name in (b"PARENT", b"PARE", b"PAR1"):
-        path = write(CSV.replace(b"user", name))
-        named = NAMED | {"user": name.decode()}
+        path = write(CSV.replace(b"time", name))
+        named = NAMED | {"time": name.decode()}
         assert triples(table.load(path, columns=named, format="csv")) == ROWS
     path = write(b"PARE\x2c\x01\0\0" + bytes(range(256)))
     assert ": found an encrypted Parquet file" in message(path)
