@@ -3,7 +3,8 @@
 python -m benchmarks.gains results
 
 Reads the differences.csv that the reports wrote. Fills what stands between
-`<!-- gains -->` and `<!-- /gains -->` in the directory's README, and draws gains.png.
+`<!-- gains:table -->` and `<!-- /gains -->` in the directory's README, and draws
+gains.png.
 """
 
 import argparse
@@ -185,22 +186,15 @@ def draw(results: Path, picture: Path) -> None:
         figure.savefig(file, format="png", dpi=80)
 
 
-def fill(page: Path, made: str) -> None:
-    """Puts the table between the marks of a page."""
-    marks = r"(<!-- gains -->\n).*?(\n<!-- /gains -->)"
-    text, count = re.subn(marks, rf"\1\n{made}\n\2", page.read_text(), flags=re.DOTALL)
-    if count != 1:
-        raise InputError(f"{page}: found {count} <!-- gains --> ... <!-- /gains -->")
-    write_text(page, text)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="results")
     flags = parser.parse_args(arguments)
 
     def make():
-        fill(flags.directory / "README.md", table(flags.directory))
+        page = flags.directory / "README.md"
+        parts = {"table": table(flags.directory)}
+        write_text(page, report.fill(page, parts, "gains"))
         draw(flags.directory, flags.directory / "gains.png")
 
     return exit_code(make)

@@ -396,23 +396,24 @@ def markdown(found: dict[str, str]) -> str:
     return "\n\n".join(f"## {TITLES[part]}\n\n{found[part]}" for part in own) + "\n"
 
 
-def fill(path: Path, found: dict[str, str]) -> str:
-    """A Markdown file with parts of the report between their marks."""
+def fill(path: Path, found: dict[str, str], mark: str = "report") -> str:
+    """A Markdown file with parts of the report between their marks, `<!-- report:NAME
+    -->` and `<!-- /report -->`; mark: another word for `report`."""
 
     def replace(match):
         begin, part, end = match.groups()
         if part not in found:
             raise InputError(
-                f"{path}: found the mark report:{part}; expected one of "
+                f"{path}: found the mark {mark}:{part}; expected one of "
                 f"{', '.join(found)}"
             )
         return f"{begin}\n{found[part]}\n\n{end}"
 
-    marks = r"(<!-- report:(\w+) -->\n).*?(<!-- /report -->)"
+    marks = rf"(<!-- {mark}:(\w+) -->\n).*?(<!-- /{mark} -->)"
     text, count = re.subn(marks, replace, path.read_text(), flags=re.DOTALL)
     if not count:
         raise InputError(
-            f"{path}: found no <!-- report:NAME --> with a <!-- /report -->; write "
+            f"{path}: found no <!-- {mark}:NAME --> with a <!-- /{mark} -->; write "
             "them where the tables belong"
         )
     return text

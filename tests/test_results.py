@@ -92,7 +92,10 @@ def test_gains_that_no_report_has_are_named(lost, tmp_path, capsys):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(file.read_text().replace(lost, "lost"))
     assert gains.main([str(tmp_path)]) == 2
-    told = ("make that report anew", "found 0 <!-- gains -->")[lost.startswith("<")]
+    told = (
+        "make that report anew",
+        "found no <!-- gains:NAME --> with a <!-- /gains -->",
+    )[lost.startswith("<")]
     assert told in capsys.readouterr().err
 
 
