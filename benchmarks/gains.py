@@ -123,12 +123,12 @@ def printed_gain(row: Row, metric: str) -> float | None:
     return 100 * create[metric][0] / sasrec[metric][0] - 100
 
 
-def table(results: Path) -> str:
+def table(found: list[dict[str, dict]]) -> str:
     """Markdown of WHOLE."""
     head, rows = [""], []
     for words in METRICS.values():
         head += [words, "percent", "the paper", "p"]
-    for row, of in zip(WHOLE, read(results, WHOLE), strict=True):
+    for row, of in zip(WHOLE, found, strict=True):
         cells = [row.words.replace("]", f"]({row.folder}/README.md)")]
         for metric, one in of.items():
             printed = printed_gain(row, metric)
@@ -149,12 +149,12 @@ def _interval(one: dict, mean: str, prefix: str, digits: int) -> str:
     return f"{value:z.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
 
 
-def draw(results: Path, picture: Path) -> None:
-    """Gains in percent of SASRec with their intervals, and the paper's."""
+def draw(found: list[dict[str, dict]], picture: Path) -> None:
+    """Of WHOLE and CUT: gains in percent of SASRec with their intervals, and the
+    paper's."""
     from matplotlib.figure import Figure
 
     rows = [*WHOLE, *CUT]
-    found = read(results, rows)
     places = [-n - (n >= len(WHOLE)) for n in range(len(rows))]  # a gap between both
     names = [re.sub(r"[\[\]]", "", row.words) for row in rows]
     figure = Figure(figsize=(11, 5.2), layout="constrained")
@@ -193,9 +193,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def make():
         page = flags.directory / "README.md"
-        parts = {"table": table(flags.directory)}
+        found = read(flags.directory, [*WHOLE, *CUT])
+        parts = {"table": table(found[: len(WHOLE)])}
         write_text(page, report.fill(page, parts, "gains"))
-        draw(flags.directory, flags.directory / "gains.png")
+        draw(found, flags.directory / "gains.png")
 
     return exit_code(make)
 
