@@ -31,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after one line with the error."""
     parser = argparse.ArgumentParser("python -m create_jax.fetch", description=__doc__)
     parser.add_argument("name", help=", ".join(SOURCES))
-    parser.add_argument("--data", default=data_directory(), help="%(default)s")
+    parser.add_argument(
+        "--data",
+        default=data_directory(),
+        help="the data directory; CREATE_JAX_DATA names another than %(default)s",
+    )
     parser.add_argument("--url", help="a mirror instead of the official address")
     args = parser.parse_args(argv)
     return exit_code(lambda: print(fetch(args.name, args.data, args.url)))

@@ -48,7 +48,10 @@ _MODE = flags.DEFINE_enum(
     "export: write the model of a finished run into the file --out.",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where a run lives; default runs/<config>-<method>-<seed>."
+    "workdir",
+    None,
+    "Where a run lives; default runs/<config>-<method>-<seed>. -<method> and -<seed> "
+    "are added to it where several run.",
 )
 _SAVE = flags.DEFINE_string(
     "save", None, "Of --mode=evaluate: where to keep the result for create_jax.report."

@@ -129,7 +129,11 @@ def _save(path: Path, arrays: dict) -> None:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m create_jax.ranks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("places", nargs="+", type=Path, metavar="DIR")
     flags = parser.parse_args(arguments)
     return exit_code(lambda: [pack_all(place) for place in flags.places])

@@ -465,7 +465,11 @@ def claims_as_csv(claims: list[Claim]) -> str:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m create_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="+", metavar="RUNS")
     parser.add_argument("--out", type=Path, help="directory for the files")
     parser.add_argument(
