@@ -50,9 +50,44 @@ ONE_OF = {
     "retrain.epochs": ("best", "scaled", "none"),
     "final.fit": ("none", "all"),
 }
+SEEDS = "from 0 and below 2**32, which is what generators take"
+AT_LEAST_ONE = (
+    *("model.dim", "seq.blocks", "seq.heads", "seq.max_len", "graph.batch_size"),
+    *("graph.ultragcn.neighbours", "graph.ultragcn.negatives", "graph.lightgcn.layers"),
+    *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
+    *("eval.select_mean", "tune.trials"),
+    *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.whole_items"),
+    *("loss.negatives", "mesh.model", "graph.hypergraph.window_hours"),
+    *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
+    *("seq.feed_forward", "graph.signed.layers", "graph.hypergraph.layers"),
+    *("graph.selfgnn.intervals", "graph.selfgnn.layers"),
+)
+AT_LEAST_ZERO = (
+    *("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds"),
+    *("eval.queries", "loss.w_global", "loss.w_fused", "loss.w_bt"),
+    *("align.orthogonality", "graph.selfgnn.self_weight", "graph.selfgnn.decay"),
+    *("graph.signed.contrastive", "model.item_std", "model.user_std"),
+)
+
+
+def _is_seed(value) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+def _are_whole(values, least: int, most: float = float("inf")) -> bool:
+    """True and 1.0 are no whole numbers."""
+    return all(type(x) is int and least <= x <= most for x in values)
+
+
+def _differ(values) -> bool:
+    return len(set(values)) == len(values)
+
+
+# What a setting may be: in words, and as a test.
 RANGES = {
     "split.q_test": ("between 0 and 1", lambda x: 0 < x < 1),
     "split.q_val": ("between 0 and 1", lambda x: 0 < x < 1),
+    "split.seed": (f"a whole number {SEEDS}", _is_seed),
     "seq.dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
     "train.mask": ("above 0 and below 1", lambda x: 0 < x < 1),
     "loss.gbce_t": ("between 0 and 1", lambda x: 0 <= x <= 1),
@@ -60,34 +95,35 @@ RANGES = {
     "optim.lr": ("above 0", lambda x: x > 0),
     "optim.clip": ("0 (off) or more", lambda x: x >= 0),
     "align.temperature": ("above 0", lambda x: x > 0),
-    "loss.w_global": ("0 or more", lambda x: x >= 0),
-    "loss.w_fused": ("0 or more", lambda x: x >= 0),
-    "loss.w_bt": ("0 or more", lambda x: x >= 0),
-    "align.orthogonality": ("0 or more", lambda x: x >= 0),
-    "graph.selfgnn.self_weight": ("0 or more", lambda x: x >= 0),
-    "graph.selfgnn.decay": ("0 or more", lambda x: x >= 0),
-    "graph.signed.contrastive": ("0 or more", lambda x: x >= 0),
     "graph.signed.temperature": ("above 0", lambda x: x > 0),
-    "graph.hypergraph.window_hours": ("1 or more", lambda x: x >= 1),
-    "model.item_std": ("0 or more", lambda x: x >= 0),
-    "model.user_std": ("0 or more", lambda x: x >= 0),
+    **dict.fromkeys(AT_LEAST_ONE, ("1 or more", lambda x: x >= 1)),
+    **dict.fromkeys(AT_LEAST_ZERO, ("0 or more", lambda x: x >= 0)),
+    "data.table.encoding": (
+        "auto or an encoding that Python knows: utf-8, utf-16, latin-1 ...",
+        is_encoding,
+    ),
+    "data.counts": (
+        "three whole numbers (users, items, interactions), or ()",
+        lambda x: len(x) in (0, 3) and _are_whole(x, 0),
+    ),
+    "eval.targets": (
+        f"{', '.join(TARGETS)}, each once, as in ('last', 'first')",
+        lambda x: _differ(x) and set(x) <= set(TARGETS),
+    ),
+    # All ranks above the greatest are evaluated as a table: 10,000 need a gigabyte.
+    "eval.ks": (
+        "different whole numbers from 1 to 10000, as in (10, 100)",
+        lambda x: x and _are_whole(x, 1, 10_000) and _differ(x),
+    ),
+    "svd.ranks": (
+        "whole numbers of 1 or more, as in (64, 128)",
+        lambda x: x and _are_whole(x, 1),
+    ),
+    "align.projector_dims": (
+        "whole numbers of 1 or more, as in (512, 512), or ()",
+        lambda x: _are_whole(x, 1),
+    ),
 }
-AT_LEAST_ONE = (
-    *("model.dim", "seq.blocks", "seq.heads", "seq.max_len", "graph.batch_size"),
-    *("graph.ultragcn.neighbours", "graph.ultragcn.negatives", "graph.lightgcn.layers"),
-    *("train.batch", "train.epochs", "train.patience", "train.chunk", "eval.batch"),
-    *("eval.select_mean", "tune.trials"),
-    *("eval.every", "loss.token_chunk", "loss.item_chunk", "loss.whole_items"),
-    *("loss.negatives", "mesh.model"),
-    *("loss.sce.buckets", "loss.sce.bucket_states", "loss.sce.bucket_items"),
-    *("seq.feed_forward", "graph.signed.layers", "graph.hypergraph.layers"),
-    *("graph.selfgnn.intervals", "graph.selfgnn.layers"),
-)
-AT_LEAST_ZERO = (
-    *("data.k_core", "graph.last_n", "warmup.epochs", "checkpoint.seconds"),
-    "eval.queries",
-)
-SEEDS = "from 0 and below 2**32, which is what generators take"
 
 # Settings that change no number: they may differ when a run goes on and make no other
 # system of a report. All others count. "x." is a section. Settings for
@@ -170,48 +206,14 @@ def check(config, *, selects: bool = True) -> None:
     for key, (text, holds) in RANGES.items():
         if not holds(value(key)):
             raise _bad(key, value(key), text)
-    for key in AT_LEAST_ONE:
-        if value(key) < 1:
-            raise _bad(key, value(key), "1 or more")
-    for key in AT_LEAST_ZERO:
-        if value(key) < 0:
-            raise _bad(key, value(key), "0 or more")
-    if value("model.dim") % value("seq.heads"):
-        raise _bad(
-            "seq.heads",
-            value("seq.heads"),
-            f"a divisor of model.dim = {config.model.dim}",
-        )
-    if not is_encoding(config.data.table.encoding):
-        expected = "auto or an encoding that Python knows: utf-8, utf-16, latin-1 ..."
-        raise _bad("data.table.encoding", config.data.table.encoding, expected)
-    targets = tuple(config.eval.targets)
-    if len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
-        expected = ", ".join(TARGETS) + ", each once, as in ('last', 'first')"
-        raise _bad("eval.targets", targets, expected)
-    ks, counts = config.eval.ks, config.data.counts
-    # All ranks above the greatest are evaluated as a table: 10,000 need a gigabyte.
-    whole = all(type(k) is int and 1 <= k <= 10_000 for k in ks)
-    if not ks or not whole or len(set(ks)) < len(ks):
-        expected = "different whole numbers from 1 to 10000, as in (10, 100)"
-        raise _bad("eval.ks", ks, expected)
-    if len(counts) not in (0, 3) or not all(type(n) is int for n in counts):
-        expected = "three whole numbers (users, items, interactions), or ()"
-        raise _bad("data.counts", counts, expected)
+    if config.model.dim % config.seq.heads:
+        expected = f"a divisor of model.dim = {config.model.dim}"
+        raise _bad("seq.heads", config.seq.heads, expected)
     known = metrics.chosen(config.eval)
     chooses = method.kind != "free" or "svd." in method.settings
     if selects and chooses and config.split.validation != "none":
         _check_selection(config.eval, known)
-    ranks = config.svd.ranks
-    if not ranks or not all(type(rank) is int and rank >= 1 for rank in ranks):
-        raise _bad("svd.ranks", ranks, "whole numbers of 1 or more, as in (64, 128)")
-    dims = config.align.projector_dims
-    if not all(type(dim) is int and dim >= 1 for dim in dims):
-        expected = "whole numbers of 1 or more, as in (512, 512), or ()"
-        raise _bad("align.projector_dims", dims, expected)
     seeds(config)
-    if not _is_seed(config.split.seed):
-        raise _bad("split.seed", config.split.seed, f"a whole number {SEEDS}")
     for other in config.compare:
         methods.find(other, "method to compare")
     if config.split.validation == "none" and config.retrain.epochs == "scaled":
@@ -224,8 +226,7 @@ def check(config, *, selects: bool = True) -> None:
             raise _bad(key, value(key), f"{only}, for {config.method}")
     if method.needs_graph and config.graph.encoder == "none":
         raise _bad("graph.encoder", "none", f"a graph, which {config.method} reads")
-    times = config.data.table.has_clock or config.split.kind not in NEED_CLOCK
-    if not times:
+    if config.split.kind in NEED_CLOCK and not config.data.table.has_clock:
         raise no_clock(f"split.kind={config.split.kind}")
 
 
@@ -259,7 +260,8 @@ def _check_validation(config) -> None:
         raise _bad("split.validation", validation, expected)
     if validation != "by_user":
         return
-    method, rows = methods.find(config.method), methods.find(config.method).user_rows
+    method = methods.find(config.method)
+    rows = method.user_rows
     if rows is not None and all(read(config, k) == rows[k] for k in rows):
         raise _bad(
             "split.validation",
@@ -290,7 +292,3 @@ def seeds(config) -> list[int]:
     if not _is_seed(config.seed):
         raise _bad("seed", config.seed, f"a whole number {SEEDS}")
     return list(given) or [config.seed]
-
-
-def _is_seed(value) -> bool:
-    return type(value) is int and 0 <= value < 2**32
