@@ -12,7 +12,7 @@ import numpy as np
 
 from create_jax.artifact import Artifact
 from create_jax.errors import InputError
-from create_jax.recommender import Recommender
+from create_jax.recommender import Explanation, Recommender
 from create_jax.search import Names
 
 TOGETHER = 32  # jobs of one batch
@@ -169,24 +169,6 @@ class Recommend(NamedTuple):
     explain: bool
 
 
-class Similar(NamedTuple):
-    model: Model
-    item: int
-    k: int
-
-
-class Vector(NamedTuple):
-    model: Model
-    history: tuple[int, ...]
-
-
-class Explain(NamedTuple):
-    model: Model
-    history: tuple[int, ...]
-    item: int
-    hide_history: bool
-
-
 class Listed(NamedTuple):
     """Codes and scores of a list, best first; for each, if asked, the items of the
     history without which its score is lower, most first: (code, score without), which
@@ -198,23 +180,22 @@ class Listed(NamedTuple):
 
 
 def answer(jobs: Sequence) -> list:
-    """The results of jobs of any kind; an InputError stands where one is refused.
-
-    Lists with equal rules are made together.
+    """The results of jobs: a Recommend, or a function without arguments. An InputError
+    stands where one is refused. Lists with equal rules are made together.
     """
     results = [None] * len(jobs)
     groups: dict[tuple, list[int]] = {}
     for place, job in enumerate(jobs):
+        key = (place,)
         if isinstance(job, Recommend):
             rules = job.user is None, job.exclude, job.allow, job.hide_history
-            groups.setdefault((id(job.model), *rules), []).append(place)
-        else:
-            groups[place,] = [place]
+            key = id(job.model), *rules
+        groups.setdefault(key, []).append(place)
     for places in groups.values():
         some = [jobs[place] for place in places]
         try:
-            kind = ANSWERS[type(some[0])]
-            found = kind(some)
+            lists = isinstance(some[0], Recommend)
+            found = recommend(some) if lists else [some[0]()]
         except InputError as error:
             found = [error] * len(some)
         for place, result in zip(places, found, strict=True):
@@ -222,7 +203,7 @@ def answer(jobs: Sequence) -> list:
     return results
 
 
-def _recommend(jobs: list[Recommend]) -> list[Listed]:
+def recommend(jobs: list[Recommend]) -> list[Listed]:
     first, recommender = jobs[0], jobs[0].model.recommender
     rules = {
         name: getattr(first, name) for name in ("exclude", "allow", "hide_history")
@@ -280,27 +261,13 @@ def check_explained(recommender: Recommender, known: np.ndarray) -> None:
         )
 
 
-def _similar(jobs: list[Similar]) -> list[Listed]:
-    (job,) = jobs
-    return [_listed(*job.model.recommender.similar(job.item, job.k))]
+def similar(model: Model, item: int, k: int) -> Listed:
+    return _listed(*model.recommender.similar(item, k))
 
 
-def _vector(jobs: list[Vector]) -> list[list[float]]:
-    (job,) = jobs
-    return [job.model.recommender.vectors([job.history])[0].tolist()]
-
-
-def _explain(jobs: list[Explain]) -> list:
-    (job,) = jobs
-    recommender = job.model.recommender
-    check_explained(recommender, recommender.known(job.history))
-    history, hide = job.history, job.hide_history
-    return [recommender.explain(history, job.item, hide_history=hide)]
-
-
-ANSWERS = {
-    Recommend: _recommend,
-    Similar: _similar,
-    Vector: _vector,
-    Explain: _explain,
-}
+def explain(
+    model: Model, history: tuple[int, ...], item: int, hide_history: bool
+) -> Explanation:
+    recommender = model.recommender
+    check_explained(recommender, recommender.known(history))
+    return recommender.explain(history, item, hide_history=hide_history)

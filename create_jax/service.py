@@ -166,7 +166,7 @@ class Service:
         self.metrics = Metrics(self.registry)
         self.scorer = scoring.Worker(self._score, longest, scoring.TOGETHER)
         self.explainer = scoring.Worker(scoring.answer, longest)
-        self.searcher = scoring.Worker(_search, longest)
+        self.searcher = scoring.Worker(scoring.answer, longest)
         self.metrics.waiting.set_function(lambda: len(self.scorer))
         self._loading = threading.Lock()
 
@@ -245,10 +245,6 @@ class Metrics:
 
 
 # --- names ----------------------------------------------------------------------------
-
-
-def _search(jobs: list) -> list:
-    return [job() for job in jobs]
 
 
 class Resolver:
@@ -415,7 +411,7 @@ def make_app(service: Service) -> FastAPI:
         """The items whose vectors point most nearly the same way."""
         model = service.ready()
         code = await Resolver(service, model).one(body.item)
-        found = await service.scorer.ask(scoring.Similar(model, code, body.k))
+        found = await service.scorer.ask(lambda: scoring.similar(model, code, body.k))
         answer = {"items": listed(model, found), "unknown": []}
         return as_json(answer | {"model": model.version})
 
@@ -425,7 +421,8 @@ def make_app(service: Service) -> FastAPI:
         model = service.ready()
         names = Resolver(service, model)
         history = await names.codes(body.history)
-        found = await service.scorer.ask(scoring.Vector(model, history))
+        vectors = model.recommender.vectors
+        found = await service.scorer.ask(lambda: vectors([history])[0].tolist())
         answer = {"vector": found if history else None} | names.told()
         return as_json(answer | {"model": model.version})
 
@@ -436,8 +433,9 @@ def make_app(service: Service) -> FastAPI:
         names = Resolver(service, model)
         code = await names.one(body.item)
         history = await names.codes(body.history)
-        job = scoring.Explain(model, history, code, body.hide_history)
-        found = await service.explainer.ask(job)
+        found = await service.explainer.ask(
+            lambda: scoring.explain(model, history, code, body.hide_history)
+        )
         without = [
             item(model, one, score=score, rank=rank or None)
             for one, score, rank in zip(
