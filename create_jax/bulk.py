@@ -384,15 +384,14 @@ def lists(recommender, users: pl.Series, rows, job: Job, exclude, allow):
     known = np.array([place is not None for place in places], bool)
     items = np.zeros((len(rows), job.k), np.int32)
     scores = np.zeros((len(rows), job.k), np.float32)
-    for which in (np.flatnonzero(known), np.flatnonzero(~known)):
-        seen = [rows[row] for row in which]
-        if len(which) and known[which[0]]:
-            some = [places[row] for row in which]
-            found = recommender.recommend_users(some, job.k, seen=seen, **rules)
-        else:  # the most popular
-            found = recommender.recommend(seen, job.k, **rules)
-        items[which], scores[which] = found
-    return items, scores, int((~known).sum())
+    here, others = np.flatnonzero(known), np.flatnonzero(~known)
+    some, seen = [places[n] for n in here], [rows[n] for n in here]
+    items[here], scores[here] = recommender.recommend_users(
+        some, job.k, seen=seen, **rules
+    )
+    seen = [rows[n] for n in others]  # and get the most popular
+    items[others], scores[others] = recommender.recommend(seen, job.k, **rules)
+    return items, scores, len(others)
 
 
 class _Writer:

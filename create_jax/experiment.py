@@ -65,19 +65,17 @@ def evaluate_again(config, workdir: str, save: str = "") -> dict:
       save: a directory to keep it in, like a run of its own for `create_jax.report`.
     """
     build.check(config, selects=False)
+    if not save:
+        return test(*reopen(config, workdir))[0]
     place = rundir.locate(save, "--save")
-    if save:
-        rundir.check(place, config, (*FREE_TO_CHANGE, *SELECTION))
+    rundir.check(place, config, (*FREE_TO_CHANGE, *SELECTION))
     opened, fitted, selection = reopen(config, workdir)
-    if save:
-        data = opened.facts["data"]
-        cluster.first(lambda: rundir.refuse_other_data(place, data))
+    data = opened.facts["data"]
+    cluster.first(lambda: rundir.refuse_other_data(place, data))
     result, ranks = test(opened, fitted, selection)
-    if save:
-        with rundir.hold(place):
-            about = opened.run.config, opened.facts["data"]
-            rundir.mark(place, *about, FREE_TO_CHANGE)
-            rundir.keep(place, result, ranks)
+    with rundir.hold(place):
+        rundir.mark(place, opened.run.config, data, FREE_TO_CHANGE)
+        rundir.keep(place, result, ranks)
     return result
 
 

@@ -135,37 +135,31 @@ def run(args) -> None:
             f"--out goes with --log alone, found {' and '.join(asked)} and --out="
             f"{args.out or ''}; as in --log=log.parquet --out=recs"
         )
-    refuse_idle(args, " and ".join(asked))
-    check_k(k_of(args))
+    question, k = " and ".join(asked), k_of(args)
+    refuse_idle(args, question)
+    check_k(k)
     artifact = read(args.file)
     recommender = Recommender(artifact, trust=args.trust)
     if args.log is not None:
         refuse_idle_of_log(args, recommender)
-    if asked == ["--log"]:
-        write_lists(args, recommender)
-        return
-    if args.similar is not None:
-        show(artifact, *recommender.similar(recommender.code(args.similar), k_of(args)))
-        return
+    if question == "--log":
+        return write_lists(args, recommender)
+    if question == "--similar":
+        return show(artifact, *recommender.similar(recommender.code(args.similar), k))
     rules = rules_of(args, recommender)
-    if args.user is not None and artifact.users is not None:
+    if question == "--user":  # refused where the model knows none
         user = recommender.user(args.user)
         if args.vectors:
-            print(json.dumps(artifact.users.vectors[user].tolist()))
-            return
-        items, scores = recommender.recommend_users([user], k_of(args), **rules)
-        show(artifact, items[0], scores[0])
-        return
-    if args.user is not None and args.log is None:
-        recommender.user(args.user)  # says what to ask with
-    if args.log is not None:
-        history = history_in(args, recommender)
-    else:
+            return print(json.dumps(artifact.users.vectors[user].tolist()))
+        items, scores = recommender.recommend_users([user], k, **rules)
+        return show(artifact, items[0], scores[0])
+    if question == "--history":
         history = codes_of(args.history, recommender)
+    else:
+        history = history_in(args, recommender)
     if args.vectors:
-        print(json.dumps(recommender.vectors([history])[0].tolist()))
-        return
-    items, scores = recommender.recommend([history], k_of(args), **rules)
+        return print(json.dumps(recommender.vectors([history])[0].tolist()))
+    items, scores = recommender.recommend([history], k, **rules)
     if recommender.falls_back(history):
         print("note: no known history: the most popular items", file=sys.stderr)
     why = []
