@@ -569,11 +569,6 @@ def mean_over_pairs(value_of, a, b, weights, axis_name=None):
     return total / jnp.maximum(count, 1)
 
 
-def binary_cross_entropy(scores: jax.Array, label: float) -> jax.Array:
-    """Elementwise BCE of logits against 1 or 0."""
-    return jax.nn.softplus(-scores) if label else jax.nn.softplus(scores)
-
-
 # --- alignment: two views [B, D] of the same users -> scalar --------------------------
 
 

@@ -4,7 +4,6 @@ The transformer is not trained in the warm-up of the graph. Its step count start
 joint training, and so does Adam's bias correction, as in a run without warm-up.
 """
 
-import jax
 import optax
 
 
@@ -26,5 +25,5 @@ def update(tx, grads: dict, opt_state: dict, params: dict, groups) -> tuple[dict
         changes, opt_state[group] = tx.update(
             grads[group], opt_state[group], params[group]
         )
-        params[group] = jax.tree.map(lambda p, c: p + c, params[group], changes)
+        params[group] = optax.apply_updates(params[group], changes)
     return params, opt_state

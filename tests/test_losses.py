@@ -167,13 +167,6 @@ def test_bpr_is_the_weighted_mean_of_minus_log_sigmoid():
     assert np.isfinite(losses.bpr(np.array([-500.0]), np.array([500.0]), np.ones(1)))
 
 
-def test_binary_cross_entropy_by_the_textbook():
-    scores = normal(0, 6)
-    p = 1 / (1 + np.exp(-scores))
-    close(losses.binary_cross_entropy(scores, 1), -np.log(p), 1e-6)
-    close(losses.binary_cross_entropy(scores, 0), -np.log(1 - p), 1e-6)
-
-
 def test_a_mean_without_weight_is_zero():
     assert losses.weighted_mean(np.ones(3), np.zeros(3)) == 0
 

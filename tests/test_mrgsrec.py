@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+import test_encoders
 import test_steps
 from create_jax.configs.common import get_config
 from jax.sharding import AxisType
@@ -73,21 +74,9 @@ def make_model(mask="causal", blocks=2):
 
 def pack(*rows):
     """Rows of (user, items) with a token behind each; the rest is empty."""
-    items, positions, segments = (np.zeros((len(rows), LENGTH), int) for _ in range(3))
-    users, last = [], []
-    for r, row in enumerate(rows):
-        column = 0
-        for n, (user, history) in enumerate(row, start=1):
-            size = len(history) + 1
-            slots = slice(column, column + size)
-            items[r, slots], segments[r, slots] = [*history, TOKEN], n
-            positions[r, slots] = np.arange(size)
-            column += size
-            users.append(user)
-            last.append(r * LENGTH + column - 1)
-    weights = np.ones(len(last), np.float32)
-    rest = np.array(users), np.array(last), weights
-    return packing.Batch(items, np.zeros_like(items), positions, segments, *rest)
+    slots = [[[*items, TOKEN] for _, items in row] for row in rows]
+    users = np.array([user for row in rows for user, _ in row])
+    return test_encoders.pack(*slots)._replace(users=users)  # rows of LENGTH too
 
 
 # --- second writings: the token first, as published, and one sequence at a time -------
@@ -598,7 +587,7 @@ def test_queries_end_with_the_token_after_the_newest_items():
     mesh = jax.make_mesh((1,), (DATA,), **axes)
     config = make_config(**{"eval.batch": 4})
     model = MODELS["causal", 2]
-    score = evaluate.model_scores(model, by_graph=False)
+    score = evaluate.model_scores(model, mesh, by_graph=False)
     evaluator = evaluate.make_evaluator(
         *(config, holdout, score, mesh, model.mask),
         **dict(ks=[ITEMS], filter_seen=False, keep_lists=True),

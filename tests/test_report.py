@@ -74,7 +74,7 @@ def make_run(
     lines = [{"epoch": e, "valid/ndcg@10": e / 100, "stage": "select"} for e in (1, 2)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     users = np.arange(QUERIES) if users is None else users
-    arrays = {name: value for t in TARGETS for name, value in ((t, ranks),)}
+    arrays = dict.fromkeys(TARGETS, ranks)
     arrays |= {f"{target}_users": users for target in TARGETS}
     np.savez_compressed(folder / "ranks.npz", **arrays)
 

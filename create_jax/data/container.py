@@ -4,6 +4,7 @@ import gzip
 import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -70,10 +71,4 @@ def decompress(file: BinaryIO, source: str) -> Iterator[bytes]:
         raise InputError(
             f"{source}: found {kind}{inside}; expected {EXPECTED}: unpack or convert it"
         )
-    return _chain(first, chunks)
-
-
-def _chain(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from chunks
+    return chain([first], chunks)

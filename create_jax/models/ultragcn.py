@@ -9,7 +9,7 @@ import scipy.sparse
 
 from create_jax import tables
 from create_jax.data import graph as graphs
-from create_jax.losses import binary_cross_entropy, global_sums
+from create_jax.losses import global_sums
 from create_jax.models.graph_encoder import Vectors
 
 PROPAGATES = False
@@ -135,14 +135,15 @@ def loss(params, vectors, batch, graph: Constraints, settings: dict, axis_name=N
         wanted += [(item_table, batch.negatives), (item_table, neighbours)]
     u, i, *others = tables.look_ups(*wanted, axis_name=axis_name)  # [P, D]
     beta = user_factor * item_factor
-    positive = binary_cross_entropy(jnp.sum(u * i, -1), 1) * (w1 + w2 * beta)
+    # Binary cross-entropy: softplus(-x) of a pair, softplus(x) of a negative.
+    positive = jax.nn.softplus(-jnp.sum(u * i, -1)) * (w1 + w2 * beta)
 
     scores = scores_of_negatives(u, item_table, batch.negatives, *others[:1])
     negative_beta = user_factor[:, None] * negative_factor
-    negative = binary_cross_entropy(scores, 0) * (w3 + w4 * negative_beta)
+    negative = jax.nn.softplus(scores) * (w3 + w4 * negative_beta)
 
     neighbours = others[1] if others else item_table[neighbours]  # [P, S, D]
-    similar = binary_cross_entropy(jnp.einsum("pd,psd->ps", u, neighbours), 1)
+    similar = jax.nn.softplus(-jnp.einsum("pd,psd->ps", u, neighbours))
     similar = jnp.sum(similar * omega, -1)
 
     pairs = positive + settings["negative_weight"] * negative.mean(-1)
