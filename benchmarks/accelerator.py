@@ -106,10 +106,8 @@ def config_of(setup: Setup, name: str, method: str, **changes):
 def prepared_of(config):
     """benchmarks.speed.phase.Prepared of all rows before the test."""
     from benchmarks.speed.phase import prepare
-    from create_jax import protocol
 
-    split = protocol.make_split(config, protocol.load(config))
-    return prepare(config, split.refit)
+    return prepare(config)
 
 
 def normal(*shape):
@@ -446,21 +444,14 @@ def dropout(setup: Setup):
 
 def ranking(setup: Setup):
     """Seconds for all test queries by queries a step, with lists of 100."""
+    from benchmarks.speed import phase
     from benchmarks.speed.limit import seconds
-    from create_jax import build, evaluate, parallel, protocol
 
     for name, batch in ways(
         setup, ("beauty", 256), ("beauty", 1024), ("beauty", 4096), ("ml1m", 1024)
     ):
         config = config_of(setup, name, "sasrec", eval__batch=batch)
-        split = protocol.make_split(config, protocol.load(config))
-        holdout, mesh, log = split.test["last"], parallel.make_mesh(), split.refit
-        model = build.make_model(config, log.n_users, log.n_items)
-        params = parallel.place(mesh, model.init(0))
-        score = evaluate.model_scores(model, by_graph=False)
-        evaluator = evaluate.make_evaluator(config, holdout, score, mesh, model.mask)
-        rank = functools.partial(evaluator.run, params, ())
-        yield f"{name}, {batch} queries", seconds(rank)
+        yield f"{name}, {batch} queries", seconds(phase.ranking(config))
 
 
 def query_blocks(setup: Setup):

@@ -130,8 +130,7 @@ def _ranker(run: rundir.Run, log: Interactions, holdouts, measure, rules) -> Cal
     """(params, graph) -> `<key>/<metric>` of all holdouts."""
     config = run.config
     model = build.make_model(config, log.n_users, log.n_items)
-    axes = parallel.batch_axes(run.mesh)
-    score = evaluate.model_scores(model, by_graph=False, axis_name=axes)
+    score = evaluate.model_scores(model, run.mesh, by_graph=False)
     evaluators = {
         key: evaluate.make_evaluator(
             config, holdout, score, run.mesh, model.mask, **rules

@@ -42,12 +42,7 @@ METHODS = {"random": "Random", "poprnd": "PopRnd", "svd": "SVD"}
 
 
 def make_config(name: str, method: str, path: str, switches: dict):
-    config = config_file.load(name, method)
-    config.data.path = path
-    for key, value in switches.items():
-        group, field = key.split(".")
-        config[group][field] = value
-    return config
+    return config_file.make(name, {"data.path": path} | switches, method)
 
 
 def open_cell(config, logs: dict) -> Opened:

@@ -14,7 +14,7 @@ from create_jax import cluster, metrics, parallel, steps, tables
 from create_jax.data import packing
 from create_jax.data.splits import Holdout
 from create_jax.models.system import System
-from create_jax.parallel import ALL, DATA, MODEL
+from create_jax.parallel import ALL, MODEL
 
 NOT_RANKED = np.iinfo(np.int32).max
 # Most rows of whole histories in a dispatch of more than one step: 8 MiB of pairs.
@@ -239,32 +239,32 @@ class Evaluator:
         shown = np.zeros((len(self.ks), len(holdout.candidates)), bool)
         values = {k: {} for k in self.ks}
         logs = np.zeros(n)
-        for query, some_ranks, some_tied, top, some in self._outputs(params, graph):
+        for query, some_ranks, some_tied, top, log in self._outputs(params, graph):
             real = query >= 0
             number = query[real]
             ranks[number], tied[number] = some_ranks[real], some_tied[real]
-            if some is not None:
-                logs[number] = some[real]
+            if log is not None:
+                logs[number] = log[real]
             if top is None:
                 continue
             top = top[real]
             if self.keep_lists:
                 kept[number] = top
-            for some, k in zip(shown, self.ks, strict=True):
-                some[top[:, :k]] = True
+            for items, k in zip(shown, self.ks, strict=True):
+                items[top[:, :k]] = True
                 if self.several:
                     asked = holdout.targets_of(number)
                     of = metrics.from_lists(top, *asked, k, self.measures)
                     for name, found in of.items():
                         values[k].setdefault(name, np.zeros(n))[number] = found
         means = {}
-        for some, k in zip(shown, self.ks, strict=True):
+        for items, k in zip(shown, self.ks, strict=True):
             found = values[k]
             if not self.several:
                 found = metrics.from_ranks(ranks, k, self.measures)
             means |= {name: float(value.mean()) for name, value in found.items()}
             if self.top_k:
-                means[f"coverage@{k}"] = metrics.coverage(some)
+                means[f"coverage@{k}"] = metrics.coverage(items)
         return Ranking(ranks, tied, means | self._uncut(ranks, logs), kept, logs)
 
     def _uncut(self, ranks, logs) -> dict[str, float]:
@@ -520,13 +520,9 @@ def make_evaluator(
     return Evaluator(holdout, score, mesh, **asked | rules)
 
 
-def model_scores(model: System, *, by_graph: bool, axis_name=DATA) -> Callable:
-    """Scores of a model: the transformer's state, or the graph's user, on the items.
-
-    Args:
-      axis_name: the axes of the mesh, `parallel.batch_axes`.
-    """
-    common = dict(by_graph=by_graph)
+def model_scores(model: System, mesh, *, by_graph: bool) -> Callable:
+    """Scores of a model: the transformer's state, or the graph's user, on the items."""
+    axis_name, common = parallel.batch_axes(mesh), dict(by_graph=by_graph)
     own = dict(axis_name=axis_name) if tables.is_split(axis_name) else {}
 
     def score(params, graph):

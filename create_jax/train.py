@@ -173,8 +173,7 @@ def fit(
 
 def _fitted(run: Run, model, params, make_graph, progress: Progress) -> Fitted:
     by_graph = model.encoder is None  # its users are what ranks
-    axes = parallel.batch_axes(run.mesh)
-    score = evaluate.model_scores(model, by_graph=by_graph, axis_name=axes)
+    score = evaluate.model_scores(model, run.mesh, by_graph=by_graph)
     reads = model.queries_read_graph(by_graph=by_graph)
 
     def graph():
@@ -443,8 +442,7 @@ def _validator(run: Run, model, holdout) -> Callable:
         )
         if by_graph not in evaluators:
             evaluators.clear()  # a warm-up ends once
-            axes = parallel.batch_axes(run.mesh)
-            score = evaluate.model_scores(model, by_graph=by_graph, axis_name=axes)
+            score = evaluate.model_scores(model, run.mesh, by_graph=by_graph)
             evaluators[by_graph] = evaluate.make_evaluator(
                 *(config, holdout, score, run.mesh, model.mask),
                 selects=True,

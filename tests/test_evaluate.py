@@ -471,7 +471,7 @@ def test_a_graph_ranks_alike_on_one_device_and_on_eight():
         arguments = None, pairs, model.n_rows, model.graph_settings, devices
         graph = model.graph.prepare(*arguments)
         evaluator = evaluate.Evaluator(
-            *(HOLDOUT, evaluate.model_scores(model, by_graph=True), mesh),
+            *(HOLDOUT, evaluate.model_scores(model, mesh, by_graph=True), mesh),
             **dict(ks=[5], max_len=MAX_LEN, filter_seen=True, keep_lists=True),
         )
         graph = parallel.place(mesh, graph, steps.graph_specs(graph))

@@ -59,7 +59,7 @@ def test_ranking_has_the_highest_precision():
     )
     model = build.make_model(config, n, LOG.n_items)
     params = model.init(0)
-    score = evaluate.model_scores(model, by_graph=False)
+    score = evaluate.model_scores(model, mesh, by_graph=False)
     evaluator = evaluate.make_evaluator(config, holdout, score, mesh)
     assert precisions(evaluator.lower(params, ())) == {"HIGHEST"}
 

@@ -123,7 +123,7 @@ def main() -> None:
         return graphs.uniform_users(pairs, draw)
 
     held = holdout(train, test, n_users, n_items)
-    score = evaluate.model_scores(model, by_graph=True)
+    score = evaluate.model_scores(model, mesh, by_graph=True)
 
     def squashed(params, graph):  # the published LightGCN ranks sigmoids, in float32
         scores = score(params, graph)

@@ -48,6 +48,7 @@ from rectools.models.nn.transformers.ligr import LiGRLayers
 from torch.nn.functional import cross_entropy
 
 from benchmarks.parity import bert4rec, histories, rectools_net
+from benchmarks.speed.sides import worker
 from create_jax import build, config_file, evaluate, parallel, protocol, train
 from create_jax.data import splits
 from create_jax.data.interactions import take
@@ -82,9 +83,7 @@ def make_config(flags):
 
 def learned_rows(method: str, log) -> np.ndarray:
     """[R] bool: the rows that training reads, as inputs or as targets."""
-    counts = np.bincount(log.users, minlength=log.n_users)
-    n = LENGTH if method == "bert4rec" else LENGTH + 1
-    return histories.recent(log, n) & (counts[log.users] >= 2)
+    return worker.newest(log, LENGTH if method == "bert4rec" else LENGTH + 1)
 
 
 def queries(holdout) -> list[np.ndarray]:

@@ -14,17 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import polars as pl
 
+from benchmarks.serving import load
 from create_jax import artifact, config_file
-from create_jax.artifact import Artifact, Texts
-from create_jax.models import sasrec
+from create_jax.artifact import Artifact
 
-DIM, SLOTS, ROWS, K = 64, 50, 10, 100
+DIM, ROWS, K = 64, 10, 100
 
 
 def main() -> None:
@@ -42,29 +42,15 @@ def main() -> None:
 
 
 def make(n_items: int) -> Artifact:
-    own = {"blocks": 2, "heads": 1, "dropout": 0.0, "max_len": SLOTS}
-    encoder = sasrec.Encoder(**own)
-    x, empty = np.zeros((1, 1, DIM), np.float32), np.zeros((1, 1), np.int32)
-    params = encoder.init(jax.random.key(0), x, empty, empty, False)["params"]
-    about = {"module": "create_jax.models.sasrec", "settings": own, "max_len": SLOTS}
+    made = load.make(n_items, DIM, 0, lambda number: f"item{number + 1:07}")
     config = config_file.load("table", "sasrec").to_dict()
-    manifest = {
-        "method": "sasrec",
+    more = {
         "needs": "history",
-        "query": "encoder",
-        "encoder": about,
         "protocol": {"filter_seen": True},
         "data": {"fingerprint": "made"},
         "config": json.loads(json.dumps(config)),
     }
-    table = np.random.default_rng(0).normal(size=(n_items + 1, DIM))
-    return Artifact(
-        manifest,
-        table.astype(np.float32),
-        Texts.of(["", *(f"item{code:07}" for code in range(1, n_items + 1))]),
-        np.append(0, np.ones(n_items, np.int64)),
-        parameters={"sequence": jax.device_get(params)},
-    )
+    return replace(made, manifest=made.manifest | more)
 
 
 def make_log(path: Path, users: int, n_items: int) -> None:

@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,40 +47,41 @@ BLOCK = 20  # queries of one way before the other's turn
 # --- the artifact ---------------------------------------------------------------------
 
 
-def write(path: Path, items: int, width: int, seed: int) -> None:
-    """Two blocks, one head and 50 slots, as SASRec has them on Amazon reviews."""
-    rng = np.random.default_rng(seed)
+def make(items: int, width: int, seed: int, name: Callable[[int], str]) -> Artifact:
+    """SASRec of random parameters: time and memory do not ask what is in them. Two
+    blocks, one head and 50 slots, as SASRec has them on Amazon reviews.
+
+    Args:
+      name: the id of an item by its number, from 0.
+    """
     settings = {"blocks": 2, "heads": 1, "dropout": 0.0, "max_len": 50}
     about = {"module": "create_jax.models.sasrec", "settings": settings, "max_len": 50}
-    places = jnp.zeros((1, 50), int)
-    x = jnp.zeros((1, 50, width))
-    encoder = make_encoder(about)
-    parameters = encoder.init(jax.random.key(seed), x, places, places, False)["params"]
-    table = rng.standard_normal((items + 1, width), dtype=np.float32)
+    x, places = jnp.zeros((1, 50, width)), jnp.zeros((1, 50), int)
+    params = make_encoder(about).init(jax.random.key(seed), x, places, places, False)
+    rng = np.random.default_rng(seed)
+    return Artifact(
+        {"method": "sasrec", "query": "encoder", "encoder": about},
+        rng.standard_normal((items + 1, width), dtype=np.float32),
+        Texts.of(["", *map(name, range(items))]),
+        np.append(0, np.ones(items, np.int64)),
+        parameters={"sequence": jax.device_get(params["params"])},
+    )
+
+
+def write(path: Path, items: int, width: int, seed: int) -> None:
+    """With titles, counts and a golden query."""
+    rng = np.random.default_rng(seed)
     words = ["red", "blue", "night", "day", "river", "king", "queen", "lost", "house"]
     named = rng.integers(0, len(words), (items, 3))
     titles = (" ".join(words[one] for one in three) for three in named.tolist())
     counts = rng.integers(1, 1000, items + 1)
     counts[0] = 0
-    manifest = {"method": "sasrec", "query": "encoder", "encoder": about}
-    made = Artifact(
-        manifest,
-        table,
-        Texts.of(["", *map(name, range(items))]),
-        counts,
-        Texts.of(["", *(f"{t} {n % 9973}" for n, t in enumerate(titles))]),
-        parameters={"sequence": jax.device_get(parameters)},
-    )
+    texts = Texts.of(["", *(f"{t} {n % 9973}" for n, t in enumerate(titles))])
+    made = replace(make(items, width, seed, name), counts=counts, titles=texts)
     listed, scores = Recommender(made).recommend([[1, 2, 3]], 10)
     golden = {"history": [1, 2, 3], "items": listed[0].tolist()}
     golden["scores"] = scores[0].tolist()
-    artifact.write(
-        path,
-        Artifact(
-            manifest | {"golden": golden}, table, made.ids, counts, made.titles,
-            parameters=made.parameters,
-        ),
-    )  # fmt: skip
+    artifact.write(path, replace(made, manifest=made.manifest | {"golden": golden}))
 
 
 def name(number: int) -> str:

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from jax.experimental import sparse
 
-from benchmarks.speed.phase import prepare
-from create_jax import build, evaluate, feeds, losses, optim, parallel, protocol
+from benchmarks.speed import phase
+from create_jax import build, losses, optim
 from create_jax import steps as stepping
 from create_jax.configs import quickstart
 from create_jax.data import packing
@@ -75,14 +75,14 @@ def scan_length() -> dict:
     return {f"chunk {n}": _epoch(**{"train.chunk": n}) for n in (64, 1, 8)}
 
 
-def _epoch(**changes):
+def quick_start(**changes):
     config = quickstart.get_config("sasrec")
-    config.split.validation = "none"
-    for key, value in changes.items():
-        group, name = key.split(".")
-        config[group][name] = value
-    train = protocol.make_split(config, protocol.load(config)).refit
-    prepared = prepare(config, train)
+    config.update_from_flattened_dict({"split.validation": "none"} | changes)
+    return config
+
+
+def _epoch(**changes):
+    prepared = phase.prepare(quick_start(**changes))
     feed, state = prepared.feed, prepared.state
 
     def once():
@@ -98,12 +98,10 @@ def _epoch(**changes):
 
 def seeds() -> dict:
     """Four seeds: one after the other, or all in one vmap. Two steps of SASRec."""
-    config = quickstart.get_config("sasrec")
-    config.split.validation = "none"
-    train = protocol.make_split(config, protocol.load(config)).refit
-    model = build.make_model(config, train.n_users, train.n_items)
-    (phase,) = build.make_phases(config)
-    feed = feeds.Feed(config, model, phase, train, None, None, 1)
+    config = quick_start()
+    prepared = phase.prepare(config)
+    model, feed = prepared.model, prepared.feed
+    (joint,) = build.make_phases(config)
     tx = optim.make(**config.optim.to_dict())
     batches = [feed.batch(feed.plan(epoch), 0) for epoch in range(4)]
     batches = [jax.tree.map(lambda x: jnp.asarray(x[:2]), batch) for batch in batches]
@@ -111,7 +109,7 @@ def seeds() -> dict:
 
     def two_steps(state, batch):
         def body(state, batch):
-            return stepping.train_step(model, phase, tx, 0, None, state, batch, ())
+            return stepping.train_step(model, joint, tx, 0, None, state, batch, ())
 
         return jax.lax.scan(body, state, batch)
 
@@ -208,18 +206,8 @@ def cache() -> dict:
 def evaluation() -> dict:
     """Ranks alone, as validation asks, or with lists of 100, as the test does."""
     config = quickstart.get_config("sasrec")
-    split = protocol.make_split(config, protocol.load(config))
-    holdout, mesh = split.test["last"], parallel.make_mesh()
-    log = split.refit
-    model = build.make_model(config, log.n_users, log.n_items)
-    params = parallel.place(mesh, model.init(0))
-    score, found = evaluate.model_scores(model, by_graph=False), {}
-    for name, lists in (("ranks", False), ("ranks and lists", True)):
-        evaluator = evaluate.make_evaluator(
-            config, holdout, score, mesh, model.mask, lists=lists
-        )
-        found[name] = partial(evaluator.run, params, ())
-    return found
+    ways = {"ranks": False, "ranks and lists": True}
+    return {name: phase.ranking(config, lists=lists) for name, lists in ways.items()}
 
 
 CANDIDATES = (

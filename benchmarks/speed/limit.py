@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speed.phase import prepare, repeat
-from create_jax import config_file, protocol
+from create_jax import config_file
 
 REPEATS = 7
 
@@ -114,8 +114,7 @@ def main() -> None:
     config = config_file.load(flags.config, flags.method)
     config.data.path, config.split.validation = flags.path, "none"
     config.warmup.epochs = 0
-    train = protocol.make_split(config, protocol.load(config)).refit
-    prepared = prepare(config, train)
+    prepared = prepare(config)
     run = repeat(prepared)
     step = seconds(run) / prepared.feed.chunk_steps
     if flags.trace:

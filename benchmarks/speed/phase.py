@@ -1,11 +1,13 @@
-"""One phase of training, ready to run: what the loop of `train.fit` builds."""
+"""One phase of training, ready to run: what the loop of `train.fit` builds; and the
+ranking of the test queries."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 
-from create_jax import build, feeds, optim, parallel, steps
+from create_jax import build, evaluate, feeds, optim, parallel, protocol, steps
 
 
 class Prepared(NamedTuple):
@@ -26,8 +28,11 @@ class Prepared(NamedTuple):
         return parallel.place(self.mesh, batch, steps.batch_specs(batch))
 
 
-def prepare(config, train) -> Prepared:
-    """The only phase of a config (no warm-up) on the rows `train`."""
+def prepare(config, train=None) -> Prepared:
+    """The only phase of a config (no warm-up) on the rows `train`; None = all rows of
+    its log before the test."""
+    if train is None:
+        train = protocol.make_split(config, protocol.load(config)).refit
     build.check(config)
     mesh = parallel.make_mesh()
     model = build.make_model(config, train.n_users, train.n_items)
@@ -45,6 +50,22 @@ def prepare(config, train) -> Prepared:
         return whole(state, batch, graph, wish)[:2]
 
     return Prepared(model, feed, pairs, graph, mesh, state, run)
+
+
+def ranking(config, **rules) -> Callable:
+    """() -> the Ranking of a config's test queries by parameters as they start.
+
+    Args:
+      rules: of `evaluate.Evaluator`, in the place of the config's.
+    """
+    split = protocol.make_split(config, protocol.load(config))
+    mesh = parallel.make_mesh()
+    model = build.make_model(config, split.refit.n_users, split.refit.n_items)
+    score = evaluate.model_scores(model, mesh, by_graph=False)
+    evaluator = evaluate.make_evaluator(
+        config, split.test["last"], score, mesh, model.mask, **rules
+    )
+    return partial(evaluator.run, parallel.place(mesh, model.init(0)), ())
 
 
 def repeat(prepared: Prepared) -> Callable:

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed import scaling, tables
+from benchmarks.speed.sides import worker
 from create_jax import config_file, protocol
 from create_jax.data import splits
 from create_jax.data.interactions import take
@@ -70,9 +71,7 @@ def prepare(config, split: splits.Split) -> tuple[dict, dict]:
     same softmax and rank the same items; RecTools would otherwise lack some.
     """
     log, holdout = split.refit, split.test["last"]
-    counts = np.bincount(log.users, minlength=log.n_users)
-    from_end = np.cumsum(counts)[log.users] - np.arange(len(log.users))
-    newest = (from_end <= config.seq.max_len + 1) & (counts[log.users] >= 2)
+    newest = worker.newest(log, config.seq.max_len + 1)
     known = splits.known_items(take(log, newest))
     number = np.cumsum(known) * known
     rows = take(log, known[log.items])

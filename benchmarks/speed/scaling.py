@@ -100,10 +100,8 @@ def measure_phase(method: str, log, **changes) -> dict:
     from create_jax.configs import table
 
     config = table.get_config(method)
-    config.seq.max_len, config.train.chunk = 50, 1
-    for key, value in changes.items():
-        group, name = key.split(".")
-        config[group][name] = value
+    shape = {"seq.max_len": 50, "train.chunk": 1}
+    config.update_from_flattened_dict(shape | changes)
     prepared = prepare(config, log)
     feed, tokens = prepared.feed, 0
     if feed.sequences is not None:

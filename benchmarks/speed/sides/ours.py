@@ -71,7 +71,7 @@ def main() -> None:
     prepared = prepare(config, log)
     model, feed, mesh = prepared.model, prepared.feed, prepared.mesh
     state, epoch = prepared.state, 0
-    score = evaluate.model_scores(model, by_graph=model.encoder is None)
+    score = evaluate.model_scores(model, mesh, by_graph=model.encoder is None)
     evaluator = evaluate.make_evaluator(
         config, holdout, score, mesh, model.mask, ks=(worker.TOP,), keep_lists=True
     )
