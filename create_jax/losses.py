@@ -385,10 +385,13 @@ def gsau(
         )
     else:
         main = mean_alignment(x, y, weights, axis_name)
-    shuffled = jax.random.permutation(key, len(targets))
-    apart = jnp.sum((x - l2_normalise(y[shuffled])) ** 2, -1)
-    both = weights * weights[shuffled]
-    crossed = jnp.log(weighted_mean(jnp.exp(-2 * apart), both, axis_name))
+    # Each real state meets the target of another: in a random order, of the next one.
+    order = jnp.lexsort((jax.random.uniform(key, weights.shape), -weights))
+    n_real = jnp.sum(targets > 0)
+    following = order[(jnp.arange(len(order)) + 1) % jnp.maximum(n_real, 1)]
+    apart = jnp.sum((x[order] - l2_normalise(y[following])) ** 2, -1)
+    both = weights[order] * (n_real > 1)
+    crossed = log_or_zero(weighted_mean(jnp.exp(-2 * apart), both, axis_name))
     spread = uniformity(x, weights, axis_name) + uniformity(y, weights, axis_name)
     return main + gamma * (spread + crossed)
 
@@ -540,13 +543,19 @@ def mean_alignment(a, b, weights, axis_name=None):
 
 
 def uniformity(x, weights, axis_name=None):
-    """log mean exp(-2 |x - x'|^2) over pairs of different rows, of unit length."""
+    """log mean exp(-2 |x - x'|^2) over pairs of different rows, of unit length; 0 where
+    there is no pair."""
     x = l2_normalise(x)
 
     def closeness(cosine):
         return jnp.exp(4 * cosine - 4)  # |x - x'|^2 = 2 - 2 x . x'
 
-    return jnp.log(mean_over_pairs(closeness, x, x, weights, axis_name))
+    return log_or_zero(mean_over_pairs(closeness, x, x, weights, axis_name))
+
+
+def log_or_zero(mean):
+    """log of a mean of positive values, and 0, with a finite gradient, of no values."""
+    return jnp.log(jnp.where(mean > 0, mean, 1.0))
 
 
 def mean_over_pairs(value_of, a, b, weights, axis_name=None):
