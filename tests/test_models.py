@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -371,6 +372,24 @@ def test_projectors_and_unit_rows_are_applied_before_the_loss():
         BATCH.weights,
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_two_views_pass_one_projector():
+    """They are states of one encoder: equal views are perfectly aligned."""
+    model = make_model("bt_sr", encoder="none", projector_dims=[5, 4])
+    params = make_params(model)
+    assert list(params["projectors"]) == ["local"]
+    states = np.random.default_rng(1).normal(size=(64, 8)).astype(np.float32)
+    ends = SimpleNamespace(last=np.arange(64), weights=np.ones(64, np.float32))
+    loss = partial(model.align.with_views, params)
+    found = loss(states, states[::-1], ends, ends)
+    np.testing.assert_allclose(found, loss(states[::-1], states, ends, ends), rtol=1e-5)
+    layers = params["projectors"]["local"].values()
+    x = states / np.linalg.norm(states, axis=1, keepdims=True)  # bt_sr has unit states
+    for n, layer in enumerate(layers):
+        x = (np.maximum(x, 0) if n else x) @ layer["kernel"] + layer["bias"]
+    expected = barlow_twins(x, x, ends.weights)
+    np.testing.assert_allclose(loss(states, states, ends, ends), expected, rtol=1e-4)
 
 
 def owners_of_slots():

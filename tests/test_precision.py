@@ -2,15 +2,19 @@
 
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from create_jax.configs.common import get_config
 from test_steps import JOINT, LOG, make_config, prepare
 
 from create_jax import build, evaluate, optim, parallel, steps
 from create_jax.data.splits import Holdout
+from create_jax.models.alignment import Alignment
+from create_jax.models.graph_encoder import Vectors
 from create_jax.models.transformer import random_words
 
 
@@ -33,6 +37,22 @@ def test_alignment_has_the_highest_precision_whatever_the_config_says():
     for kind in ("barlow_twins", "infonce", "vicreg", "nwj"):
         config = make_config(**{"model.precision": "default", "align.kind": kind})
         assert precisions(lower_step(config)) == {"DEFAULT", "HIGHEST"}
+
+
+def test_projectors_and_the_disinterest_of_an_alignment_have_it_too():
+    config = get_config().align
+    config.projector_dims = (4,)
+    align = Alignment.from_config(config)
+    params = align.init(jax.random.key(0), 8) | {"user_table": np.ones((3, 8))}
+    batch = SimpleNamespace(last=np.arange(3), users=np.arange(3), weights=np.ones(3))
+
+    def loss(params, states):
+        vectors = Vectors(states, states, averse_users=states)
+        with jax.default_matmul_precision("default"):
+            return align.with_graph(params, states, vectors, batch)
+
+    lowered = jax.jit(jax.grad(loss)).lower(params, np.ones((3, 8), np.float32))
+    assert precisions(lowered) == {"HIGHEST"}
 
 
 def lower_step(config, phase=JOINT):

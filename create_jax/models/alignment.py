@@ -37,6 +37,7 @@ class Alignment:
     loss: (a [B, D], b [B, D], weights [B], axis_name=) -> scalar; None = no alignment.
     bert_state: `appended_mask` or `last_position`, of encoders that hide items.
     orthogonality: mu, of the states and a signed graph's disinterest.
+    views: both sides are states of sequences (BT-SR), which share a projector.
     """
 
     loss: Callable | None
@@ -47,6 +48,7 @@ class Alignment:
     l2_normalize: bool
     bert_state: str
     orthogonality: float
+    views: bool = False
 
     @classmethod
     def from_config(cls, align) -> "Alignment":
@@ -61,31 +63,38 @@ class Alignment:
             loss=loss,
             projector_dims=tuple(align.projector_dims),
             orthogonality=align.orthogonality,
+            views=align.partner == "same_target",
             **{name: align[name] for name in same},
         )
 
     def init(self, key, dim: int) -> dict:
-        """The projectors of the two sides, where there are any."""
+        """The projectors of the two sides, where there are any; one for two views."""
         if not self.projector_dims:
             return {}
         projector, x = Projector(self.projector_dims), jnp.zeros((1, dim))
         heads = {
             name: projector.init(jax.random.fold_in(key, n), x)["params"]
-            for n, name in enumerate(("local", "global"))
+            for n, name in enumerate(("local", "global")[: 1 if self.views else 2])
         }
         return {"projectors": heads}
 
+    @jax.default_matmul_precision("highest")
     def compare(self, params: dict, local, world, weights, axis_name=None):
-        """The loss between two vectors of each user, [B, D] each."""
+        """The loss between two vectors of each user, [B, D] each.
+
+        Products have the highest precision, here and in `with_graph`: rounded ones blur
+        a correlation.
+        """
         if self.l2_normalize:
             local, world = losses.l2_normalise(local), losses.l2_normalise(world)
         if self.projector_dims:
             projector, heads = Projector(self.projector_dims), params["projectors"]
+            other = heads["local" if self.views else "global"]
             local = projector.apply({"params": heads["local"]}, local)
-            world = projector.apply({"params": heads["global"]}, world)
-        with jax.default_matmul_precision("highest"):
-            return self.loss(local, world, weights, axis_name=axis_name)
+            world = projector.apply({"params": other}, world)
+        return self.loss(local, world, weights, axis_name=axis_name)
 
+    @jax.default_matmul_precision("highest")
     def with_graph(self, params: dict, states, vectors: Vectors, batch, axis_name=None):
         """The loss between states of the sequences, h_u, and their users' graph
         vectors. A signed graph adds mu times the squared cross-correlations of h_u with
