@@ -159,8 +159,14 @@ def _joint(flat: dict, method) -> list[str]:
         off += OF_GRAPH_LOSSES if flat["method"] == "mrgsrec" else ["loss."]
     elif flat["graph.encoder"] == "ultragcn":  # whose pairs are those of all users
         off += ["graph.batch_source", "align.user_source"]  # and propagate nothing
+    if not flat["warmup.epochs"]:
+        off += ["warmup.reset_optimizer", "warmup.eval"]
+        if not flat["loss.w_global"]:
+            off += [*OF_GRAPH_LOSSES, "graph.batch_", "graph.reduce"]
     if flat["align.kind"] == "none":
         return [*off, "align.", "loss.w_bt"]
+    if not flat["loss.w_bt"]:
+        return [*off, "align."]
     of_kind = {
         "align.bt.": ("barlow_twins",),
         "align.vicreg.": ("vicreg",),
@@ -175,6 +181,4 @@ def _joint(flat: dict, method) -> list[str]:
         off.append("align.orthogonality")
     if views or (method.sequence or flat["seq.encoder"]) in NEVER_HIDE:
         off.append("align.bert_state")
-    if not flat["warmup.epochs"]:
-        off += ["warmup.reset_optimizer", "warmup.eval"]
     return off
