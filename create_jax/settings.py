@@ -221,6 +221,14 @@ def check(config, *, selects: bool = True) -> None:
             "retrain.epochs", "scaled", "best, as there is no validation to scale"
         )
     _check_validation(config)
+    if selects and config.retrain.epochs == "none" and _ranks_by_user_rows(config):
+        validation = validation_of(config.split.kind, config.split.validation)
+        if validation == "by_time":
+            expected = (
+                f"best or scaled: {config.method} ranks by a trained row of each user; "
+                "not retrained, it has none of those who came after validation's cut"
+            )
+            raise _bad("retrain.epochs", "none", expected)
     for key, only in method.fixed.items():
         if value(key) != only:
             raise _bad(key, value(key), f"{only}, for {config.method}")
@@ -251,6 +259,11 @@ def no_clock(what: str) -> InputError:
     )
 
 
+def _ranks_by_user_rows(config) -> bool:
+    rows = methods.find(config.method).user_rows
+    return rows is not None and all(read(config, key) == rows[key] for key in rows)
+
+
 def _check_validation(config) -> None:
     """Refuses a validation that the split lacks, or one on users without training."""
     kind, validation = config.split.kind, config.split.validation
@@ -261,8 +274,7 @@ def _check_validation(config) -> None:
     if validation != "by_user":
         return
     method = methods.find(config.method)
-    rows = method.user_rows
-    if rows is not None and all(read(config, k) == rows[k] for k in rows):
+    if _ranks_by_user_rows(config):
         raise _bad(
             "split.validation",
             validation,

@@ -103,6 +103,21 @@ def test_a_metric_without_a_cut_selects_where_queries_have_one_target():
     build.check(counts)
 
 
+def test_users_of_the_test_have_a_trained_row():
+    """Without a retraining those who came since the validation would not."""
+    config = common.get_config("lightgcn")
+    config.retrain.epochs = "none"
+    with pytest.raises(
+        InputError, match="config.retrain.epochs is 'none'; .*trained row"
+    ):
+        build.check(config)
+    build.check(config, selects=False)  # as of a finished run
+    config.split.validation = "none"
+    build.check(config)
+    config.split.update(kind="leave_one_out", validation="auto")
+    build.check(config)
+
+
 @pytest.mark.parametrize("given", [(0, 2, 5), ([0, 2, 5],)])
 def test_seeds_are_given_as_a_tuple_or_a_list(given):
     config = common.get_config("sasrec")
