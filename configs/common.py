@@ -140,7 +140,7 @@ def get_config(method: str | None = None, *, dropout: float = 0.3) -> ConfigDict
                 "selfgnn": {
                     "intervals": 4,
                     "layers": 2,
-                    "self_weight": 1e-6,
+                    "self_weight": 0.002,
                     "decay": 1e-2,
                 },
             },

@@ -82,9 +82,9 @@ class Fusion(nn.Module):
     def __call__(self, token, user):
         width = token.shape[-1]
         x = jnp.concatenate([token, user], -1)
-        x = nn.Dense(self.multiple * width, name="in")(x)
+        x = nn.Dense(self.multiple * width, name="in", kernel_init=initializer)(x)
         x = nn.gelu(x, approximate=False)
-        return nn.Dense(width, name="out")(x)
+        return nn.Dense(width, name="out", kernel_init=initializer)(x)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,20 @@ or item's T vectors pass an LSTM and self-attention; their mean is the long-term
 Recommends by the user's long-term vector and an attention over the history, on the
 items' long-term vectors.
 
-Read from a description and its formulas, not from the authors' program. Choices where
-they are silent: intervals of equal length, slope 0.2 of the leaky ReLU, one uniform
-negative for each pair, the newest training item as the positive, the gate as a sigmoid
-of a linear map, the norms over the rows of the batch; no edge dropout.
+Written from a description and its formulas, and not compared with the authors' program
+(github.com/HKUDS/SelfGNN), which differs:
+
+* it normalises the input of each attention, and the items and positions of a history,
+  passes each attention over the history through a leaky ReLU, and the gate through a
+  hidden layer; its leaky ReLU has the slope 0.5, here 0.2, and stands in the products
+  of the self-supervision too; it drops edges and states of the LSTM;
+* it draws the two items of the self-supervision from those that the user has inside the
+  interval, several pairs of them, here one pair of the history for all intervals. It
+  weighs their sum by 1e-6, here their mean by 0.002, which is as much with one pair for
+  each of its 512 users in four intervals;
+* it weighs the squares of whole tables by 0.01, here those of the rows of the batch,
+  halved;
+* it has up to forty negatives of a user, here one.
 """
 
 from dataclasses import dataclass
