@@ -1,4 +1,4 @@
-"""Orbax checkpoints of one stage of a run: the latest two, and the best, kept apart."""
+"""Orbax checkpoints of one stage of a run: the latest two, and the best they name."""
 
 import json
 import re
@@ -69,7 +69,7 @@ class Checkpoints:
         if step in self.manager.all_steps():
             # Of a run that was asked to leave before its validation, which is done now.
             self.manager.delete(step)
-        self.kept.best = progress["best_step"]
+        self.kept.best_of[step] = progress["best_step"]
         progress = progress | {"checksum": _checksum(state, progress, self.rows)}
         try:
             self.manager.save(
@@ -159,7 +159,7 @@ class Checkpoints:
         _agreed(check)
         if "best_step" not in progress:
             progress["best_step"] = self._best_by_score()
-        self.kept.best = progress["best_step"]
+        self.kept.best_of[step] = progress["best_step"]
         return state, progress
 
     def _read(self, step, like):
@@ -219,13 +219,16 @@ class Damaged(Exception):
 
 
 class _Kept:
-    """Orbax's preservation policy: the two latest steps, and the best."""
+    """Orbax's preservation policy: the two latest steps, and the best that each of them
+    names: where the newest is damaged the run goes on from the other."""
 
-    best = 0
+    def __init__(self):
+        self.best_of: dict[int, int] = {}  # of the steps that were saved or read
 
     def should_preserve(self, checkpoints, *, context):
-        latest = len(checkpoints) - 2
-        return [n >= latest or c.step == self.best for n, c in enumerate(checkpoints)]
+        latest = {checkpoint.step for checkpoint in checkpoints[-2:]}
+        kept = latest | {self.best_of.get(step) for step in latest}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def _agreed(attempt):

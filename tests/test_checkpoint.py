@@ -66,8 +66,11 @@ def test_the_latest_two_and_the_named_best_are_kept(tmp_path):
     again.wait()
     assert steps(tmp_path) == [3, 7, 8]
     again.save(9, state(9), progress(9, best=9))
+    again.wait()
+    assert steps(tmp_path) == [3, 8, 9]  # of 8, should 9 be damaged
+    again.save(10, state(10), progress(10, best=9))
     again.close()
-    assert steps(tmp_path) == [8, 9]
+    assert steps(tmp_path) == [9, 10]
 
 
 def truncate(file):
@@ -214,6 +217,22 @@ def test_where_all_are_damaged_training_does_not_begin_anew(saved):
         checkpoints.restore_latest(state(0))
     checkpoints.close()
     assert contents(saved) == before
+
+
+def test_a_run_goes_on_with_the_best_of_the_checkpoint_before(tmp_path):
+    """What was a new best may be none when a damaged epoch is repeated elsewhere."""
+    checkpoints = Checkpoints(tmp_path)
+    for step, best in ((1, 1), (4, 1), (5, 5)):
+        checkpoints.save(step, state(step), progress(step, best))
+    checkpoints.close()
+    truncate(tmp_path / "5" / "progress" / "metadata")
+    again = Checkpoints(tmp_path)
+    assert again.restore_latest(state(0))[1] == progress(4, best=1)
+    for step in (5, 6):
+        again.save(step, state(step), progress(step, best=1))
+    again.wait()
+    assert same(again.restore(1, state(0))[0], state(1))
+    again.close()
 
 
 def test_a_damaged_or_missing_best_is_named(saved):
