@@ -236,12 +236,8 @@ def _continue(run: Run, stage: str, checkpoints, state, trains: bool):
     run.lines.rewind(
         lambda line: line["stage"] != stage or line["epoch"] <= progress.epoch
     )
-    if run.profile and progress.epoch >= run.profile:
-        raise InputError(
-            f"--profile={run.profile}: {run.workdir} is past that epoch of the "
-            f"stage {stage!r}, which goes on with epoch {progress.epoch + 1}; "
-            "choose a later one, or another --workdir"
-        )
+    if run.profile and progress.epoch >= run.profile:  # the same command goes on
+        say(f"no trace: {stage} is past --profile={run.profile}")
     if not progress.finished:
         cluster.leave_if_asked()
     return state, progress
