@@ -223,7 +223,7 @@ def test(opened: Opened, fitted: Fitted, selection: Progress | None) -> tuple:
         "test": by_target[config.eval.target],
         "test_by_target": by_target,
         "tied_targets_share": ties,
-        "epochs": fitted.progress.epoch,
+        "epochs": fitted.progress.best_epoch or fitted.progress.epoch,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "precision": config.model.precision,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

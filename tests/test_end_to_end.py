@@ -411,6 +411,26 @@ def test_a_graph_encoder_alone_learns(log, tmp_path, method):
     assert asked[0] > asked[1]["last"]
 
 
+def test_the_same_command_goes_on_past_the_epoch_that_it_traces(log, tmp_path, capsys):
+    config = make_config(log, "sasrec", train__epochs=1, split__validation="none")
+    place = str(tmp_path / "run")
+    result = experiment.train_and_evaluate(config, place)
+    (tmp_path / "run" / "result.json").unlink()
+    again = experiment.train_and_evaluate(config, place, profile=1)
+    assert again["test"] == result["test"]
+    assert "no trace: fixed is past --profile=1" in capsys.readouterr().out
+
+
+def test_epochs_are_those_of_what_was_tested(log, tmp_path):
+    """Without a retraining that is the best one; later ones came after it."""
+    changes = dict(optim__lr=1e-9, train__epochs=3, retrain__epochs="none")
+    config = make_config(log, "sasrec", eval__select_mean=1, **changes)
+    result = experiment.train_and_evaluate(config, str(tmp_path / "run"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+    assert result["epochs"] == 1  # none was better
+
+
 def test_a_loss_that_explodes_is_named(log, tmp_path):
     config = make_config(log, "sasrec", optim__lr=1e30, split__validation="none")
     with pytest.raises(
