@@ -221,7 +221,8 @@ def check(config, *, selects: bool = True) -> None:
             "retrain.epochs", "scaled", "best, as there is no validation to scale"
         )
     _check_validation(config)
-    if selects and config.retrain.epochs == "none" and _ranks_by_user_rows(config):
+    trained = selects and method.kind != "free"
+    if trained and config.retrain.epochs == "none" and _ranks_by_user_rows(config):
         validation = validation_of(config.split.kind, config.split.validation)
         if validation == "by_time":
             expected = (

@@ -63,7 +63,10 @@ def unread(flat: dict) -> set[str]:
     off = [*BY_KIND[method.kind], *_data_and_selection(flat)]
     others = {key for other in methods.METHODS.values() for key in other.settings}
     off += others - set(method.settings)
-    if method.kind != "free":
+    if method.kind == "free":  # of these SVD alone selects, its rank
+        ranks = any(key.startswith("svd.") for key in method.settings)
+        off += ["eval.every", "eval.select_mean" if ranks else "eval.select_"]
+    else:
         off += _graph(flat, method)
     if method.kind in ("sequence", "joint"):
         off += _losses(flat, method)
@@ -76,6 +79,8 @@ def unread(flat: dict) -> set[str]:
             kept.add("align.partner")  # which says whether alignment is read at all
     if method.kind in ("sequence", "joint"):  # there all the same, in the checkpoints
         kept.add("align.projector_dims")
+        if flat["align.projector_dims"]:  # two, or one for two views
+            kept.add("align.partner")
     return {key for key in flat if key.startswith(tuple(off)) and key not in kept}
 
 

@@ -112,6 +112,9 @@ def test_users_of_the_test_have_a_trained_row():
     ):
         build.check(config)
     build.check(config, selects=False)  # as of a finished run
+    counts = common.get_config("svd")
+    counts.retrain.epochs = "none"
+    build.check(counts)  # which is fitted on all rows before the test
     config.split.validation = "none"
     build.check(config)
     config.split.update(kind="leave_one_out", validation="auto")

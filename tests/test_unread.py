@@ -103,6 +103,13 @@ def test_an_encoder_of_ones_own_may_have_averse_users():
         assert "align.orthogonality" not in unread(flat | {"graph.encoder": encoder})
 
 
+def test_a_partner_that_shapes_the_checkpoint_counts():
+    """Two views have one projector; another checkpoint would be of no use."""
+    flat = settings.flatten(config_file.make("table", {}, "bert4rec").to_dict())
+    assert "align.partner" in unread(flat)
+    assert "align.partner" not in unread(flat | {"align.projector_dims": [5]})
+
+
 def told(changes, methods, mode="train"):
     configs = [config_file.make("table", changes, method) for method in methods]
     flats = [settings.flatten(config.to_dict()) for config in configs]
@@ -154,6 +161,12 @@ def test_an_amount_that_nothing_reads_is_named():
     assert told(seeds, ["sasrec"]).endswith(": config.seed")
     assert told(seeds, ["sasrec"], "tune").endswith(": config.seeds")
     assert told({"split.validation": "none"}, ["mostpop"]) == ""
+    rule = {"eval.select_by": "mrr", "eval.select_mean": 2, "eval.every": 3}
+    assert told(rule, ["mostpop"]).endswith(
+        ": config.eval.select_by, config.eval.select_mean, config.eval.every"
+    )
+    assert told(rule, ["svd"]).endswith(": config.eval.select_mean, config.eval.every")
+    assert told(rule, ["svd", "sasrec"]) == ""
     pairs = {"graph.batch_source": "batch_users"}
     assert told(pairs, ["create"]).endswith(": config.graph.batch_source")
     assert told(pairs, ["create_uni"]) == ""
