@@ -7,7 +7,7 @@ import numpy as np
 
 from create_jax import paired
 from create_jax.errors import InputError
-from create_jax.runs import System, by_section, per_query, targets_of
+from create_jax.runs import System, by_section, per_query, shorter, targets_of
 
 
 class Claim(NamedTuple):
@@ -82,7 +82,10 @@ def _pairs(own: list[System], baselines) -> list[tuple[System, System]]:
     labels, found = [system.label for system in own], {}
     baselines = [_baseline(own, baseline) for baseline in baselines]
     for system in own:
-        for other in dict.fromkeys((*baselines, system.varies)):
+        varied = system.varies
+        while varied not in labels and varied != shorter(varied):
+            varied = shorter(varied)
+        for other in dict.fromkeys((*baselines, varied)):
             twice = (other, system.label) in found  # the same claim from the other side
             if other != system.label and other in labels and not twice:
                 found[system.label, other] = system, own[labels.index(other)]

@@ -6,8 +6,8 @@ deviation; the line of the paper follows. A table holds runs of one data set and
 protocol. Each line is compared with the baselines, and each variant with its method, by
 a paired test over users and seeds. With --names=directory lines are named after
 the directories of their runs, and create@graph=lightgcn,align=none is a variant of
-create@graph=lightgcn. p-values are corrected for the number of comparisons in a table
-(Holm 1979).
+create@graph=lightgcn, or of create where that is not there. p-values are corrected for
+the number of comparisons in a table (Holm 1979).
 
 Writes report.md, report.csv and differences.csv to DIR and, with the extra `plots`,
 figures. --fill=FILE replaces the text of a Markdown file between `<!-- report:NAME -->`

@@ -142,7 +142,12 @@ def _directory(folders: list[Path], results: list[dict]) -> tuple[str, str]:
             "systems by their settings"
         )
     (name,) = found
-    return name, re.sub("[@,][^@,]*$", "", name)
+    return name, shorter(name)
+
+
+def shorter(name: str) -> str:
+    """The name of a directory without its last setting, where it has one."""
+    return re.sub("[@,][^@,]*$", "", name)
 
 
 def _refuse_same_names(systems: list[System], other: str) -> None:

@@ -315,6 +315,13 @@ def test_systems_are_named_after_their_directories(runs):
         ("create@graph=lightgcn,align=none", "sasrec"),
         ("create@graph=lightgcn,align=none", "create@graph=lightgcn"),
     ]
+    (runs / "d/create@graph=lightgcn").rename(runs / "d/create@graph=other")
+    systems = load(find_runs([str(runs / "d")]), by_directory=True)
+    claims = make_claims(systems, ["sasrec"], ["ndcg@10"])
+    label = "create@graph=lightgcn,align=none"
+    assert [c.baseline for c in claims if (c.label, c.target) == (label, "last")] == [
+        *("sasrec", "create")
+    ]
     (runs / "d/sasrec-1").rename(runs / "d/create-1")
     with pytest.raises(InputError, match="2 systems that are called create"):
         load(find_runs([str(runs / "d")]), by_directory=True)
