@@ -140,18 +140,24 @@ def written_beside(out: Path):
     with named(part):
         part.mkdir(parents=True, exist_ok=True)
     mark = part.with_name(f"{part.name}.lock")
+    left = mark.exists()  # by a run that was killed; other content is not ours
     held = (
         f"{part}: another process is at work here; wait until it has ended, or "
         "choose another --out"
     )
     with alone(mark, held):
-        for old in part.iterdir():  # of a run that was killed
+        for old in part.iterdir():
+            if not left:
+                raise InputError(
+                    f"{part}: holds {old.name}, and is where {out} is to be written; "
+                    "take it away, or choose another --out"
+                )
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         try:
             yield part
             with named(out):
                 os.replace(part, out)
-        except Exception:
+        except BaseException:  # Ctrl-C too
             shutil.rmtree(part, ignore_errors=True)
             raise
 

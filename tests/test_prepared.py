@@ -309,14 +309,18 @@ def test_check_names_rows_of_other_columns_and_types(folder):
 def test_what_was_killed_is_never_taken_for_whole(tmp_path, monkeypatch):
     config, out = with_ties(tmp_path, 300), tmp_path / "log"
 
-    def killed(*_):
+    part, kept = tmp_path / "log.part", tmp_path / "kept"
+
+    def interrupted(*_):
+        shutil.copytree(part, kept)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepared, "_derived", killed)  # the rows are there, all of them
+        patch.setattr(prepared, "_derived", interrupted)  # the rows are there, all
         prepare.prepare(config, str(out))
-    assert not out.exists()
-    part = tmp_path / "log.part"
+    assert sorted(os.listdir(tmp_path)) == ["kept", "log.csv"]
+    kept.rename(part)  # as a kill leaves it
+    (tmp_path / "log.part.lock").touch()
     assert (part / "items.i32").exists()
     for path in (part, part / "rows"):
         (config := config.copy_and_resolve_references()).data.path = str(path)
@@ -328,6 +332,17 @@ def test_what_was_killed_is_never_taken_for_whole(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["log", "log.csv"]
     with pytest.raises(InputError, match="is there already"):
         prepare.prepare(config, str(out))
+
+
+def test_a_folder_in_the_way_is_left_as_it_is(tmp_path):
+    """Even where it is the log."""
+    config, part = with_ties(tmp_path, 300), tmp_path / "log.part"
+    part.mkdir()
+    (tmp_path / "log.csv").rename(part / "log.csv")
+    config.data.path = str(part / "log.csv")
+    with pytest.raises(InputError, match="log.part: holds log.csv, and is where .*log"):
+        prepare.prepare(config, str(tmp_path / "log"))
+    assert os.listdir(part) == ["log.csv"] and os.listdir(tmp_path) == ["log.part"]
 
 
 def test_a_disk_that_is_too_small_is_said_before(tmp_path, monkeypatch):
