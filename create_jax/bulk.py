@@ -11,7 +11,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +139,7 @@ def marked(job: Job, out: Path):
     Raises:
       InputError: it is of another; what differs is named.
     """
+    fresh = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         made = _begin(job, out)
@@ -148,6 +149,9 @@ def marked(job: Job, out: Path):
         with _alone(out):
             if made and not any((*out.glob("part-*.parquet"), *out.glob(".rows-*"))):
                 (out / "job.json").unlink(missing_ok=True)
+        if fresh:
+            with suppress(OSError):  # there is something in it
+                out.rmdir()
         raise
 
 

@@ -135,6 +135,8 @@ def run(args) -> None:
             f"--out goes with --log alone, found {' and '.join(asked)} and --out="
             f"{args.out or ''}; as in --log=log.parquet --out=recs"
         )
+    if args.out == "":
+        raise InputError("--out is empty; name a directory, as in --out=recs")
     question, k = " and ".join(asked), k_of(args)
     refuse_idle(args, question)
     check_k(k)

@@ -238,6 +238,13 @@ def test_a_damaged_file_is_one_line(ask, tmp_path, model):
     assert "check the path" in ask("--history=b01", file=tmp_path / "none")[2]
 
 
+def test_an_empty_out_is_not_the_directory_one_is_in(ask, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(Path().rglob("*"))
+    code, _, err = ask("--log=log.csv", "--out=")
+    assert code == 2 and "--out is empty" in err and sorted(Path().rglob("*")) == before
+
+
 def test_without_a_known_history_come_the_most_popular(ask):
     for options in (["--history="], ["--history=b07"]):
         code, rows, err = ask(*options, "--k=3")
@@ -485,6 +492,13 @@ def test_a_log_that_was_prepared_is_refused(ask, tmp_path):
         assert err.count("\n") == 1 and not (tmp_path / "recs").exists()
 
 
+def test_lists_may_lie_beside_their_log(ask, log, tmp_path):
+    """Their manifest does not make it a prepared one."""
+    for _ in range(2):
+        assert ask(f"--log={log}", f"--out={log.parent}")[0] == 0
+    assert (log.parent / "manifest.json").exists()
+
+
 def test_rows_that_a_killed_process_left_go_first(ask, log, tmp_path):
     out = tmp_path / "recs"
     (out / ".rows-0-of-1").mkdir(parents=True)
@@ -538,7 +552,7 @@ def test_a_full_disk_is_named(ask, log, tmp_path, monkeypatch):
     monkeypatch.setattr(pa, "OSFile", lambda *_: full)
     code, _, err = ask(f"--log={log}", f"--out={tmp_path / 'recs'}")
     assert code == 2 and re.search(r"error: \S+recs/\.rows-0-of-1: .*space", err)
-    assert not os.listdir(tmp_path / "recs")
+    assert not (tmp_path / "recs").exists()
 
 
 def test_a_wrong_log_leaves_no_job(ask, log, tmp_path, monkeypatch):
@@ -547,10 +561,10 @@ def test_a_wrong_log_leaves_no_job(ask, log, tmp_path, monkeypatch):
     out, wrong = tmp_path / "recs", tmp_path / "wrong.csv"
     wrong.write_text("user,item,time\n1,b01,5\n2,b02,soon\n")
     assert ask(f"--log={wrong}", f"--out={out}")[0] == 2
-    assert not os.listdir(out)
+    assert not out.exists()
     wrong.write_text("user,item,time\n")
     assert "the log has no row" in ask(f"--log={wrong}", f"--out={out}")[2]
-    assert not os.listdir(out)
+    assert not out.exists()
     assert ask(f"--log={log}", f"--out={out}", "--part=0/2")[0] == 0
     there = set(os.listdir(out))
     code, _, err = ask(f"--log={wrong}", f"--out={out}")

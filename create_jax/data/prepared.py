@@ -195,9 +195,16 @@ def _fingerprint(folder, offsets, items, times, ratings, per_second) -> str:
 def is_prepared(path: str) -> bool:
     """Whether a path is such a folder, perhaps half-written."""
     folder = Path(path)
-    facts = any((folder / name).is_file() for name in (MANIFEST, ABOUT))
     tables = all((folder / name).is_dir() for name in (ROWS, USERS, ITEMS))
-    return path != "" and (facts or tables)
+    return path != "" and (tables or _is_ours(folder / MANIFEST))
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Files of that name are common."""
+    try:
+        return json.loads(manifest.read_bytes())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def load(
