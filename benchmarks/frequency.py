@@ -10,7 +10,7 @@ than the one named before it. FILE is the log that they were trained on.
 
 import argparse
 import itertools
-import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 from create_jax import config_file, paired, protocol, report
 from create_jax.data.splits import Split
 from create_jax.errors import InputError, exit_code
-from create_jax.runs import per_query
+from create_jax.runs import per_query, read_result
 
 METRICS = ("ndcg@10", "recall@100")
 TARGET = "last"  # one query for each user
@@ -56,10 +56,13 @@ def members(values: np.ndarray, edges: tuple[int, ...]) -> dict[str, np.ndarray]
 
 def runs_of(folder: Path, system: str) -> list[Path]:
     """The finished runs of a system; InputError where there is none."""
-    runs = sorted(path.parent for path in folder.glob(f"{system}/seed-*/result.json"))
+    found = (folder / system).glob("seed-*/result.json")
+    runs = [
+        path.parent for path in found if re.fullmatch(r"seed-\d+", path.parent.name)
+    ]
     if not runs:
         raise InputError(f"{folder / system}: found no finished run, seed-N, in it")
-    return runs
+    return sorted(runs)
 
 
 def asked(result: dict) -> tuple[str, dict]:
@@ -76,7 +79,7 @@ def read(folder: Path, system: str, first: tuple) -> dict[int, np.ndarray]:
     """
     found = {}
     for run in runs_of(folder, system):
-        if asked(json.loads((run / "result.json").read_text())) != first:
+        if asked(read_result(run)) != first:
             raise InputError(
                 f"{run}: its test queries are others than those of the first system on "
                 "the log in --path; compare runs of one protocol, and give the file "

@@ -214,6 +214,11 @@ def read(
     """
     path = Path(path)
     again = "copy it anew, or export it again with --mode=export"
+    if path.is_dir():
+        raise InputError(
+            f"{path}: is a directory; expected a file that --mode=export --out=FILE "
+            "wrote, of a run if that is one"
+        )
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}

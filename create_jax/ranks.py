@@ -17,8 +17,10 @@ import argparse
 import hashlib
 import io
 import json
+import lzma
 import sys
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,22 +32,25 @@ from create_jax.files import whole, write_text
 FILE = "ranks.npz"
 
 
+DAMAGE = ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
+
+
 @contextmanager
-def _opened(folder: Path):
-    """The ranks of a run; InputError where the file is damaged."""
+def _opened(path: Path):
+    """The arrays of a file; InputError where it is damaged."""
     try:
-        with np.load(folder / FILE) as file:
+        with np.load(path) as file:
             yield file
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise InputError(
-            f"{folder / FILE}: cannot be read ({one_line(error, 100)}); bring it back, "
+            f"{path}: cannot be read ({one_line(error, 100)}); bring it back, "
             "or run this run again"
         ) from None
 
 
 def targets(folder: Path) -> list[str]:
     """The target rules that a run was tested with and has ranks of."""
-    with _opened(folder) as file:
+    with _opened(folder / FILE) as file:
         names = [name for name in file if file[name].ndim == 1]
     return [name for name in names if not name.endswith("_users")]
 
@@ -58,14 +63,14 @@ def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
         there.
     """
     key = f"{target}_users"
-    with _opened(folder) as file:
+    with _opened(folder / FILE) as file:
         ranks = file[target].astype(np.int32)
         if key in file:
             return file[key], ranks
         name = f"users-{file['users']}.npz"
     for place in (folder.absolute(), *folder.absolute().parents):
         if (place / name).exists():
-            with np.load(place / name) as file:
+            with _opened(place / name) as file:
                 return file[key], ranks
     raise InputError(
         f"{folder / FILE}: its users are in {name}, which is neither beside it nor in "
@@ -75,13 +80,20 @@ def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
 
 def largest(folder: Path) -> int:
     """The largest cut-off of a run: packed ranks tell nothing beyond it."""
-    return max(json.loads((folder / "result.json").read_text())["protocol"]["ks"])
+    path = folder / "result.json"
+    try:
+        return max(json.loads(path.read_text())["protocol"]["ks"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is no result of a run ({one_line(error, 100)}); bring it back, "
+            "or leave its directory out"
+        ) from None
 
 
 def name_of(folder: Path) -> str:
     """The name of a run: that of its directory, or `<directory above>/seed-<n>`. Packed
     ranks keep the name from when they were packed."""
-    with _opened(folder) as file:
+    with _opened(folder / FILE) as file:
         if "name" in file:
             return str(file["name"])
     folder = folder.absolute()
@@ -91,7 +103,7 @@ def name_of(folder: Path) -> str:
 
 def pack(folder: Path, above: Path) -> None:
     """Packs the ranks of a finished run; its users go to the directory `above`."""
-    with _opened(folder) as file:
+    with _opened(folder / FILE) as file:
         if "users" in file:
             return
         arrays = dict(file)
@@ -107,15 +119,21 @@ def pack(folder: Path, above: Path) -> None:
     _save(folder / FILE, small | {"users": digest, "name": name_of(folder)})
 
 
-def shorten(path: Path) -> None:
-    """Rounds the numbers of a run's epochs, if it has any, to six digits."""
-    if path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+def shortened(path: Path) -> str:
+    """The lines of a run's epochs, numbers rounded to six digits; without a last line
+    that was never finished."""
+    try:
+        found = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         short = [
             {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in x.items()}
-            for x in lines
+            for x in found
         ]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in short))
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: holds a line that is no JSON of an epoch "
+            f"({one_line(error, 100)}); bring it back, or take it away"
+        ) from None
+    return "".join(json.dumps(line) + "\n" for line in short)
 
 
 def _save(path: Path, arrays: dict) -> None:
@@ -150,9 +168,17 @@ def pack_all(place: Path) -> None:
         raise InputError(
             f"{place}: found no finished run; expected a directory of runs"
         )
+    epochs = {}
+    for file in files:  # all can be read, or none is changed
+        largest(file.parent)
+        with _opened(file) as arrays:
+            dict(arrays)
+        if (path := file.with_name("metrics.jsonl")).exists():
+            epochs[path] = shortened(path)
     for file in files:
         pack(file.parent, place)
-        shorten(file.parent / "metrics.jsonl")
+    for path, text in epochs.items():
+        write_text(path, text)
 
 
 if __name__ == "__main__":

@@ -407,10 +407,15 @@ def fill(path: Path, found: dict[str, str], mark: str = "report") -> str:
                 f"{path}: found the mark {mark}:{part}; expected one of "
                 f"{', '.join(found)}"
             )
-        return f"{begin}\n{found[part]}\n\n{end}"
+        line = "\r\n" if begin.endswith("\r\n") else "\n"
+        return begin + f"\n{found[part]}\n\n".replace("\n", line) + end
 
-    marks = rf"(<!-- {mark}:(\w+) -->\n).*?(<!-- /{mark} -->)"
-    text, count = re.subn(marks, replace, path.read_text(), flags=re.DOTALL)
+    marks = rf"(<!-- {mark}:(\w+) -->\r?\n).*?(<!-- /{mark} -->)"
+    try:
+        page = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 ({error}); convert it") from None
+    text, count = re.subn(marks, replace, page, flags=re.DOTALL)
     if not count:
         raise InputError(
             f"{path}: found no <!-- {mark}:NAME --> with a <!-- /{mark} -->; write "

@@ -65,7 +65,7 @@ def load(folders: list[Path], by_directory: bool = False) -> list[System]:
     are others. by_directory: systems are named after the directories of their runs."""
     groups, flats = {}, {}
     for folder in folders:
-        result = _read(folder / "result.json")
+        result = read_result(folder)
         flat = _settings_of(folder)
         key = _Key(
             result["dataset"],
@@ -101,19 +101,32 @@ def load(folders: list[Path], by_directory: bool = False) -> list[System]:
     return sorted(systems, key=place)
 
 
-def _read(path: Path) -> dict:
+def read_result(folder: Path) -> dict:
+    """The result.json of a run; InputError where it is none."""
+    parts = "dataset", "method", "seed", "protocol", "data", "test", "test_by_target"
+    return _read(folder / "result.json", parts)
+
+
+def _read(path: Path, parts: tuple[str, ...]) -> dict:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(
             f"{path}: cannot be read as JSON ({one_line(error, 100)}); bring it back, "
             "or leave this run out"
         ) from None
+    lacks = [part for part in parts if not isinstance(found, dict) or part not in found]
+    if lacks:
+        raise InputError(
+            f"{path}: is of no run of create_jax (it has no {lacks[0]}); bring it "
+            "back, or leave its directory out"
+        )
+    return found
 
 
 def _settings_of(folder: Path) -> dict:
     """The flat settings of a run that define its system."""
-    flat = settings.of_run(_read(folder / "config.json")["config"])
+    flat = settings.of_run(_read(folder / "config.json", ("config",))["config"])
     return {k: v for k, v in flat.items() if not settings.is_among(k, NOT_A_SYSTEM)}
 
 

@@ -119,10 +119,10 @@ def test_any_flipped_bit_is_noticed(tmp_path):
 
 def test_what_is_none_of_ours_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
+    with pytest.raises(InputError, match="is a directory; .*--mode=export"):
+        artifact.read(tmp_path)
     with pytest.raises(InputError, match="check the path"):
         artifact.read(path)
-    with pytest.raises(InputError, match="check the path|cut off"):
-        artifact.read(tmp_path)
     path.write_text("no tensors " * 100)
     with pytest.raises(InputError, match="is no safetensors file"):
         artifact.read(path)

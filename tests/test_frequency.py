@@ -50,6 +50,7 @@ def runs(log, tmp_path_factory):
     config.data.path = str(folder / "log.csv")
     log = protocol.load(config)
     result = protocol.describe(config, log, protocol.make_split(config, log))
+    result |= {"method": "sasrec", "seed": 0, "test": {}, "test_by_target": {}}
     config = config.to_dict()
     for run in RUNS:
         (folder / run).mkdir(parents=True)
@@ -140,7 +141,7 @@ def test_the_printed_tables_are_those_of_the_runs(monkeypatch):
     commands = re.findall(
         r"^\{? ? ?frequency (results.*) --path=(\w+)$", page.read_text(), re.M
     )
-    assert len(commands) == 10
+    assert len(commands) == 11
     monkeypatch.chdir(ROOT)
     made = [
         frequency.tables(Path(place), systems, str(LOGS[log]))

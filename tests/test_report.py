@@ -461,14 +461,46 @@ def test_an_index_says_where_the_runs_are(runs):
 
 def test_a_packed_run_has_six_digits_of_its_epochs(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    ranks.shorten(file)  # there may be none
-    assert not file.exists()
     lines = {"epoch": 1, "loss": 0.123456789}, {"epoch": 2, "loss": 1e-9 / 3, "at": "x"}
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     expected = [{"epoch": 1, "loss": 0.123457}, lines[1] | {"loss": 3.33333e-10}]
+    with file.open("a") as end:
+        end.write('{"epoch": 3, "lo')  # a kill
     for _ in range(2):  # the same if done again
-        ranks.shorten(file)
+        file.write_text(ranks.shortened(file))
         assert list(map(json.loads, file.read_text().splitlines())) == expected
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "ranks.npz"])
+def test_no_run_is_packed_where_one_is_damaged(runs, name, capsys):
+    whole = (runs / "a/create-0/ranks.npz").read_bytes()
+    last = runs / "a/sasrec-2" / name
+    last.write_bytes(last.read_bytes().replace(b"{", b"[")[:-9] + b"\n")
+    assert ranks.main([str(runs / "a")]) == 2
+    assert str(last) in capsys.readouterr().err
+    assert (runs / "a/create-0/ranks.npz").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.json"])
+@pytest.mark.parametrize("text", ["{}", "[]", "3"])
+def test_a_file_of_something_else_is_named(runs, name, text, capsys):
+    (runs / "a/create-1" / name).write_text(text)
+    assert report.main([str(runs / "a")]) == 2
+    told = capsys.readouterr().err
+    assert f"create-1/{name}: is of no run of create_jax (it has no " in told
+
+
+def test_a_page_keeps_its_ends_of_lines_and_is_utf8(runs, capsys):
+    page = runs / "page.md"
+    page.write_bytes("é\r\n<!-- report:main -->\r\n<!-- /report -->\r\n".encode())
+    arguments = [str(runs / "a"), f"--fill={page}"]
+    assert report.main(arguments) == 0
+    text = page.read_bytes().decode()
+    assert text.startswith("é\r\n<!-- report:main -->\r\n\r\n")
+    assert text.count("\n") == text.count("\r\n") > 9
+    page.write_bytes(b"\xe9" + page.read_bytes())
+    assert report.main(arguments) == 2
+    assert f"{page}: is no UTF-8" in capsys.readouterr().err
 
 
 def test_a_seed_is_called_after_its_system(runs):
