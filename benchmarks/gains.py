@@ -45,6 +45,11 @@ WHOLE = [
         paper=False,
     ),
     Row("Beauty, first study", "", "beauty"),
+    Row(
+        *("Beauty, first study, without warm-up", "", "beauty"),
+        label="create, warmup.epochs=0",
+        paper=False,
+    ),
     Row("Sports, [tuned anew]", "tuned", "sports"),
     Row(
         "Sports, tuned anew, less SASRec [trained as long]",
@@ -56,6 +61,13 @@ WHOLE = [
         *("tuned/settings", "sports"),
         label="create@warmup=10",
         baseline="sasrec@settings=create,epochs=65",
+    ),
+    Row(
+        "Sports, without warm-up, less the same",
+        *("tuned/settings", "sports"),
+        label="create@warmup=0",
+        baseline="sasrec@settings=create,epochs=65",
+        paper=False,
     ),
     Row("Sports, first study", "", "sports"),
     Row(

@@ -3,10 +3,11 @@
 # by the rule of results/selection, and trained on all rows up to the test for as long as
 # validation chose. On Beauty also CREATE on LightGCN, both CREATEs without their alignment,
 # and that on UltraGCN with the alignment's gradient to other sides than validation chose.
-# On Sports also CREATE without alignment, and with ten epochs of warm-up, two seeds, and
-# SASRec with the learning rate and dropout that CREATE's study chose, for as long as
-# validation chose and as CREATE is trained. Some are ranked again with histories that end
-# at the cut. Stop it and start it again at any time: finished runs print their result.
+# On Sports also CREATE without alignment, without graph loss too, and with ten epochs of
+# warm-up, two seeds each, without any warm-up, and SASRec with the learning rate and
+# dropout that CREATE's study chose, for as long as validation chose and as CREATE is
+# trained. Some are ranked again with histories that end at the cut. Stop it and start it
+# again at any time: finished runs print their result.
 #
 #   results/tuned/run.sh beauty|sports|ml1m [--config.data.path=FILE]
 set -eu
@@ -57,7 +58,10 @@ if [ $data = beauty ]; then
   tuned create@graph=lightgcn create@graph=lightgcn,align=none --config.align.kind=none
 elif [ $data = sports ]; then
   tuned create create@align=none --config.align.kind=none
+  tuned create create@w_global=0,align=none \
+    "--config.loss.w_global=0.0 --config.align.kind=none --config.seeds=0,1"
   tuned create create@warmup=10 "--config.warmup.epochs=10 --config.seeds=0,1"
+  tuned create create@warmup=0 --config.warmup.epochs=0
   tuned sasrec@settings=create sasrec@settings=create
   tuned sasrec@settings=create sasrec@settings=create,epochs=65 --config.train.epochs=65
 fi
