@@ -3,8 +3,8 @@
 # by the rule of results/selection, and trained on all rows up to the test for as long as
 # validation chose. On Beauty also CREATE on LightGCN, both CREATEs without their alignment,
 # and that on UltraGCN with the alignment's gradient to other sides than validation chose.
-# On Sports also CREATE without alignment, without graph loss too, and with ten epochs of
-# warm-up, two seeds each, without any warm-up, and SASRec with the learning rate and
+# On Sports also CREATE without alignment; without any warm-up; with ten epochs of it, and
+# without graph loss and alignment, two seeds each; and SASRec with the learning rate and
 # dropout that CREATE's study chose, for as long as validation chose and as CREATE is
 # trained. Some are ranked again with histories that end at the cut. Stop it and start it
 # again at any time: finished runs print their result.
