@@ -181,7 +181,9 @@ def _config(source: str, options: Sequence[str]):
         except (KeyError, TypeError):
             raise InputError(f"found {option!r}; there is no setting {key}") from None
         except (ValueError, SyntaxError):
-            raise bad_setting(key, text, f"a {type(value).__name__}") from None
+            words = {int: "a whole number", float: "a number"}
+            kind = words.get(type(value), f"a {type(value).__name__}")
+            raise bad_setting(key, text, kind) from None
     try:
         config = config_file.make(source, changes)
     except TypeError as error:  # 2.5 where a whole number is needed

@@ -96,8 +96,8 @@ def check_disk(log: table.Stream, spill: Path) -> None:
     wanted, free = disk_wanted(log.files), shutil.disk_usage(spill).free
     if free < wanted:
         raise StorageError(
-            f"{spill}: has {free / 1e9:,.1f} GB free; DuckDB wants up to "
-            f"{wanted / 1e9:,.1f} GB for {log.source}: name a disk with room by "
+            f"{spill}: has {free / 1e6:,.0f} MB free; DuckDB wants up to "
+            f"{wanted / 1e6:,.0f} MB for {log.source}: name a disk with room by "
             "--spill="
         )
 
