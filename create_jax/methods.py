@@ -59,6 +59,11 @@ class Method:
         return "sequence" if self.graph == "none" else "joint"
 
     @property
+    def chooses(self) -> bool:
+        """Whether validation chooses anything: an epoch, or SVD's rank."""
+        return self.kind != "free" or "svd." in self.settings
+
+    @property
     def warms_up(self) -> bool:
         """Whether the graph may be trained alone at first."""
         return self.kind == "joint" and self.sequence != "own"

@@ -146,12 +146,13 @@ def written_beside(out: Path):
         "choose another --out"
     )
     with alone(mark, held):
-        for old in part.iterdir():
-            if not left:
-                raise InputError(
-                    f"{part}: holds {old.name}, and is where {out} is to be written; "
-                    "take it away, or choose another --out"
-                )
+        there = list(part.iterdir())
+        if there and not left:
+            raise InputError(
+                f"{part}: holds {there[0].name}, and is where {out} is to be written; "
+                "take it away, or choose another --out"
+            )
+        for old in there:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         try:
             yield part

@@ -80,14 +80,25 @@ def read(folder: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
 
 def largest(folder: Path) -> int:
     """The largest cut-off of a run: packed ranks tell nothing beyond it."""
-    path = folder / "result.json"
+    return max(read_json(folder / "result.json", ("protocol",))["protocol"]["ks"])
+
+
+def read_json(path: Path, parts: tuple[str, ...]) -> dict:
+    """A file of a run; InputError where it is none, or lacks a part."""
     try:
-        return max(json.loads(path.read_text())["protocol"]["ks"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_text())
+    except ValueError as error:
         raise InputError(
-            f"{path}: is no result of a run ({one_line(error, 100)}); bring it back, "
-            "or leave its directory out"
+            f"{path}: cannot be read as JSON ({one_line(error, 100)}); bring it back, "
+            "or leave this run out"
         ) from None
+    lacks = [part for part in parts if not isinstance(found, dict) or part not in found]
+    if lacks:
+        raise InputError(
+            f"{path}: is of no run of create_jax (it has no {lacks[0]}); bring it "
+            "back, or leave its directory out"
+        )
+    return found
 
 
 def name_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from create_jax import methods, metrics, protocol, ranks, settings
-from create_jax.errors import InputError, one_line
+from create_jax.errors import InputError
 
 # Settings that do not define a system.
 NOT_A_SYSTEM = ("seed", "tune.", *settings.CHANGE_NO_NUMBER)
@@ -104,29 +104,13 @@ def load(folders: list[Path], by_directory: bool = False) -> list[System]:
 def read_result(folder: Path) -> dict:
     """The result.json of a run; InputError where it is none."""
     parts = "dataset", "method", "seed", "protocol", "data", "test", "test_by_target"
-    return _read(folder / "result.json", parts)
-
-
-def _read(path: Path, parts: tuple[str, ...]) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({one_line(error, 100)}); bring it back, "
-            "or leave this run out"
-        ) from None
-    lacks = [part for part in parts if not isinstance(found, dict) or part not in found]
-    if lacks:
-        raise InputError(
-            f"{path}: is of no run of create_jax (it has no {lacks[0]}); bring it "
-            "back, or leave its directory out"
-        )
-    return found
+    return ranks.read_json(folder / "result.json", parts)
 
 
 def _settings_of(folder: Path) -> dict:
     """The flat settings of a run that define its system."""
-    flat = settings.of_run(_read(folder / "config.json", ("config",))["config"])
+    found = ranks.read_json(folder / "config.json", ("config",))
+    flat = settings.of_run(found["config"])
     return {k: v for k, v in flat.items() if not settings.is_among(k, NOT_A_SYSTEM)}
 
 

@@ -210,8 +210,7 @@ def check(config, *, selects: bool = True) -> None:
         expected = f"a divisor of model.dim = {config.model.dim}"
         raise _bad("seq.heads", config.seq.heads, expected)
     known = metrics.chosen(config.eval)
-    chooses = method.kind != "free" or "svd." in method.settings
-    if selects and chooses and config.split.validation != "none":
+    if selects and method.chooses and config.split.validation != "none":
         _check_selection(config.eval, known)
     seeds(config)
     for other in config.compare:

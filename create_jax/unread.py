@@ -63,9 +63,8 @@ def unread(flat: dict) -> set[str]:
     off = [*BY_KIND[method.kind], *_data_and_selection(flat)]
     others = {key for other in methods.METHODS.values() for key in other.settings}
     off += others - set(method.settings)
-    if method.kind == "free":  # of these SVD alone selects, its rank
-        ranks = any(key.startswith("svd.") for key in method.settings)
-        off += ["eval.every", "eval.select_mean" if ranks else "eval.select_"]
+    if method.kind == "free":  # it has no epochs
+        off += ["eval.every", "eval.select_mean" if method.chooses else "eval.select_"]
     else:
         off += _graph(flat, method)
     if method.kind in ("sequence", "joint"):
